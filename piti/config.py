@@ -1,0 +1,442 @@
+"""One typed tree that says everything about a run. Presets are whole files in configs/*.yaml.
+
+    config = load_config("demo", {"training.stage2.phases": [...], "sampling.guidance_scale": 2.0})
+
+Unknown keys, wrong types and contradictions are found here, all at once, before anything runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from piti import storage
+from piti.data.sources import SourceConfig
+from piti.errors import ConfigError
+
+PRESETS = Path(__file__).resolve().parent.parent / "configs"
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Modality = Literal["mask", "sketch", "geometry"]
+Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+CONDITION_CHANNELS: dict[Modality, int] = {"mask": 3, "sketch": 1, "geometry": 6}
+ENCODER_STRIDE = 16  # the task encoder's four stride-2 convolutions
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and every key must be known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class WeightsRef(Section):
+    """A weights file that someone has to download once. `sha256` pins its content (checked when given)."""
+
+    path: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
+class ModelConfig(Section):
+    """Sizes of one network (task encoder + GLIDE decoder), defaults as published for the 64x64 base.
+
+    `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
+    side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
+    """
+
+    image_size: Positive = 64
+    super_resolution: bool = False
+    model_channels: Positive = 192
+    channel_mult: tuple[Positive, ...] = (1, 2, 3, 4)
+    num_res_blocks: Positive = 3
+    attention_resolutions: tuple[Positive, ...] = (32, 16, 8)
+    num_head_channels: Positive = 64
+    dropout: Share = 0.1
+    condition_channels: Positive = 3
+    condition_size: Positive = 256
+    encoder_width: Positive = 512
+    encoder_layers: Positive = 8
+    encoder_heads: Positive = 8
+    activation_checkpointing: bool = False
+    channels_last: bool = False
+
+    @classmethod
+    def base(cls, condition_channels: int = 3) -> Self:
+        """The published 64x64 base model (338.0 M parameters)."""
+        return cls(condition_channels=condition_channels)
+
+    @classmethod
+    def upsampler(cls, condition_channels: int = 3) -> Self:
+        """The published 64 -> 256 upsampler (351.3 M parameters)."""
+        return cls(
+            image_size=256,
+            super_resolution=True,
+            channel_mult=(1, 1, 2, 2, 4, 4),
+            num_res_blocks=2,
+            condition_channels=condition_channels,
+        )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if self.image_size % factor:
+            raise ValueError(f"image_size {self.image_size} must be divisible by {factor} ({len(self.channel_mult)} levels)")
+        if self.condition_size % ENCODER_STRIDE:
+            raise ValueError(f"condition_size {self.condition_size} must be divisible by {ENCODER_STRIDE}")
+        if self.encoder_width % self.encoder_heads or self.encoder_width % 16:
+            raise ValueError(f"encoder_width {self.encoder_width} must be divisible by encoder_heads and by 16")
+        if self.model_channels % 32:
+            raise ValueError(f"model_channels {self.model_channels} must be divisible by 32 (group norm)")
+        return self
+
+
+class ModelsConfig(Section):
+    """The two networks of the cascade."""
+
+    base: ModelConfig = ModelConfig.base()
+    upsampler: ModelConfig = ModelConfig.upsampler()
+
+
+class ScheduleConfig(Section):
+    """The forward process of one network (equation 1)."""
+
+    schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    steps: Positive = 1000
+
+
+class DiffusionConfig(Section):
+    base: ScheduleConfig = ScheduleConfig()
+    upsampler: ScheduleConfig = ScheduleConfig(schedule="linear")
+
+
+class DataConfig(Section):
+    """What to shard, and how a picture becomes a training example.
+
+    `image_size` is the side in pixels of a stored picture, the upsampler's output. `geometry`: `squash` resizes to
+    the square as published, `center` crops the largest central square first, `random` keeps the native size and
+    crops at load time. `max_rejected_share` is the share of unusable items above which sharding fails.
+    """
+
+    source: SourceConfig
+    modality: Modality
+    num_classes: Positive | None = None
+    image_size: Positive = 256
+    geometry: Literal["squash", "center", "random"] = "squash"
+    samples_per_shard: Positive = 1000
+    max_samples: Positive | None = None
+    max_rejected_share: Share = 0.01
+    horizontal_flip: bool = True
+
+    @model_validator(mode="after")
+    def _classes_for_masks(self) -> Self:
+        if (self.modality == "mask") != (self.num_classes is not None):
+            raise ValueError("num_classes is needed for modality mask, and only there")
+        return self
+
+
+class DegradationConfig(Section):
+    """How the upsampler's low-resolution training input is made. `variants` are stored for each picture."""
+
+    recipe: Literal["light", "full"] = "light"
+    variants: Positive = 4
+
+
+class PhaseConfig(Section):
+    """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition."""
+
+    steps: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    condition_dropout: Share = 0.2
+
+
+class StageConfig(Section):
+    """One training stage. `batch_size` counts pictures a step over all workers.
+
+    `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)),
+    which matters for short runs. `keep_checkpoints` older ones are deleted. `gradient_clip` None: no clipping.
+    """
+
+    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
+    batch_size: Positive = 128
+    microbatch_size: Positive | None = None
+    ema_rate: Share = 0.9999
+    ema_warmup: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    timestep_sampler: Literal["uniform", "loss-second-moment"] = "loss-second-moment"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    validate_every_steps: Positive = 5000
+    validation_samples: Positive = 256
+    checkpoint_every_steps: Positive = 5000
+    keep_checkpoints: Positive = 3
+    log_every_steps: Positive = 50
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> PhaseConfig:
+        """The phase that optimizer step number `step` (from 0) belongs to."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase
+            step -= phase.steps
+        return self.phases[-1]
+
+
+class UpsamplerStageConfig(StageConfig):
+    """The upsampler's stage: noise losses plus perceptual (eq. 4) and adversarial (eq. 5) terms on predicted x_0."""
+
+    timestep_sampler: Literal["uniform", "loss-second-moment"] = "uniform"
+    perceptual_weight: Annotated[float, Field(ge=0)] = 0.004
+    adversarial_weight: Annotated[float, Field(ge=0)] = 0.01
+    picture_losses_from_step: Annotated[int, Field(ge=0)] = 100
+    discriminator_learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    gradient_penalty: Annotated[float, Field(ge=0)] = 10.0
+    vgg19: WeightsRef | None = None
+
+
+class TrainingConfig(Section):
+    """The stages; `pretrain` is used only where no pretrained base is given."""
+
+    pretrain: StageConfig | None = None
+    stage1: StageConfig
+    stage2: StageConfig
+    upsampler: UpsamplerStageConfig
+
+
+class PretrainedConfig(Section):
+    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours."""
+
+    base: WeightsRef | None = None
+    upsampler: WeightsRef | None = None
+
+
+class SamplingConfig(Section):
+    """How pictures are drawn. `guidance_scale` is s = 1 + w of equation 7; 1 means no guidance.
+
+    `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN` or `fast27`.
+    """
+
+    base_sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    base_respacing: str = "250"
+    guidance_scale: Annotated[float, Field(ge=0)] = 1.5
+    normalized_guidance: bool = True
+    upsampler_sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    upsampler_respacing: str = "fast27"
+    upsampler_noise_scale: Annotated[float, Field(gt=0)] = 0.997
+    num_samples: Positive | None = None
+    batch_size: Positive = 16
+    precision: Literal["fp32", "bf16"] = "bf16"
+    diversity_conditions: Annotated[int, Field(ge=0)] = 0
+    diversity_samples: Annotated[int, Field(ge=2)] = 4
+
+
+class EvaluationConfig(Section):
+    """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model."""
+
+    inception: WeightsRef | None = None
+    lpips_trunk: WeightsRef | None = None
+    compare_stages: bool = False
+    grid_samples: Positive = 8
+    bootstrap_samples: Positive = 200
+
+
+class ClusterConfig(Section):
+    """What a job asks of the Ray cluster. `num_workers` training workers, each with these resources."""
+
+    num_workers: Positive = 1
+    use_gpu: bool = False
+    cpus_per_worker: Positive = 1
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_attempts: Positive = 3
+
+
+class Config(Section):
+    """Everything about a run. See configs/ for whole examples and docs/configuration.md for each key."""
+
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
+    root: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig
+    degradation: DegradationConfig = DegradationConfig()
+    models: ModelsConfig = ModelsConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    pretrained: PretrainedConfig = PretrainedConfig()
+    training: TrainingConfig
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    allow_untrained_feature_networks: bool = False
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        base, upsampler = self.models.base, self.models.upsampler
+        channels = CONDITION_CHANNELS[self.data.modality]
+        problems = [
+            f"models.{which}.condition_channels is {model.condition_channels}, modality {self.data.modality} has {channels}"
+            for which, model in (("base", base), ("upsampler", upsampler))
+            if model.condition_channels != channels
+        ]
+        problems += [
+            f"models.{which}.condition_size is {model.condition_size}, data.image_size is {self.data.image_size}"
+            for which, model in (("base", base), ("upsampler", upsampler))
+            if model.condition_size != self.data.image_size
+        ]
+        if base.super_resolution or not upsampler.super_resolution:
+            problems.append("models.base.super_resolution must be false, models.upsampler.super_resolution true")
+        if upsampler.image_size != self.data.image_size:
+            problems.append(f"models.upsampler.image_size is {upsampler.image_size}, data.image_size is {self.data.image_size}")
+        if upsampler.image_size % base.image_size:
+            problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
+        if self.pretrained.base is None and self.training.pretrain is None:
+            problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
+        for stage in STAGES:
+            settings = self.stage(stage)
+            if settings is not None and settings.batch_size % self.cluster.num_workers:
+                problems.append(
+                    f"training.{stage}.batch_size {settings.batch_size} must be divisible by "
+                    f"cluster.num_workers {self.cluster.num_workers}"
+                )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def scale(self) -> int:
+        """Enlargement factor of the upsampler."""
+        return self.models.upsampler.image_size // self.models.base.image_size
+
+    def stage(self, stage: Stage) -> StageConfig | None:
+        """The settings of a training stage; None for a pretraining that is not configured."""
+        settings: StageConfig | None = getattr(self.training, stage)
+        return settings
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(config: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a preset by name, or a YAML file by path, and apply dotted overrides (`training.stage1.batch_size`).
+
+    `$VARIABLES` in string values are expanded from the environment. A relative `root` is taken from the working
+    directory. Raises ConfigError that lists every problem, with the nearest known key for an unknown one.
+    """
+    tree = _read_tree(config)
+    for dotted, value in (overrides or {}).items():
+        _override(tree, dotted, value)
+    try:
+        parsed = Config.model_validate(_expand(tree, config))
+    except ValidationError as error:
+        raise ConfigError(f"config {config!r}: " + "; ".join(_problems(error))) from error
+    return parsed.model_copy(update={"root": storage.absolute(parsed.root)})
+
+
+def _read_tree(config: str) -> dict[str, Any]:
+    is_path = "/" in config or config.endswith((".yaml", ".yml"))
+    if not is_path and not (PRESETS / f"{config}.yaml").is_file():
+        near = _nearest(config, preset_names())
+        raise ConfigError(
+            f"unknown preset {config!r}{near}",
+            f"presets are {', '.join(preset_names())}; a file of your own is given by its path",
+        )
+    uri = config if is_path else str(PRESETS / f"{config}.yaml")
+    try:
+        tree = yaml.safe_load(storage.read_text(uri))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no config file {config!r}", "give a preset's name or the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{config} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{config} must hold a mapping of config keys, not {type(tree).__name__}")
+    return tree
+
+
+def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, dotted)
+    if isinstance(node, list):
+        _child(node, leaf, dotted)
+        node[int(leaf)] = value
+    else:
+        node[leaf] = value
+
+
+def _child(node: Any, part: str, dotted: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ConfigError(f"override {dotted!r}: {part!r} is not one of the positions 0..{len(node) - 1}")
+        return node[int(part)]
+    child = node.get(part)
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {dotted!r}: {part!r} is a value, it has no keys below it")
+    return child
+
+
+def _expand(value: Any, config: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(child, config) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_expand(child, config) for child in value]
+    if isinstance(value, str) and "$" in value:
+        expanded = os.path.expandvars(value)
+        if "$" in expanded:
+            raise ConfigError(f"config {config!r}: {value!r} names an environment variable that is not set")
+        return expanded
+    return value
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors():
+        where = [part for part in detail["loc"] if not (isinstance(part, str) and part in _union_tags())]
+        dotted = ".".join(str(part) for part in where) or "config"
+        if detail["type"] == "extra_forbidden":
+            yield f"unknown key {dotted!r}{_nearest(dotted, list(known_keys()))}"
+        elif detail["type"] == "missing":
+            yield f"{dotted} is missing"
+        else:
+            given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+            yield f"{dotted}: {detail['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _source_models() -> dict[str, type[BaseModel]]:
+    members = get_args(get_args(SourceConfig)[0]) or (get_args(SourceConfig)[0],)
+    return {member.model_fields["kind"].default: member for member in members}
+
+
+def _union_tags() -> set[str]:
+    return set(_source_models())
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the config tree."""
+    for field, info in model.model_fields.items():
+        dotted = f"{prefix}{field}"
+        yield dotted
+        nested = [info.annotation, *get_args(info.annotation)]
+        for candidate in nested:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from known_keys(candidate, f"{dotted}.")
+    if model is DataConfig:
+        for source in _source_models().values():
+            yield from (f"{prefix}source.{field}" for field in source.model_fields)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,1 @@
+"""From datasets as they are distributed to batches for training."""

@@ -1,0 +1,44 @@
+"""Errors meant for the person who reads them: what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PitiError(Exception):
+    """A problem the user can fix. `str()` gives one line (or one line a problem) without a traceback.
+
+    Raising it from a Ray job makes the job fail at once, with the same text in the Prefect task's
+    state: it is never retried, because trying again would fail the same way.
+    """
+
+    def __init__(self, problem: str, remedy: str | None = None) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(problem if remedy is None else f"{problem} - {remedy}")
+
+
+class ConfigError(PitiError):
+    """The configuration is wrong: unknown preset, unknown key, wrong type, contradictory values."""
+
+
+class DataError(PitiError):
+    """A dataset, a shard or a sample is missing or damaged."""
+
+
+class CheckpointError(PitiError):
+    """A checkpoint or a weights file is missing, damaged or of another kind than needed."""
+
+
+class StackError(PitiError):
+    """A server this command needs is not running, or cannot be started."""
+
+
+class PreflightError(PitiError):
+    """Everything that preflight found wrong, all at once."""
+
+    def __init__(self, problems: Sequence[PitiError]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        heading = f"preflight found {count} problem{'s' if count != 1 else ''}"
+        super().__init__("; ".join([heading, *(str(problem) for problem in self.problems)]))

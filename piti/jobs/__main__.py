@@ -1,0 +1,60 @@
+"""Entrypoint of every Ray job: `python -m piti.jobs KIND --spec URI`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import cast, get_args
+
+from piti import storage
+from piti.errors import PitiError
+from piti.jobs.context import JobContext, JobResult, JobSpec
+from piti.plan import JobKind
+from piti.provenance import code_versions
+
+USER_ERROR_EXIT = 2
+
+
+def main() -> int:
+    """Run one job. Exit code 0: done; 2: a problem only a person can fix; anything else: worth another attempt."""
+    parser = argparse.ArgumentParser(prog="python -m piti.jobs", description=__doc__)
+    parser.add_argument("kind", choices=get_args(JobKind))
+    parser.add_argument("--spec", required=True, help="URI of the job's spec.json")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout, force=True)
+    spec = JobSpec.model_validate(storage.read_json(arguments.spec))
+    marker = storage.join(spec.output, storage.MARKER)
+    if storage.exists(marker):
+        logging.info("%s is already done: %s", spec.name, spec.output)
+        return 0
+    run = cast(Callable[[JobContext], JobResult], importlib.import_module(f"piti.jobs.{arguments.kind}").run)
+    started = time.time()
+    try:
+        result = run(JobContext(spec))
+    except PitiError as error:
+        _record_failure(spec, str(error), retryable=False)
+        logging.error("%s", error)
+        return USER_ERROR_EXIT
+    except Exception as error:
+        _record_failure(spec, f"{type(error).__name__}: {error}".splitlines()[0], retryable=True)
+        traceback.print_exc()
+        return 1
+    about = {
+        "kind": spec.kind, "name": spec.name, "fingerprint": spec.fingerprint, "started": started,
+        "duration_seconds": round(time.time() - started, 3), "code": code_versions(),
+    }  # fmt: skip
+    storage.write_json(marker, {**about, **result})
+    return 0
+
+
+def _record_failure(spec: JobSpec, reason: str, retryable: bool) -> None:
+    storage.write_json(storage.join(spec.folder, "error.json"), {"reason": reason, "retryable": retryable})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""From a config to steps: what each reads, where it writes, and the fingerprint that says whether it is done.
+
+A fingerprint is the sha256 of the part of the config that can change the step's output, of its inputs'
+fingerprints, and of the step's format version. Same fingerprint: the step is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel
+
+from piti import storage
+from piti.config import Config, Stage, StageConfig, WeightsRef
+from piti.data.sources import open_source
+from piti.errors import CheckpointError
+
+JobKind = Literal["shard", "degrade", "train", "sample", "score"]
+FORMAT_VERSIONS: dict[JobKind, int] = {"shard": 1, "degrade": 1, "train": 1, "sample": 1, "score": 1}
+
+# Settings that change how fast, how often or where a stage runs, but not what it learns.
+_OPERATIONAL_STAGE_KEYS = {
+    "microbatch_size", "validate_every_steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "compile",
+}  # fmt: skip
+_OPERATIONAL_MODEL_KEYS = {"activation_checkpointing", "channels_last"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A unit of work that one Ray job does. `inputs` maps a role to the URI of a folder, checkpoint or file."""
+
+    name: str
+    kind: JobKind
+    fingerprint: str
+    output: str
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def marker(self) -> str:
+        """URI of the result file whose presence says that the step is done."""
+        return storage.join(self.output, storage.MARKER)
+
+    def result(self) -> dict[str, Any] | None:
+        """The step's result, or None if it is not done."""
+        try:
+            return cast(dict[str, Any], storage.read_json(self.marker))
+        except FileNotFoundError:
+            return None
+
+
+def fingerprint(value: Mapping[str, Any]) -> str:
+    """Hex sha256 of a JSON-able mapping, independent of key order."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return storage.sha256_bytes(canonical.encode("utf-8"))
+
+
+def _dump(section: BaseModel, exclude: set[str] | None = None) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude=exclude)
+
+
+def _weights(ref: WeightsRef | None) -> dict[str, Any] | None:
+    return None if ref is None else _dump(ref)
+
+
+class Plan:
+    """The steps of a config. Building one reads the source's listing, nothing else."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def _step(self, name: str, kind: JobKind, folder: str, content: Mapping[str, Any], inputs: dict[str, str]) -> Step:
+        print_ = fingerprint({"kind": kind, "name": name, "version": FORMAT_VERSIONS[kind], **content})
+        return Step(name, kind, print_, storage.join(self.config.root, folder, print_[:16]), inputs)
+
+    @cached_property
+    def shard(self) -> Step:
+        source = open_source(self.config.data)
+        content = {"data": _dump(self.config.data), "source": source.fingerprint(), "seed": self.config.seed}
+        return self._step("shard", "shard", "shards", content, {})
+
+    @cached_property
+    def degrade(self) -> Step:
+        content = {
+            "degradation": _dump(self.config.degradation),
+            "scale": self.config.scale,
+            "seed": self.config.seed,
+            "shards": self.shard.fingerprint,
+        }
+        return self._step("degrade", "degrade", "degraded", content, {"shards": self.shard.output})
+
+    def _train(self, stage: Stage, init: dict[str, Any], inputs: dict[str, str]) -> Step:
+        config = self.config
+        network: Literal["base", "upsampler"] = "upsampler" if stage == "upsampler" else "base"
+        content = {
+            "stage": _dump(cast(StageConfig, config.stage(stage)), exclude=_OPERATIONAL_STAGE_KEYS),
+            "model": _dump(getattr(config.models, network), exclude=_OPERATIONAL_MODEL_KEYS),
+            "diffusion": _dump(getattr(config.diffusion, network)),
+            "seed": config.seed,
+            "flip": config.data.horizontal_flip,
+            "init": init,
+            "shards": self.shard.fingerprint,
+        }
+        if stage == "upsampler":
+            content["degraded"] = self.degrade.fingerprint
+        return self._step(stage, "train", "runs", content, {"shards": self.shard.output, **inputs})
+
+    @cached_property
+    def pretrain(self) -> Step | None:
+        """None where a pretrained base is configured."""
+        if self.config.pretrained.base is not None:
+            return None
+        return self._train("pretrain", {}, {})
+
+    @cached_property
+    def stage1(self) -> Step:
+        if self.pretrain is not None:
+            return self._train("stage1", {"pretrain": self.pretrain.fingerprint}, {"pretrain": self.pretrain.output})
+        return self._train("stage1", {"weights": _weights(self.config.pretrained.base)}, {})
+
+    @cached_property
+    def stage2(self) -> Step:
+        return self._train("stage2", {"stage1": self.stage1.fingerprint}, {"stage1": self.stage1.output})
+
+    @cached_property
+    def upsampler(self) -> Step:
+        init = {"weights": _weights(self.config.pretrained.upsampler)}
+        return self._train("upsampler", init, {"degraded": self.degrade.output})
+
+    def train(self, stage: Stage) -> Step | None:
+        """The step of a training stage."""
+        step: Step | None = getattr(self, stage)
+        return step
+
+    @property
+    def training(self) -> list[Step]:
+        """All training steps in order."""
+        return [step for step in (self.pretrain, self.stage1, self.stage2, self.upsampler) if step is not None]
+
+    @property
+    def preparation(self) -> list[Step]:
+        return [self.shard, self.degrade]
+
+    def sample(self, checkpoint: str, upsampler_checkpoint: str) -> Step:
+        """Pictures from one base checkpoint. Both checkpoints must be whole: their hashes are in the fingerprint."""
+        config = self.config
+        content: dict[str, Any] = {
+            "sampling": _dump(config.sampling, exclude={"batch_size"}),
+            "diffusion": _dump(config.diffusion),
+            "compare_stages": config.evaluation.compare_stages,
+            "seed": config.seed,
+            "checkpoint": checkpoint_hashes(checkpoint),
+            "upsampler": checkpoint_hashes(upsampler_checkpoint),
+            "shards": self.shard.fingerprint,
+        }
+        inputs = {"shards": self.shard.output, "checkpoint": checkpoint, "upsampler": upsampler_checkpoint}
+        if config.evaluation.compare_stages:
+            content["stage1"] = self.stage1.fingerprint
+            inputs["stage1"] = self.stage1.output
+        return self._step("sample", "sample", "evaluations", content, inputs)
+
+    def score(self, sample: Step) -> Step:
+        """Metrics and report of sampled pictures."""
+        content = {
+            "evaluation": _dump(self.config.evaluation),
+            "untrained": self.config.allow_untrained_feature_networks,
+            "samples": sample.fingerprint,
+        }
+        inputs = {**sample.inputs, "samples": sample.output}
+        inputs |= {f"run_{step.name}": step.output for step in self.training}
+        return self._step("score", "score", "reports", content, inputs)
+
+
+def checkpoint_hashes(checkpoint: str) -> dict[str, str]:
+    """File hashes that a whole checkpoint's marker lists. Raises CheckpointError if it is missing or not whole."""
+    try:
+        marker = storage.read_json(storage.join(checkpoint, storage.MARKER))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{checkpoint} is no whole checkpoint (it has no {storage.MARKER})",
+            "checkpoints are the step-* folders below <root>/runs/<fingerprint>/",
+        ) from error
+    return cast(dict[str, str], marker["sha256"])
+
+
+def checkpoints_of(run: str) -> list[str]:
+    """URIs of the whole checkpoints of a training run, oldest first."""
+    names = [entry for entry in storage.list_names(run) if entry.startswith("step-")]
+    return [uri for uri in (storage.join(run, entry) for entry in names) if storage.exists(storage.join(uri, storage.MARKER))]

@@ -1,0 +1,206 @@
+"""One way to name, read and publish files, whether they are local or in an object store.
+
+A *URI* is a local path (`runs/demo`, `/data/x`, `file:///data/x`) or an fsspec URL (`s3://bucket/x`,
+`gs://bucket/x`, `memory://x`). Publishing never shows half a file: local files are written aside, flushed
+and renamed; object stores show an object only once its upload is complete. A folder is published with its
+marker file last, so a folder without its marker does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from piti.errors import DataError
+
+MARKER = "DONE.json"
+_CHUNK_BYTES = 1 << 20
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` names a file on this machine (no scheme, or `file://`)."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path behind a local URI, with `~` expanded. Raises ValueError for a remote one."""
+    if not is_local(uri):
+        raise ValueError(f"{uri} is not a local path")
+    return Path(uri.removeprefix("file://")).expanduser()
+
+
+def absolute(uri: str) -> str:
+    """`uri` made independent of the working directory (remote URIs are so already)."""
+    return str(local_path(uri).absolute()) if is_local(uri) else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path components with single slashes."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name(uri: str) -> str:
+    """The last component of a URI."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem for `uri` and the path on it (pyarrow accepts the former as it is)."""
+    fs, path = url_to_fs(str(local_path(uri)) if is_local(uri) else uri)
+    return fs, path
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def list_names(uri: str) -> list[str]:
+    """Sorted names of the files and folders directly in `uri`; empty if it does not exist.
+
+    Names beginning with a dot (files still being written) are left out.
+    """
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        entries = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names = {name(str(entry)) for entry in entries if str(entry).rstrip("/") != path.rstrip("/")}
+    return sorted(entry for entry in names if not entry.startswith("."))
+
+
+def open_read(uri: str) -> IO[bytes]:
+    """Open for reading bytes; local or remote. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    return fs.open(path, "rb")  # type: ignore[no-any-return]
+
+
+def read_bytes(uri: str) -> bytes:
+    with open_read(uri) as stream:
+        return stream.read()
+
+
+def read_text(uri: str) -> str:
+    return read_bytes(uri).decode("utf-8")
+
+
+def read_json(uri: str) -> Any:
+    """Parse a JSON file. Raises FileNotFoundError, or DataError where it is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{uri} is not valid JSON ({error})", "delete it and run again") from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Make `uri` hold `data`: wholly or not at all, whatever is killed when."""
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        fs.pipe_file(path, data)
+        return
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
+
+
+def publish_file(source: Path, uri: str) -> None:
+    """Move a finished local file to `uri`; it appears there whole. `source` is gone afterwards."""
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        fs.put_file(str(source), path)
+        if fs.info(path)["size"] != source.stat().st_size:
+            raise DataError(f"{uri} has another size than what was uploaded", "run again")
+        source.unlink()
+        return
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            os.replace(source, aside)
+        except OSError:  # another filesystem
+            shutil.copyfile(source, aside)
+            source.unlink()
+        with open(aside, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
+    """Move every file of a local folder to `uri`, `marker` last. `source` is gone afterwards.
+
+    Raises ValueError if `source` lacks the marker.
+    """
+    if not (source / marker).is_file():
+        raise ValueError(f"{source} has no {marker}")
+    files = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    for relative in [*(path for path in files if path != marker), marker]:
+        publish_file(source / relative, join(uri, relative))
+    shutil.rmtree(source)
+
+
+def fetch(uri: str, target: Path) -> Path:
+    """A local file with the content of `uri`: the file itself if local, else downloaded to `target`."""
+    if is_local(uri):
+        return local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    fs, path = filesystem(uri)
+    fs.get_file(path, str(aside))
+    os.replace(aside, target)
+    return target
+
+
+def remove(uri: str) -> None:
+    """Delete a file or a folder with everything in it; nothing happens if it does not exist."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(uri: str) -> str:
+    """Hex sha256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open_read(uri) as stream:
+        while piece := stream.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def free_bytes(uri: str) -> int | None:
+    """Bytes free where a local URI lies (its nearest existing parent); None for an object store."""
+    if not is_local(uri):
+        return None
+    path = local_path(uri).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
