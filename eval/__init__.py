@@ -1,0 +1,1 @@
+"""Pictures in, numbers and pages out. Knows nothing of the rest of the project."""
