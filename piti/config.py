@@ -87,7 +87,9 @@ class ModelConfig(Section):
     def _sizes_fit(self) -> Self:
         factor = 2 ** (len(self.channel_mult) - 1)
         if self.image_size % factor:
-            raise ValueError(f"image_size {self.image_size} must be divisible by {factor} ({len(self.channel_mult)} levels)")
+            raise ValueError(
+                f"image_size {self.image_size} must be divisible by {factor} ({len(self.channel_mult)} levels)"
+            )
         if self.condition_size % ENCODER_STRIDE:
             raise ValueError(f"condition_size {self.condition_size} must be divisible by {ENCODER_STRIDE}")
         if self.encoder_width % self.encoder_heads or self.encoder_width % 16:
@@ -295,7 +297,9 @@ class Config(Section):
         if base.super_resolution or not upsampler.super_resolution:
             problems.append("models.base.super_resolution must be false, models.upsampler.super_resolution true")
         if upsampler.image_size != self.data.image_size:
-            problems.append(f"models.upsampler.image_size is {upsampler.image_size}, data.image_size is {self.data.image_size}")
+            problems.append(
+                f"models.upsampler.image_size is {upsampler.image_size}, data.image_size is {self.data.image_size}"
+            )
         if upsampler.image_size % base.image_size:
             problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
         if self.pretrained.base is None and self.training.pretrain is None:
@@ -355,7 +359,9 @@ def _read_tree(config: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(storage.read_text(uri))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no config file {config!r}", "give a preset's name or the path of a YAML file") from error
+        raise ConfigError(
+            f"there is no config file {config!r}", "give a preset's name or the path of a YAML file"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

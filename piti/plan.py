@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from piti import storage
 from piti.config import Config, Stage, StageConfig, WeightsRef
 from piti.data.sources import open_source
-from piti.errors import CheckpointError
+from piti.errors import CheckpointError, DataError
 
 JobKind = Literal["shard", "degrade", "train", "sample", "score"]
 FORMAT_VERSIONS: dict[JobKind, int] = {"shard": 1, "degrade": 1, "train": 1, "sample": 1, "score": 1}
@@ -50,6 +50,15 @@ class Step:
             return cast(dict[str, Any], storage.read_json(self.marker))
         except FileNotFoundError:
             return None
+
+    def require_result(self) -> dict[str, Any]:
+        """The result of a step that must be done. Raises DataError if it is not."""
+        result = self.result()
+        if result is None:
+            raise DataError(
+                f"{self.name} is not done: {self.marker} does not exist", "run the steps before this one first"
+            )
+        return result
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:
@@ -189,4 +198,8 @@ def checkpoint_hashes(checkpoint: str) -> dict[str, str]:
 def checkpoints_of(run: str) -> list[str]:
     """URIs of the whole checkpoints of a training run, oldest first."""
     names = [entry for entry in storage.list_names(run) if entry.startswith("step-")]
-    return [uri for uri in (storage.join(run, entry) for entry in names) if storage.exists(storage.join(uri, storage.MARKER))]
+    return [
+        uri
+        for uri in (storage.join(run, entry) for entry in names)
+        if storage.exists(storage.join(uri, storage.MARKER))
+    ]

@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument("kind", choices=get_args(JobKind))
     parser.add_argument("--spec", required=True, help="URI of the job's spec.json")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout, force=True
+    )
     spec = JobSpec.model_validate(storage.read_json(arguments.spec))
     marker = storage.join(spec.output, storage.MARKER)
     if storage.exists(marker):

@@ -1,0 +1,1 @@
+"""Prefect flows: what runs when, and with what. They touch no pixel and no tensor."""

@@ -1,0 +1,68 @@
+"""piti/evaluate: checkpoints -> pictures -> metrics -> report. Shards, degrades and trains nothing."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed, State
+
+from flows import steps
+from flows.cancellation import stop_jobs
+from flows.parameters import Checkpoints, ConfigName, Overrides
+from flows.preflight import preflight
+from piti import storage
+from piti.errors import CheckpointError
+from piti.plan import Plan, Step, checkpoints_of
+
+
+@flow(name="piti", on_cancellation=[stop_jobs], flow_run_name="evaluate-{config}")
+def evaluate(
+    config: ConfigName = "demo", overrides: Overrides = None, checkpoints: Checkpoints = "new"
+) -> State | list[str]:
+    """Evaluate base checkpoints; by default only those that have no report yet. Returns the reports' URIs."""
+    plan = preflight(config, overrides)
+    chosen = choose_checkpoints(plan, checkpoints)
+    if not chosen:
+        message = f"nothing new: every checkpoint in {plan.stage2.output} has its report"
+        get_run_logger().info(message)
+        return Completed(message=message)
+    return [evaluate_checkpoint(plan, checkpoint) for checkpoint in chosen]
+
+
+def choose_checkpoints(plan: Plan, wanted: str | list[str]) -> list[str]:
+    """URIs of base checkpoints. Raises CheckpointError for one that does not exist, or if there are none at all."""
+    if isinstance(wanted, list):
+        for uri in wanted:
+            evaluation_steps(plan, uri)  # raises for what is no whole checkpoint
+        return [storage.absolute(uri) for uri in wanted]
+    found = checkpoints_of(plan.stage2.output)
+    if not found:
+        raise CheckpointError(
+            f"config {plan.config.name} has no stage 2 checkpoint yet (looked in {plan.stage2.output})",
+            "run piti/full-train or piti/train with the same config first",
+        )
+    if wanted == "all":
+        return found
+    if wanted == "latest":
+        return found[-1:]
+    return [uri for uri in found if evaluation_steps(plan, uri)[1].result() is None]
+
+
+def evaluation_steps(plan: Plan, checkpoint: str) -> tuple[Step, Step]:
+    """Sampling and scoring of one base checkpoint, with the newest upsampler of the same config."""
+    upsamplers = checkpoints_of(plan.upsampler.output)
+    if not upsamplers:
+        raise CheckpointError(
+            f"config {plan.config.name} has no upsampler checkpoint yet (looked in {plan.upsampler.output})",
+            "run piti/train first",
+        )
+    sample = plan.sample(storage.absolute(checkpoint), upsamplers[-1])
+    return sample, plan.score(sample)
+
+
+def evaluate_checkpoint(plan: Plan, checkpoint: str) -> str:
+    """Sample, score, report. Returns the report's URI."""
+    name = storage.name(checkpoint)
+    sample, score = evaluation_steps(plan, checkpoint)
+    steps.sample(plan, sample, name)
+    steps.score(plan, score, name)
+    return steps.report(score, name)

@@ -1,0 +1,22 @@
+"""The flows' parameters: the types and texts of the form in the Prefect UI."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+ConfigName = Annotated[str, Field(description="A preset's name (demo, ...) or the path of a YAML file", min_length=1)]
+Overrides = Annotated[
+    dict[str, Any] | None,
+    Field(description='Dotted config keys to values, e.g. {"sampling.guidance_scale": 2.0}'),
+]
+StepName = Literal["shard", "degrade", "pretrain", "stage1", "stage2", "upsampler", "sample"]
+StartFrom = Annotated[
+    StepName | None,
+    Field(description="Begin at this step; those before it must be done already and are not looked after"),
+]
+Checkpoints = Annotated[
+    Literal["new", "latest", "all"] | list[str],
+    Field(description="Which base checkpoints to evaluate: those without a report, the latest, all, or a list of URIs"),
+]

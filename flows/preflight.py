@@ -1,0 +1,120 @@
+"""Everything that can be known to be wrong before anything heavy starts: found in seconds, told all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.cluster import Cluster, Resources
+from flows.parameters import Overrides
+from piti import storage
+from piti.config import STAGES, Config, load_config
+from piti.data.sources import open_source
+from piti.errors import PitiError, PreflightError
+from piti.plan import Plan
+from piti.weights import weights_problems
+
+
+@task(name="preflight", task_run_name="preflight {config}", cache_policy=NO_CACHE)
+def preflight(config: str, overrides: Overrides = None) -> Plan:
+    """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
+    settings = load_config(config, overrides)
+    problems = [*source_problems(settings), *weights_problems(settings), *cluster_problems(settings)]
+    if problems:
+        raise PreflightError(problems)
+    plan = Plan(settings)
+    get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
+    return plan
+
+
+def source_problems(config: Config) -> list[PitiError]:
+    """What is wrong with the dataset itself, and with its size for this training and this disk."""
+    source = open_source(config.data)
+    problems = list(source.problems())
+    return problems or [*_size_problems(config, source.count("train")), *_disk_problems(config, source.count("train"))]
+
+
+def _size_problems(config: Config, num_samples: int | None) -> Iterator[PitiError]:
+    if num_samples is None:
+        return
+    if config.data.max_samples is not None:
+        num_samples = min(num_samples, config.data.max_samples)
+    for stage in STAGES:
+        settings = config.stage(stage)
+        if settings is not None and num_samples < settings.batch_size:
+            yield PitiError(
+                f"the training split has {num_samples} pictures, fewer than one batch of training.{stage} ({settings.batch_size})",
+                f"lower training.{stage}.batch_size or add pictures",
+            )
+    num_shards = -(-num_samples // config.data.samples_per_shard)
+    if num_shards < config.cluster.num_workers:
+        yield PitiError(
+            f"{num_samples} pictures in shards of {config.data.samples_per_shard} make {num_shards} shards, fewer than the "
+            f"{config.cluster.num_workers} workers that read them",
+            f"lower data.samples_per_shard to {max(1, num_samples // config.cluster.num_workers)}",
+        )
+
+
+def _disk_problems(config: Config, num_samples: int | None) -> Iterator[PitiError]:
+    free = storage.free_bytes(config.root)
+    if free is None:
+        return
+    # A PNG of a photograph needs at most about 2.5 bytes a pixel; a checkpoint holds weights, EMA and two AdamW moments.
+    pixels = config.data.image_size**2
+    pictures = (num_samples or 0) * pixels * 2.5 * (1 + config.degradation.variants / config.scale**2)
+    checkpoints = sum(
+        (settings.keep_checkpoints + 1) * 16 * _parameters_upper_bound(config, stage)
+        for stage in STAGES
+        if (settings := config.stage(stage)) is not None
+    )
+    needed = pictures + checkpoints
+    if free < needed:
+        yield PitiError(
+            f"{config.root} has {free / 1e9:.1f} GB free, this run needs about {needed / 1e9:.1f} GB",
+            "free some space, or set root to a larger disk",
+        )
+
+
+def _parameters_upper_bound(config: Config, stage: str) -> float:
+    """A rough count of parameters: the published 338 M scaled by width squared."""
+    model = config.models.upsampler if stage == "upsampler" else config.models.base
+    return 351e6 * (model.model_channels / 192) ** 2 + 30e6 * (model.encoder_width / 512) ** 2
+
+
+def cluster_problems(config: Config) -> list[PitiError]:
+    """Whether the cluster answers and is large enough."""
+    try:
+        total = Cluster().resources()
+    except PitiError as error:
+        return [error]
+    wanted = wanted_resources(config)
+    problems = []
+    if wanted.cpus > total.cpus:
+        problems.append(
+            PitiError(
+                f"training wants {wanted.cpus:g} CPUs ({config.cluster.num_workers} workers), the cluster has {total.cpus:g}",
+                "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes",
+            )
+        )
+    if wanted.gpus > total.gpus:
+        problems.append(
+            PitiError(
+                f"training wants {wanted.gpus:g} GPUs, the cluster has {total.gpus:g}",
+                "lower cluster.num_workers, set cluster.use_gpu to false, or add nodes",
+            )
+        )
+    return problems
+
+
+def wanted_resources(config: Config) -> Resources:
+    """What one training job holds while it runs."""
+    workers = config.cluster.num_workers
+    return Resources(workers * config.cluster.cpus_per_worker, workers if config.cluster.use_gpu else 0)
+
+
+def fit_beside_each_other(config: Config) -> bool:
+    """Whether the cluster can run two training jobs at once."""
+    total, wanted = Cluster().resources(), wanted_resources(config)
+    return 2 * wanted.cpus <= total.cpus and 2 * wanted.gpus <= total.gpus

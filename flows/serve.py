@@ -1,0 +1,31 @@
+"""Registers the four deployments and runs what is asked of them: `python -m flows.serve`."""
+
+from __future__ import annotations
+
+from prefect import serve
+from prefect.deployments.runner import RunnerDeployment
+
+from flows.evaluate import evaluate
+from flows.full_train import full_train
+from flows.prepare import prepare
+from flows.train import train
+
+TAGS = ["piti"]
+
+
+def deployments() -> list[RunnerDeployment]:
+    """full-train, prepare, train and evaluate, all of a flow named `piti`."""
+    flows = {"full-train": full_train, "prepare": prepare, "train": train, "evaluate": evaluate}
+    return [
+        flow.to_deployment(name=name, tags=TAGS, description=(flow.description or "").strip())
+        for name, flow in flows.items()
+    ]
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
+
+
+if __name__ == "__main__":
+    main()

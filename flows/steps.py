@@ -1,0 +1,173 @@
+"""The tasks: one a step. Each is skipped (state `Cached`) where its output is already there."""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Any, cast
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+from ray.job_submission import JobStatus
+
+from flows.cluster import Cluster, Progress, RayJob, StepError
+from piti import storage
+from piti.config import Config, Stage
+from piti.errors import StackError
+from piti.plan import Plan, Step
+
+Result = dict[str, Any]
+ARTIFACT_INTERVAL_SECONDS = 3.0
+
+
+@task(name="shard", task_run_name="shard the dataset", cache_policy=NO_CACHE)
+def shard(plan: Plan) -> State | Result:
+    """Dataset -> WebDataset tars and their manifest."""
+    return run_step(plan.shard, plan.config)
+
+
+@task(name="degrade", task_run_name="degrade pictures", cache_policy=NO_CACHE)
+def degrade(plan: Plan) -> State | Result:
+    """Tars -> companion tars with low-resolution variants (BSR, L0 smoothing)."""
+    return run_step(plan.degrade, plan.config)
+
+
+@task(name="train", task_run_name="train {stage}", cache_policy=NO_CACHE)
+def train(plan: Plan, stage: Stage) -> State | Result:
+    """Tars -> checkpoints of one training stage, with its loss curve as an artifact."""
+    step = plan.train(stage)
+    if step is None:
+        return Completed(name="Skipped", message="a pretrained base is configured")
+    outcome = run_step(step, plan.config)
+    _show_curve(step)
+    return outcome
+
+
+@task(name="sample", task_run_name="sample {checkpoint_name}", cache_policy=NO_CACHE)
+def sample(plan: Plan, step: Step, checkpoint_name: str) -> State | Result:
+    """Conditions of the validation split -> generated pictures."""
+    return run_step(step, plan.config)
+
+
+@task(name="score", task_run_name="score {checkpoint_name}", cache_policy=NO_CACHE)
+def score(plan: Plan, step: Step, checkpoint_name: str) -> State | Result:
+    """Generated pictures -> FID, KID, LPIPS, report.html."""
+    return run_step(step, plan.config)
+
+
+@task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
+def report(step: Step, checkpoint_name: str) -> str:
+    """Put metrics and sample grid of a scored checkpoint where the UI shows them. Returns the report's URI."""
+    result = step.require_result()
+    picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
+    rows = [_metric_row(name, metric) for name, metric in result["metrics"].items()]
+    table = "\n".join(["| metric | value | 95 % interval |", "|---|---|---|", *rows])
+    comparable = (
+        "" if result.get("comparable") else "\n**Untrained feature networks: not comparable with published figures.**\n"
+    )
+    markdown = (
+        f"# Evaluation of {checkpoint_name}\n\n{table}\n{comparable}\n{picture}\n\nWhole report: `{result['report']}`"
+    )
+    key = f"report-{step.fingerprint[:12]}"
+    create_markdown_artifact(markdown, key=key, description=f"evaluation of {result['checkpoint']}")
+    get_run_logger().info("report: %s", result["report"])
+    return str(result["report"])
+
+
+def run_step(step: Step, config: Config) -> State | Result:
+    """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
+
+    A job that died without saying why (a killed driver, a lost node) is started again, and resumes, up to
+    `cluster.max_attempts` times. Raises StepError with the job's own reason, StackError if the cluster is gone.
+    """
+    if (result := step.result()) is not None:
+        return cached(step, result)
+    logger = get_run_logger()
+    cluster = Cluster()
+    reason = ""
+    for attempt in range(1, config.cluster.max_attempts + 1):
+        job, attached = cluster.submit_or_attach(step, config)
+        logger.info(
+            "%s Ray job %s (%s/#/jobs/%s)", "attached to" if attached else "submitted", job.id, cluster.url, job.id
+        )
+        status = _follow(job, step, config, seen=len(job.log_so_far()) if attached else 0)
+        if (result := step.result()) is not None:
+            return result
+        reason = _failure(job, step, config, status)
+        logger.warning("attempt %d of %d: %s", attempt, config.cluster.max_attempts, reason)
+    raise StepError(
+        f"{step.name} failed {config.cluster.max_attempts} times, last: {reason}",
+        "run again to continue from the last checkpoint",
+    )
+
+
+def cached(step: Step, result: Result) -> State:
+    """The state of a step whose output is already there."""
+    return cast(State, Completed(name="Cached", message=f"already done: {step.output}", data=result))
+
+
+def _follow(job: RayJob, step: Step, config: Config, seen: int) -> JobStatus | None:
+    description = f"{step.name} of {config.name}"
+    # The key is how a cancelled flow run finds its jobs: see flows/cancellation.py.
+    artifact = create_progress_artifact(progress=0.0, key=job.id, description=description)
+    last: Progress = {}
+    updated_seconds = 0.0
+
+    def show(force: bool = False) -> None:
+        nonlocal last, updated_seconds
+        if not force and time.monotonic() - updated_seconds < ARTIFACT_INTERVAL_SECONDS:
+            return
+        updated_seconds = time.monotonic()
+        progress = job.progress(config.root)
+        if progress is not None and progress != last:
+            last = progress
+            percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
+            update_progress_artifact(
+                artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
+            )
+
+    status = job.follow(get_run_logger(), show, seen)
+    show(force=True)
+    return status
+
+
+def _failure(job: RayJob, step: Step, config: Config, status: JobStatus | None) -> str:
+    """Why the job ended without a result. Raises where another attempt would end the same way."""
+    failure = job.failure(config.root)
+    if failure is not None and not failure["retryable"]:
+        raise StepError(f"{step.name} failed: {failure['reason']}")
+    if status == JobStatus.STOPPED:
+        raise StackError(
+            f"{step.name}'s job {job.id} was stopped from outside", "run again to continue from where it was"
+        )
+    if failure is not None:
+        return f"{step.name} failed: {failure['reason']}"
+    if status is None:
+        return f"the cluster lost {step.name}'s job {job.id}"
+    return f"{step.name}'s job {job.id} ended as {status.value} without a result"
+
+
+def _show_curve(step: Step) -> None:
+    curve = _picture(storage.join(step.output, "curve.png"), f"loss curve of {step.name}")
+    if curve:
+        key = f"curve-{step.name}-{step.fingerprint[:12]}"
+        create_markdown_artifact(f"# {step.name}\n\n{curve}", key=key, description=f"loss curve of {step.name}")
+
+
+def _picture(uri: str, title: str) -> str:
+    """Markdown for a PNG in storage, carried inside the text; empty if there is none."""
+    try:
+        content = storage.read_bytes(uri)
+    except FileNotFoundError:
+        return ""
+    return f"![{title}](data:image/png;base64,{base64.b64encode(content).decode()})"
+
+
+def _metric_row(name: str, metric: dict[str, Any]) -> str:
+    def number(key: str) -> str:
+        value = metric.get(key)
+        return "-" if value is None else f"{value:.4g}"
+
+    return f"| {name} | {number('value')} | {number('low')} .. {number('high')} |"
