@@ -38,7 +38,7 @@ class StepError(PitiError):
     """A step's job failed for a reason that trying again would not change."""
 
 
-class Unreachable(Exception):
+class UnreachableError(Exception):
     """The cluster does not answer at the moment."""
 
 
@@ -122,15 +122,15 @@ class RayJob:
         return True
 
     def status(self) -> JobStatus | None:
-        """The job's status; None if the cluster does not know it (it was restarted, say). Raises Unreachable."""
+        """The job's status; None if the cluster does not know it (it was restarted, say). Raises UnreachableError."""
         try:
             return self._client.get_job_status(self.id)
         except (ConnectionError, requests.RequestException) as error:
-            raise Unreachable(_first_line(error)) from error
+            raise UnreachableError(_first_line(error)) from error
         except RuntimeError as error:
             if "does not exist" in str(error) or "404" in str(error):
                 return None
-            raise Unreachable(_first_line(error)) from error
+            raise UnreachableError(_first_line(error)) from error
 
     def stop(self) -> bool:
         """Ask the job to end; False if it was not running."""
@@ -165,7 +165,7 @@ class RayJob:
             try:
                 status = self.status()
                 silent_since = None
-            except Unreachable as error:
+            except UnreachableError as error:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > settings().ray_patience_seconds:
                     raise StackError(

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import piti
 
-_LIBRARIES = ("torch", "ray", "prefect", "webdataset", "pyarrow", "torchmetrics", "lpips", "opencv-python-headless", "numpy")
+_LIBRARIES = (
+    "torch",
+    "ray",
+    "prefect",
+    "webdataset",
+    "pyarrow",
+    "torchmetrics",
+    "lpips",
+    "opencv-python-headless",
+    "numpy",
+)
 
 
 @lru_cache

@@ -42,7 +42,7 @@ def main() -> int:
         _record_failure(spec, str(error), retryable=False)
         logging.error("%s", error)
         return USER_ERROR_EXIT
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the flow shall learn the reason
         _record_failure(spec, f"{type(error).__name__}: {error}".splitlines()[0], retryable=True)
         traceback.print_exc()
         return 1
