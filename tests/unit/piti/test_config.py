@@ -1,0 +1,113 @@
+"""The config tree finds every mistake before anything runs, and names the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from piti.config import PRESETS, Config, ModelConfig, known_keys, load_config, preset_names
+from piti.errors import ConfigError
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_valid_and_named_after_its_file(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PITI_DATA", "PITI_WEIGHTS"):
+        monkeypatch.setenv(variable, "/somewhere")
+    assert load_config(preset).name == preset
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'dmeo'; did you mean 'demo'"):
+        load_config("dmeo")
+
+
+def test_missing_file_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no config file"):
+        load_config(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "\xff"])
+def test_file_that_is_no_yaml_mapping(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="mine.yaml"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"training.stage2.batchsize": 8},
+            "unknown key 'training.stage2.batchsize'; did you mean 'training.stage2.batch_size'",
+        ),
+        ({"data.source.train_crop": 8}, "did you mean 'data.source.train_crops'"),
+        ({"sampling.guidance_scale": "much"}, "sampling.guidance_scale: Input should be a valid number"),
+        ({"models.base.condition_size": 64}, "models.base.condition_size is 64, data.image_size is 128"),
+        ({"training.stage1.batch_size": 15}, "training.stage1.batch_size 15 must be divisible by cluster.num_workers 2"),
+        ({"training.pretrain": None}, "give pretrained.base"),
+        ({"data.modality": "mask"}, "num_classes is needed"),
+        ({"name.x": 1}, "'name' is a value, it has no keys below it"),
+        ({"training.stage1.phases.9.steps": 1}, "'9' is not one of the positions 0..1"),
+    ],
+)
+def test_mistakes_are_named(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", overrides)
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", {"seeed": 1, "data.image_sise": 3})
+    assert "'seeed'" in str(caught.value)
+    assert "'data.image_sise'" in str(caught.value)
+
+
+def test_overrides_reach_lists_and_new_branches() -> None:
+    config = load_config("demo", {"training.stage1.phases.1.steps": 7, "pretrained.base.path": "/w/base.pt"})
+    assert config.training.stage1.phases[1].steps == 7
+    assert config.pretrained.base is not None
+
+
+def test_environment_variables_are_expanded_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH_FOLDER", "/scratch")
+    assert load_config("demo", {"root": "$SCRATCH_FOLDER/x"}).root == "/scratch/x"
+    with pytest.raises(ConfigError, match="NOT_SET_ANYWHERE"):
+        load_config("demo", {"root": "$NOT_SET_ANYWHERE/x"})
+
+
+def test_relative_root_is_taken_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("demo", {"root": "out"}).root == str(tmp_path / "out")
+
+
+def test_phases_follow_each_other() -> None:
+    stage = load_config("demo", {"training.stage1.phases.0.steps": 3, "training.stage1.phases.1.steps": 2}).training.stage1
+    rates = [stage.phase_at(step).learning_rate for step in range(stage.total_steps)]
+    assert rates == [stage.phases[0].learning_rate] * 3 + [stage.phases[1].learning_rate] * 2
+
+
+def test_published_sizes() -> None:
+    base, upsampler = ModelConfig.base(), ModelConfig.upsampler(condition_channels=1)
+    assert (base.image_size, base.channel_mult, base.num_res_blocks) == (64, (1, 2, 3, 4), 3)
+    assert (upsampler.image_size, upsampler.channel_mult, upsampler.num_res_blocks) == (256, (1, 1, 2, 2, 4, 4), 2)
+
+
+def test_a_config_survives_json() -> None:
+    config = load_config("demo")
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_known_keys_cover_what_the_demo_sets() -> None:
+    known = set(known_keys())
+
+    def leaves(tree: dict[str, object], prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in tree.items():
+            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+        return found
+
+    assert leaves(yaml.safe_load((PRESETS / "demo.yaml").read_text())) <= known

@@ -1,0 +1,90 @@
+"""Publishing shows a file whole or not at all, locally and in an object store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from piti import storage
+from piti.errors import DataError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+def test_bytes_and_json_come_back(root: str) -> None:
+    uri = storage.join(root, "a", "b.json")
+    storage.write_json(uri, {"x": [1, 2.5, None]})
+    assert storage.read_json(uri) == {"x": [1, 2.5, None]}
+    assert storage.exists(uri)
+    assert storage.list_names(storage.join(root, "a")) == ["b.json"]
+    storage.remove(storage.join(root, "a"))
+    assert not storage.exists(uri)
+    assert storage.list_names(storage.join(root, "a")) == []
+
+
+def test_json_is_strict(root: str) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        storage.write_json(storage.join(root, "x.json"), {"fid": float("nan")})
+    storage.write_bytes(storage.join(root, "y.json"), b"{")
+    with pytest.raises(DataError, match=r"y\.json is not valid JSON"):
+        storage.read_json(storage.join(root, "y.json"))
+
+
+def test_a_folder_appears_with_its_marker_last(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "aside"
+    (source / "deep").mkdir(parents=True)
+    for relative in ("model.safetensors", "deep/x.bin", storage.MARKER):
+        (source / relative).write_bytes(relative.encode())
+    order: list[str] = []
+    publish = storage.publish_file
+    monkeypatch.setattr(storage, "publish_file", lambda path, uri: (order.append(path.name), publish(path, uri)))
+    storage.publish_folder(source, storage.join(root, "step-1"))
+    assert order[-1] == storage.MARKER
+    assert sorted(order) == ["DONE.json", "model.safetensors", "x.bin"]
+    assert storage.read_bytes(storage.join(root, "step-1", "deep/x.bin")) == b"deep/x.bin"
+    assert not source.exists()
+
+
+def test_a_folder_without_its_marker_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    with pytest.raises(ValueError, match=storage.MARKER):
+        storage.publish_folder(tmp_path / "half", str(tmp_path / "out"))
+
+
+def test_fetch_gives_a_local_file(root: str, tmp_path: Path) -> None:
+    uri = storage.join(root, "w.pt")
+    storage.write_bytes(uri, b"weights")
+    assert storage.fetch(uri, tmp_path / "cache" / "w.pt").read_bytes() == b"weights"
+    assert storage.sha256_file(uri) == storage.sha256_bytes(b"weights")
+
+
+def test_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    """A writer is killed at random moments: what lies there is always one whole version."""
+    target = tmp_path / "state.json"
+    script = (
+        "import sys\nfrom piti import storage\nstorage.write_bytes(sys.argv[1], b'0' * 1_000_000)\nprint('ready', flush=True)\n"
+        "n = 1\nwhile True:\n    storage.write_bytes(sys.argv[1], str(n % 10).encode() * 1_000_000)\n    n += 1\n"
+    )
+    for delay_milliseconds in (1, 7, 20):
+        writer = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        try:
+            writer.wait(timeout=delay_milliseconds / 1000)
+        except subprocess.TimeoutExpired:
+            os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        content = target.read_bytes()
+        assert len(content) == 1_000_000
+        assert len(set(content)) == 1
+    assert storage.list_names(str(tmp_path)) == ["state.json"]
