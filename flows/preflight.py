@@ -32,15 +32,15 @@ def preflight(config: str, overrides: Overrides = None) -> Plan:
 def source_problems(config: Config) -> list[PitiError]:
     """What is wrong with the dataset itself, and with its size for this training and this disk."""
     source = open_source(config.data)
-    problems = list(source.problems())
-    return problems or [*_size_problems(config, source.count("train")), *_disk_problems(config, source.count("train"))]
-
-
-def _size_problems(config: Config, num_samples: int | None) -> Iterator[PitiError]:
-    if num_samples is None:
-        return
+    if problems := list(source.problems()):
+        return problems
+    num_samples = sum(1 for _ in source.items("train"))
     if config.data.max_samples is not None:
         num_samples = min(num_samples, config.data.max_samples)
+    return [*_size_problems(config, num_samples), *_disk_problems(config, num_samples)]
+
+
+def _size_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
     for stage in STAGES:
         settings = config.stage(stage)
         if settings is not None and num_samples < settings.batch_size:
@@ -57,13 +57,13 @@ def _size_problems(config: Config, num_samples: int | None) -> Iterator[PitiErro
         )
 
 
-def _disk_problems(config: Config, num_samples: int | None) -> Iterator[PitiError]:
+def _disk_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
     free = storage.free_bytes(config.root)
     if free is None:
         return
     # A PNG of a photograph needs at most about 2.5 bytes a pixel; a checkpoint holds weights, EMA and two AdamW moments.
     pixels = config.data.image_size**2
-    pictures = (num_samples or 0) * pixels * 2.5 * (1 + config.degradation.variants / config.scale**2)
+    pictures = num_samples * pixels * 2.5 * (1 + config.degradation.variants / config.scale**2)
     checkpoints = sum(
         (settings.keep_checkpoints + 1) * 16 * _parameters_upper_bound(config, stage)
         for stage in STAGES
