@@ -31,9 +31,9 @@ def ensure_torchvision_importable() -> None:
     _load_binary()
     missing = [name for name in _SCHEMAS if not _is_defined(name)]
     if missing:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in missing:
-            library.define(_SCHEMAS[name])
+            library.define(_SCHEMAS[name])  # type: ignore[no-untyped-call]
         _definitions.append(library)
 
 
@@ -48,6 +48,6 @@ def _load_binary() -> None:
         return
     for binary in sorted(Path(spec.origin).parent.glob("_C.*")):
         try:
-            torch.ops.load_library(binary)
+            torch.ops.load_library(binary)  # type: ignore[no-untyped-call]
         except OSError:  # built for another torch: its operators stay undefined, which the caller deals with
             return
