@@ -1,0 +1,18 @@
+"""The diffusion process: schedules, losses, guidance and samplers. Knows nothing of the networks."""
+
+from piti.diffusion.gaussian import GaussianDiffusion, Prediction
+from piti.diffusion.guidance import guided
+from piti.diffusion.noise import PictureNoise
+from piti.diffusion.samplers import quantize_8bit
+from piti.diffusion.timesteps import LossSecondMomentSampler, TimestepSampler, UniformSampler
+
+__all__ = [
+    "GaussianDiffusion",
+    "LossSecondMomentSampler",
+    "PictureNoise",
+    "Prediction",
+    "TimestepSampler",
+    "UniformSampler",
+    "guided",
+    "quantize_8bit",
+]

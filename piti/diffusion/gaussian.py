@@ -1,0 +1,207 @@
+"""The diffusion process of one network: noising, training losses, and drawing pictures.
+
+Equation numbers are the paper's (arXiv 2205.12952). The definitions are those of openai/glide-text2im and
+PITI-Synthesis/PITI (gaussian_diffusion.py): learned-range variance, rescaled variational bound. No loss weight
+appears here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from piti.diffusion import samplers
+from piti.diffusion.schedule import Coefficients, betas_of, respaced_betas, respaced_timesteps
+
+ModelFunction = Callable[[Tensor, Tensor], Tensor]
+Sampler = Literal["ddpm", "ddim", "dpm++"]
+
+_MODEL_TIME = 1000.0  # networks are told the time on a scale of 0 to 1000, however many steps there are
+
+
+class Prediction(NamedTuple):
+    """What a network's output says about x_{t-1} and x_0; each (N, 3, H, W)."""
+
+    mean: Tensor
+    log_variance: Tensor
+    x0: Tensor
+    noise: Tensor
+
+
+class GaussianDiffusion:
+    """A forward process of `steps` steps, of which `respacing` keeps some (see `respaced_timesteps`).
+
+    A timestep `t` is an index (N,), int64, into the kept steps: 0..num_timesteps-1. Networks are told the original
+    step's time, as float32 on a scale of 0..1000. Coefficients are float64 and cast to the pictures' type at use.
+    """
+
+    def __init__(
+        self,
+        schedule: str = "squaredcos_cap_v2",
+        steps: int = 1000,
+        respacing: str | Sequence[int] | None = None,
+    ) -> None:
+        self.timestep_map = respaced_timesteps(steps, respacing)
+        self.steps = steps
+        betas = betas_of(schedule, steps)
+        if len(self.timestep_map) < steps:
+            betas = respaced_betas(betas, self.timestep_map)
+        self.coefficients = Coefficients.of(betas)
+        self._tables: dict[torch.device, dict[str, Tensor]] = {}
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps are kept."""
+        return len(self.timestep_map)
+
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """Coefficient `name` for each picture's timestep, shaped to broadcast over `like`, in its type."""
+        table = self._tables.get(t.device)
+        if table is None:
+            table = {
+                field.name: torch.from_numpy(getattr(self.coefficients, field.name)).to(t.device)
+                for field in fields(self.coefficients)
+            }
+            self._tables[t.device] = table
+        return table[name][t].to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """What the network is told for timesteps `t`: (N,) float32 in 0..1000."""
+        return torch.tensor(self.timestep_map, device=t.device)[t].float() * (_MODEL_TIME / self.steps)
+
+    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Equation 2: x_t for pictures x0 (N, 3, H, W) in [-1, 1] and standard normal noise of the same shape."""
+        return self.at("sqrt_alphas_cumprod", t, x0) * x0 + self.at("sqrt_one_minus_alphas_cumprod", t, x0) * noise
+
+    def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (N, 3, H, W) and log variance (broadcastable) of q(x_{t-1} | x_t, x_0); the latter is clipped at t=0."""
+        mean = self.at("posterior_mean_coef1", t, x_t) * x0 + self.at("posterior_mean_coef2", t, x_t) * x_t
+        return mean, self.at("posterior_log_variance_clipped", t, x_t)
+
+    def x0_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Equation 2 solved for x_0."""
+        return (
+            self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * noise
+        )
+
+    def noise_from_x0(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """Equation 2 solved for the noise."""
+        scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
+        return (scaled - x0) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
+
+    def predict(self, output: Tensor, x_t: Tensor, t: Tensor, clip: bool) -> Prediction:
+        """Read a network's output (N, 6, H, W): noise, and the log variance's place between its two bounds.
+
+        The place is -1 at the posterior's variance and 1 at b_t. `clip` clamps x_0 to [-1, 1] before the mean is
+        taken, as is usual while sampling.
+        """
+        n, c = x_t.shape[:2]
+        if output.shape != (n, 2 * c, *x_t.shape[2:]):
+            raise ValueError(f"a model gave {tuple(output.shape)} for pictures {tuple(x_t.shape)}")
+        noise, place = output.to(x_t.dtype).chunk(2, dim=1)
+        share = (place + 1) / 2
+        lowest = self.at("posterior_log_variance_clipped", t, x_t)
+        log_variance = share * self.at("log_betas", t, x_t) + (1 - share) * lowest
+        x0 = self.x0_from_noise(x_t, t, noise)
+        if clip:
+            x0 = x0.clamp(-1, 1)
+        return Prediction(self.q_posterior(x0, x_t, t)[0], log_variance, x0, noise)
+
+    def training_losses(self, model_fn: ModelFunction, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Equation 3 and the variational bound, for each picture.
+
+        `model_fn(x_t, time)` closes over the conditions. Returns `mse` (N,), mean squared error of the noise; `vb`
+        (N,), the bound's term in bits per value, times num_timesteps/1000, with gradient to the variance only; and
+        `x0` (N, 3, H, W), the predicted picture with gradient, not clamped.
+        """
+        x_t = self.q_sample(x0, t, noise)
+        output = model_fn(x_t, self.model_time(t)).to(x0.dtype)
+        predicted_noise, place = output.chunk(2, dim=1)
+        frozen = torch.cat([predicted_noise.detach(), place], dim=1)
+        bound = self._variational_term(frozen, x0, x_t, t)
+        return {
+            "mse": _mean_per_picture((noise - predicted_noise) ** 2),
+            "vb": bound * (self.num_timesteps / _MODEL_TIME),
+            "x0": self.x0_from_noise(x_t, t, predicted_noise),
+        }
+
+    def _variational_term(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), at t=0 the decoder's likelihood instead; bits per value."""
+        true_mean, true_log_variance = self.q_posterior(x0, x_t, t)
+        predicted = self.predict(output, x_t, t, clip=False)
+        divergence = 0.5 * (
+            -1.0
+            + predicted.log_variance
+            - true_log_variance
+            + torch.exp(true_log_variance - predicted.log_variance)
+            + (true_mean - predicted.mean) ** 2 * torch.exp(-predicted.log_variance)
+        )
+        likelihood = _discretized_log_likelihood(x0, predicted.mean, 0.5 * predicted.log_variance)
+        nats = torch.where(t == 0, -_mean_per_picture(likelihood), _mean_per_picture(divergence))
+        return nats / math.log(2.0)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model_fn: ModelFunction,
+        shape: Sequence[int],
+        noise: Tensor,
+        sampler: Sampler = "ddpm",
+        step_noise: Callable[[int], Tensor] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        eta: float = 0.0,
+        clip: bool = True,
+    ) -> Tensor:
+        """Draw pictures (N, 3, H, W), in [-1, 1] if `clip`, from initial `noise` of that `shape`.
+
+        `step_noise(i)` gives the noise added in step i = 0, 1, ... (None: torch's global generator); `ddpm` takes
+        it at all steps but the last, `ddim` only for eta > 0 (eta 1 has DDPM's variance), `dpm++` never.
+        `progress(done, total)` is called after each step. Raises ValueError if noise has another shape or the
+        sampler is unknown.
+        """
+        if tuple(noise.shape) != tuple(shape):
+            raise ValueError(f"the initial noise has shape {tuple(noise.shape)}, wanted {tuple(shape)}")
+        draw = step_noise if step_noise is not None else (lambda _: torch.randn_like(noise))
+        if sampler == "ddpm":
+            step: samplers.Step = samplers.AncestralStep(self, draw)
+        elif sampler == "ddim":
+            step = samplers.ImplicitStep(self, draw, eta)
+        elif sampler == "dpm++":
+            step = samplers.SolverStep(self)
+        else:
+            raise ValueError(f"unknown sampler {sampler!r}, use ddpm, ddim or dpm++")
+        x_t = noise
+        for done, index in enumerate(reversed(range(self.num_timesteps)), start=1):
+            t = torch.full((len(x_t),), index, device=x_t.device)
+            output = model_fn(x_t, self.model_time(t))
+            x_t = step(self.predict(output, x_t, t, clip), x_t, t, done - 1)
+            if progress is not None:
+                progress(done, self.num_timesteps)
+        return x_t
+
+
+def _mean_per_picture(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1)
+
+
+def _discretized_log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """Log probability in nats of 8-bit pictures `x` in [-1, 1] under a Gaussian cut into 256 bins, elementwise.
+
+    The outer bins reach to infinity. The normal's distribution function is the tanh approximation of the published
+    code, on which its losses depend in the fourth digit.
+    """
+
+    def cumulative(z: Tensor) -> Tensor:
+        return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
+
+    precision = torch.exp(-log_deviation)
+    upper = cumulative(precision * (x - mean + 1.0 / 255.0))
+    lower = cumulative(precision * (x - mean - 1.0 / 255.0))
+    inside = torch.where(x > 0.999, 1.0 - lower, upper - lower)
+    return torch.log(torch.where(x < -0.999, upper, inside).clamp(min=1e-12))

@@ -1,0 +1,8 @@
+"""The networks: task encoder, GLIDE decoder, discriminator, and the files that hold their weights."""
+
+from piti.config import ModelConfig
+from piti.models.discriminator import PatchDiscriminator
+from piti.models.encoder import Latent
+from piti.models.network import PITIModel, build_model
+
+__all__ = ["Latent", "ModelConfig", "PITIModel", "PatchDiscriminator", "build_model"]
