@@ -84,7 +84,7 @@ class UntrainedFeatures(nn.Module):
         self.layers = nn.ModuleList()
         channels = 3
         for width in self.widths:
-            layer = cast(nn.Conv2d, skip_init(nn.Conv2d, channels, width, 3, stride=2, padding=1, bias=False))
+            layer: nn.Conv2d = skip_init(nn.Conv2d, channels, width, 3, stride=2, padding=1, bias=False)  # type: ignore[no-untyped-call]
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             self.layers.append(layer)
             channels = width

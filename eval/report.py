@@ -1,0 +1,102 @@
+"""The evaluation report: one self-contained HTML page made from plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from eval.curves import LossCurve, loss_curve_svg
+from eval.grid import PictureGrid, data_uri
+from eval.pictures import Metric
+
+_MISSING = "–"
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A measured figure with its name and what it means in words. `better` is "lower" or "higher"."""
+
+    name: str
+    meaning: str
+    metric: Metric
+    better: str = "lower"
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that a report shows. Texts are plain, not HTML.
+
+    Args:
+        facts: (what, value) pairs: config, data, code commit, checkpoint, sampler, networks ...
+        warnings: sentences that stand above everything else.
+        comparison: (label, distance to the truth) from the least to the most trained network.
+        grids: pictures side by side, each with its caption.
+        timings: (what, seconds).
+        seeds: (picture key, seed).
+    """
+
+    title: str
+    subtitle: str
+    facts: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+    metrics: Sequence[MetricRow]
+    curves: Sequence[LossCurve]
+    comparison: Sequence[tuple[str, Metric]]
+    grids: Sequence[PictureGrid]
+    timings: Sequence[tuple[str, float]]
+    config_text: str
+    seeds: Sequence[tuple[str, int]]
+
+
+def render_report(report: ReportData) -> str:
+    """The report as one HTML page: pictures, styles and curves inside it, nothing loaded from anywhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": format_number,
+        "percent": format_percent,
+        "duration": format_duration,
+        "data_uri": data_uri,
+        "curve": lambda curve: Markup(loss_curve_svg(curve)),
+    }
+    worst = max((metric.value for _, metric in report.comparison if math.isfinite(metric.value)), default=0.0)
+    template = environment.get_template("report.html.jinja")
+    return template.render(report=report, longest_bar=worst or 1.0, isfinite=math.isfinite)
+
+
+def format_number(value: float | None) -> str:
+    """Four significant digits; a dash for None and for what is not finite."""
+    if value is None or not math.isfinite(value):
+        return _MISSING
+    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def format_percent(value: float | None) -> str:
+    """A signed whole percentage with a true minus sign; a dash for None and for what is not finite."""
+    if value is None or not math.isfinite(value):
+        return _MISSING
+    return f"{value:+.0f} %".replace("-", "−")
+
+
+def format_duration(seconds: float | None) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`; a dash for None and for what is not finite."""
+    if seconds is None or not math.isfinite(seconds):
+        return _MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
