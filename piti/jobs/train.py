@@ -1,0 +1,182 @@
+"""Job `train`: one training stage on Ray Train workers, resumed where it was left.
+
+The driver (`run`) starts the workers and watches them; the workers (`_worker`) run `piti.training.loop.train`.
+Everything of a run lies in its output folder, which is at the same time Ray Train's run folder: the run's name
+is the output folder's, so whoever starts it again resumes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+from piti import storage
+from piti.errors import PitiError
+from piti.jobs.context import JobContext, JobResult, JobSpec
+
+logger = logging.getLogger("piti")
+
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+# Ray Train's defaults suit runs of hours. Measured on 2 cores with a trivial run of 2 workers: 30 s with the
+# defaults, 13 s with these. A report and the end of a run each wait for the next poll; Ray's own metrics
+# repeat what metrics.jsonl says.
+_POLL_SECONDS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
+# Only a cluster of several nodes can lose one; a process less to start elsewhere.
+_SINGLE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# Relative paths must mean the same in workers as in the driver; log lines go to people, not terminals.
+_CONDUCT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_COLOR_PREFIX": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+
+
+def run(context: JobContext) -> JobResult:
+    """Train the stage `context.spec.name`. Raises PitiError, or Ray's error once `cluster.max_failures` is used up."""
+    for name, value in (_POLL_SECONDS | _CONDUCT).items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    found = ray.is_initialized()
+    if not found:
+        ray.init(address="auto", logging_level=logging.WARNING)
+    try:
+        if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+            for name, value in _SINGLE_NODE.items():
+                os.environ.setdefault(name, value)
+        return _fit(context)
+    finally:
+        if not found:
+            ray.shutdown()
+
+
+def _fit(context: JobContext) -> JobResult:
+    """Ray Train retries whatever a worker raises, even what will never change. So it is told not to, and the
+    retries are here: none for a PitiError, `max_failures` for anything else (a killed worker, a lost connection)."""
+    import ray.train
+
+    failures = 0
+    while True:
+        forget_lost_checkpoints(context.spec.output)
+        try:
+            return cast(JobResult, _trainer(context).fit().return_value)
+        except ray.train.WorkerGroupError as error:
+            for reason in error.worker_failures.values():
+                if isinstance(reason, PitiError):
+                    raise reason from None
+            failures += 1
+            if failures > context.config.cluster.max_failures:
+                raise
+            first = next(iter(error.worker_failures.values()), error)
+            context.info(
+                f"{context.spec.name}: a worker failed ({_first_line(first)}); "
+                f"restart {failures} of {context.config.cluster.max_failures} from the last checkpoint"
+            )
+
+
+def _trainer(context: JobContext) -> Any:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+
+    cluster, output = context.config.cluster, context.spec.output
+    folder, filesystem = _ray_storage(output)
+    run_config: Any = RunConfig(  # TorchTrainer's annotations still name the class of Ray Train V1
+        name=storage.name(output),
+        storage_path=folder,
+        storage_filesystem=filesystem,
+        failure_config=FailureConfig(max_failures=0),
+        logging_config=LoggingConfig(log_level="WARNING"),
+    )
+    return TorchTrainer(
+        cast(Callable[[dict[Any, Any]], None], _worker),
+        train_loop_config=context.spec.model_dump(mode="json"),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
+        ),
+        run_config=run_config,
+    )
+
+
+def _ray_storage(output: str) -> tuple[str, Any]:
+    """Ray Train's storage path and filesystem: the folder that `output` lies in, reached as piti.storage does."""
+    parent = output.rstrip("/").rsplit("/", 1)[0]
+    fs, path = storage.filesystem(parent)
+    if storage.is_local(output):
+        return path, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return path, PyFileSystem(FSSpecHandler(fs))
+
+
+def forget_lost_checkpoints(run: str) -> None:
+    """Delete Ray Train's list of checkpoints if it is damaged or names one that is gone.
+
+    Ray Train would refuse to start. Nothing is lost: the workers look for the newest whole checkpoint themselves.
+    """
+    uri = storage.join(run, RAY_SNAPSHOT)
+    if not storage.exists(uri):
+        return
+    try:
+        entries = storage.read_json(uri)["checkpoint_results"]
+        is_whole = all(storage.exists(storage.join(run, entry["checkpoint_dir_name"])) for entry in entries)
+    except (PitiError, KeyError, TypeError):  # cut off while it was written
+        is_whole = False
+    if not is_whole:
+        storage.remove(uri)
+
+
+def _worker(spec: dict[str, Any]) -> JobResult:
+    """What each Ray Train worker runs. The first worker's result becomes the job's."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from piti.training.loop import train
+    from piti.training.state import clear_leftovers
+    from piti.training.workers import Workers
+
+    context = JobContext(JobSpec.model_validate(spec))
+    if not context.config.cluster.use_gpu:
+        torch.set_num_threads(context.config.cluster.cpus_per_worker)
+    device = ray.train.torch.get_device()
+    workers = Workers.current(device)
+    run = context.spec.output
+    if workers.is_first:
+        clear_leftovers(run)
+    resume_from = workers.agree(_resume_point(run) if workers.is_first else None)
+    if resume_from is not None and workers.is_first:
+        context.info(f"{context.spec.name}: resuming from {resume_from}")
+
+    def report(step: int, validation: dict[str, float], uri: str) -> None:
+        """Tell Ray Train of a checkpoint; also a barrier for all workers."""
+        place = ray.train.get_context().get_storage()
+        checkpoint = ray.train.Checkpoint(f"{place.experiment_fs_path}/{storage.name(uri)}", place.storage_filesystem)
+        ray.train.report(
+            {"step": step, **validation},
+            checkpoint=checkpoint if workers.is_first else None,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    return train(context, workers, resume_from, report)
+
+
+def _resume_point(run: str) -> str | None:
+    """The checkpoint to go on from: the one Ray Train remembers, or a whole one that is newer or in its place."""
+    import ray.train
+
+    from piti.training.state import newest_whole_checkpoint
+
+    newest = newest_whole_checkpoint(run)
+    remembered = ray.train.get_checkpoint()
+    if remembered is not None and (newest is None or storage.name(newest) != storage.name(remembered.path)):
+        logger.warning(
+            "Ray Train remembers %s, going on from %s", storage.name(remembered.path), newest or "the beginning"
+        )
+    return newest
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,157 @@
+"""What each stage learns: from which weights it begins, what it sees, and which parameters change.
+
+pretrain   the whole base network from scratch, on a stand-in for GLIDE's semantics (`semantic_thumbnails`);
+           only where no pretrained base is configured
+stage1     the task encoder alone, in front of the frozen pretrained decoder
+stage2     encoder and decoder together
+upsampler  the second network, on degraded pictures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piti import storage
+from piti.config import Config, ModelConfig, ScheduleConfig, Stage, StageConfig
+from piti.diffusion import GaussianDiffusion
+from piti.errors import CheckpointError, ConfigError
+from piti.models import PITIModel, build_model
+from piti.models.checkpoints import load_model, load_pretrained
+from piti.training.randomness import seed_of
+
+THUMBNAIL_SIZE = 8  # pixels a side: colours and rough layout, no edges
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a network learns from: `pictures` (N, 3, S, S) at its own size, `condition` (N, C, Z, Z) and, for the
+    upsampler, `low_res` (N, 3, s, s); all float32 in [-1, 1]."""
+
+    pictures: Tensor
+    condition: Tensor
+    low_res: Tensor | None
+
+    def slice(self, begin: int, end: int) -> Examples:
+        """Examples number `begin` to `end` - 1."""
+        low_res = None if self.low_res is None else self.low_res[begin:end]
+        return Examples(self.pictures[begin:end], self.condition[begin:end], low_res)
+
+    def padded(self, size: int) -> Examples:
+        """These examples followed by copies of the last one, `size` in all."""
+        missing = size - len(self.pictures)
+        if missing <= 0:
+            return self
+
+        def fill(values: Tensor) -> Tensor:
+            return torch.cat([values, values[-1:].expand(missing, *values.shape[1:])])
+
+        return Examples(fill(self.pictures), fill(self.condition), None if self.low_res is None else fill(self.low_res))
+
+
+class TrainingStage:
+    """One stage of one config. Raises ConfigError where the stage is not configured."""
+
+    def __init__(self, name: Stage, config: Config) -> None:
+        settings = config.stage(name)
+        if settings is None:
+            raise ConfigError(f"training.{name} is not configured", f"add a training.{name} section to the config")
+        self.name = name
+        self.config = config
+        self.settings: StageConfig = settings
+        self.is_upsampler = name == "upsampler"
+        network = "upsampler" if self.is_upsampler else "base"
+        self.model_config: ModelConfig = getattr(config.models, network)
+        schedule: ScheduleConfig = getattr(config.diffusion, network)
+        self.diffusion = GaussianDiffusion(schedule.schedule, schedule.steps)
+
+    def examples(self, batch: Mapping[str, Any], device: torch.device) -> Examples:
+        """A loader's batch as this stage sees it, on `device`."""
+        images = cast(Tensor, batch["image"]).to(device, non_blocking=True)
+        if self.is_upsampler:
+            low_res = cast(Tensor, batch["low_res"]).to(device, non_blocking=True)
+            return Examples(images, cast(Tensor, batch["condition"]).to(device, non_blocking=True), low_res)
+        if self.name == "pretrain":
+            condition = semantic_thumbnails(
+                images, self.model_config.condition_size, self.model_config.condition_channels
+            )
+        else:
+            condition = cast(Tensor, batch["condition"]).to(device, non_blocking=True)
+        return Examples(base_pictures(images, self.model_config.image_size), condition, None)
+
+    def learnable(self, model: PITIModel) -> nn.Module:
+        """The part of `model` that this stage changes. In stage 1 it is the encoder, as published.
+
+        The published loop leaves the frozen decoder in training mode, so its dropout stays active; so does ours.
+        """
+        return model.encoder if self.name == "stage1" else model
+
+    def initial_model(self, inputs: Mapping[str, str]) -> tuple[PITIModel, dict[str, Any]]:
+        """The network a fresh run begins with, and where its weights come from (JSON-able).
+
+        `inputs` are the job's: the run folders `pretrain` and `stage1`. Raises CheckpointError.
+        """
+        seed = seed_of(self.config.seed, self.name, "weights")
+        if self.name == "stage2":
+            uri = final_checkpoint(inputs["stage1"])
+            return load_model(uri, self.model_config), {"model": uri}
+        model = build_model(self.model_config, seed=seed)
+        if self.name == "stage1" and "pretrain" in inputs:
+            uri = final_checkpoint(inputs["pretrain"])
+            model.decoder.load_state_dict(load_model(uri, self.model_config).decoder.state_dict(), strict=True)
+            return model, {"decoder": uri, "encoder": f"seed {seed}"}
+        pretrained = self.config.pretrained
+        ref = {"stage1": pretrained.base, "upsampler": pretrained.upsampler}.get(self.name)
+        if ref is not None:
+            return model, load_pretrained(model, ref)
+        return model, {"model": f"seed {seed}"}
+
+
+def final_checkpoint(run: str) -> str:
+    """URI of the checkpoint that a finished training run handed over. Raises CheckpointError if it is not finished."""
+    try:
+        result = storage.read_json(storage.join(run, storage.MARKER))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"the training run {run} is not finished", "run the stage before this one first"
+        ) from error
+    return cast(str, result["checkpoint"])
+
+
+def base_pictures(images: Tensor, size: int) -> Tensor:
+    """Images (N, 3, S, S) in [-1, 1] made smaller for the base network: (N, 3, size, size) at 8-bit levels.
+
+    As published (image_datasets_*.py): antialiased bicubic of the already squashed picture, rounded to 8 bits.
+    """
+    if images.shape[-1] == size:
+        return images
+    small = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return ((small.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def semantic_thumbnails(images: Tensor, size: int, channels: int) -> Tensor:
+    """A stand-in for the text semantics that GLIDE was pretrained with: what is roughly where, in which colours.
+
+    Where no GLIDE checkpoint is given, there are no captions either. What PITI needs from pretraining is a decoder
+    that draws from a condition in which neighbours look alike; an 8x8-pixel thumbnail of the picture itself is
+    such a condition, and has nothing to do with the task's own. Stage 1 then has what it has with GLIDE: a decoder
+    to keep, and a new encoder that must learn to reach its space from masks, sketches or geometry.
+
+    images (N, 3, S, S) in [-1, 1] -> (N, channels, size, size) in [-1, 1]: average colours over 8x8 fields,
+    enlarged bilinearly. 3 channels are RGB, 1 is luminance, 6 are RGB twice.
+    """
+    thumbnails = F.adaptive_avg_pool2d(images, THUMBNAIL_SIZE)
+    if channels == 1:
+        weights = torch.tensor(_LUMINANCE, device=images.device, dtype=images.dtype)
+        thumbnails = (thumbnails * weights[:, None, None]).sum(dim=1, keepdim=True)
+    elif channels == 6:
+        thumbnails = thumbnails.repeat(1, 2, 1, 1)
+    elif channels != 3:
+        raise ConfigError(f"pretraining has no stand-in condition of {channels} channels", "use 1, 3 or 6")
+    return F.interpolate(thumbnails, size=(size, size), mode="bilinear", align_corners=False)

@@ -1,0 +1,128 @@
+"""How a run is doing, for people and programs: log lines, job progress, `metrics.jsonl`, TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from piti.jobs.context import JobContext
+from piti.training.gradients import StepLosses
+from piti.training.metrics import MetricsLog
+from piti.training.state import TrainingState
+from piti.training.workers import Workers
+
+STEADY_AFTER_STEPS = 2  # the first steps of a process are slow (caches, compilation) and would spoil the rate
+
+
+class Status:
+    """Collects steps and reports their means. Does nothing on workers other than the first."""
+
+    def __init__(self, context: JobContext, state: TrainingState, workers: Workers) -> None:
+        self._context = context
+        self._state = state
+        self._settings = state.stage.settings
+        self._log = MetricsLog(context.spec.output, state.progress.step) if workers.is_first else None
+        self._sums: dict[str, float] = {}
+        self._num_steps = 0
+        self._first_step = state.progress.step
+        self._steady_since: tuple[float, int] | None = None
+        self._spent_elsewhere_seconds = 0.0
+        if workers.is_first:
+            context.info(f"{state.stage.name}: {_size(state)}, {self._where()}")
+
+    def step(self, losses: StepLosses, learning_rate: float) -> None:
+        """Take in one optimizer step, which `state.progress` counts already; report where one is due."""
+        if self._log is None:
+            return
+        step = self._state.progress.step
+        if step - self._first_step == STEADY_AFTER_STEPS:
+            self._steady_since = (time.monotonic(), step)
+            self._spent_elsewhere_seconds = 0.0
+        if losses.is_finite:
+            means = {name: float(values.mean()) for name, values in losses.terms.items()}
+            for name, value in {**means, "gradient_norm": losses.gradient_norm}.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._num_steps += 1
+        self._context.progress(step, self._settings.total_steps, self._message())
+        if step % self._settings.log_every_steps == 0 or step == self._settings.total_steps:
+            self._report(learning_rate)
+
+    def validation(self, values: Mapping[str, float], seconds: float) -> None:
+        """Take in a validation, which took `seconds`."""
+        self.elsewhere(seconds)
+        if self._log is None:
+            return
+        step = self._state.progress.step
+        self._log.add(step, "validation", values)
+        self._log.publish()
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self._context.info(f"{self._state.stage.name}: step {step}, validation {shown} ({seconds:.1f} s)")
+
+    def checkpoint(self, uri: str, seconds: float) -> None:
+        """Take in a checkpoint, which took `seconds`."""
+        self.elsewhere(seconds)
+        if self._log is not None:
+            self._context.info(
+                f"{self._state.stage.name}: step {self._state.progress.step}, wrote {uri} ({seconds:.1f} s)"
+            )
+
+    def elsewhere(self, seconds: float) -> None:
+        """Time not spent in training steps."""
+        self._spent_elsewhere_seconds += seconds
+
+    def publish(self) -> None:
+        """Make storage hold all metrics so far; a checkpoint must not be ahead of them."""
+        if self._log is not None:
+            self._log.publish()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def pictures_per_second(self) -> float | None:
+        """Steady training rate over all workers; None for the first few steps."""
+        if self._steady_since is None:
+            return None
+        began_seconds, began_step = self._steady_since
+        seconds = time.monotonic() - began_seconds - self._spent_elsewhere_seconds
+        steps = self._state.progress.step - began_step
+        return steps * self._settings.batch_size / seconds if steps and seconds > 0 else None
+
+    def _report(self, learning_rate: float) -> None:
+        values = {name: total / self._num_steps for name, total in self._sums.items()} if self._num_steps else {}
+        values |= {"learning_rate": learning_rate, "skipped_steps": float(self._state.progress.skipped_steps)}
+        if (rate := self.pictures_per_second()) is not None:
+            values["pictures_per_second"] = rate
+        if self._log is not None:
+            self._log.add(self._state.progress.step, "train", values)
+        self._context.info(f"{self._state.stage.name}: {self._where()}, {self._message()}")
+        self._sums, self._num_steps = {}, 0
+
+    def _where(self) -> str:
+        return f"step {self._state.progress.step} of {self._settings.total_steps}"
+
+    def _message(self) -> str:
+        """Loss, rate and time left, as far as they are known."""
+        parts = []
+        if self._num_steps:
+            parts.append(f"loss {self._sums['loss'] / self._num_steps:.4f}")
+        if (rate := self.pictures_per_second()) is not None:
+            left = (self._settings.total_steps - self._state.progress.step) * self._settings.batch_size / rate
+            parts += [f"{rate:.3g} pictures/s", f"{_duration(left)} left"]
+        if self._state.progress.skipped_steps:
+            parts.append(f"{self._state.progress.skipped_steps} steps skipped")
+        return ", ".join(parts)
+
+
+def _size(state: TrainingState) -> str:
+    learning = sum(parameter.numel() for parameter in state.parameters())
+    total = sum(parameter.numel() for parameter in state.model.parameters())
+    return f"{learning / 1e6:.2f} of {total / 1e6:.2f} million parameters learn"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

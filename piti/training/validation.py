@@ -1,0 +1,81 @@
+"""The validation loss: the same pictures, noise and timesteps every time, in every stage, on any number of workers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from piti.data.loader import validation_batches
+from piti.data.shards import ShardSet
+from piti.errors import DataError
+from piti.models import PITIModel
+from piti.training.precision import autocast
+from piti.training.randomness import normal_pictures, seed_of
+from piti.training.stages import TrainingStage
+from piti.training.workers import Workers
+
+_GOLDEN_RATIO = 0.6180339887498949  # its multiples fill [0, 1) evenly, however many are taken
+
+
+class Validation:
+    """Mean losses over the first `validation_samples` pictures of the validation split.
+
+    A picture's noise is a function of (seed, key). Timesteps are stratified: picture number i of the split gets the
+    fractional part of (i * golden ratio + offset(seed)) of all timesteps. Neither depends on stage, step or worker,
+    so that a stage's first value equals the last one of the stage whose weights it took over.
+    """
+
+    def __init__(self, stage: TrainingStage, shards: str, degraded: str | None, workers: Workers) -> None:
+        self._stage = stage
+        self._shards = shards
+        self._degraded = degraded if stage.is_upsampler else None
+        self._workers = workers
+        keys = ShardSet(shards).keys("validation")[: stage.settings.validation_samples]
+        if not keys:
+            raise DataError(f"{shards} has no validation split", "give the source a validation set")
+        offset = (seed_of(stage.config.seed, "validation") % 1_000_000) / 1_000_000
+        steps = stage.diffusion.num_timesteps
+        self._timesteps = {key: int((index * _GOLDEN_RATIO + offset) % 1.0 * steps) for index, key in enumerate(keys)}
+
+    @torch.no_grad()
+    def __call__(self, model: PITIModel) -> dict[str, float]:
+        """`mse`, `vb` and `loss` (their sum) of `model`, which is put into evaluation mode for the while."""
+        stage, workers = self._stage, self._workers
+        batches = validation_batches(
+            self._shards,
+            stage.config.data,
+            degraded=self._degraded,
+            scale=stage.config.scale,
+            batch_size=stage.settings.microbatch_size or max(1, stage.settings.batch_size // workers.world_size),
+            limit=stage.settings.validation_samples,
+            rank=workers.rank,
+            world_size=workers.world_size,
+        )
+        sums = torch.zeros(3, dtype=torch.float64)  # mse, vb, pictures
+        was_training = model.training
+        model.eval()
+        for batch in batches:
+            keys = batch["keys"]
+            mse, vb = self._losses(model, batch, keys)
+            sums += torch.stack(
+                [mse.double().sum(), vb.double().sum(), torch.tensor(float(len(keys)), dtype=torch.float64)]
+            )
+        model.train(was_training)
+        mse_sum, vb_sum, count = workers.total(sums.to(workers.device)).tolist()
+        if count == 0:
+            raise DataError(f"no validation sample of {self._shards} could be read", "run `piti shards verify`")
+        return {"mse": mse_sum / count, "vb": vb_sum / count, "loss": (mse_sum + vb_sum) / count}
+
+    def _losses(self, model: PITIModel, batch: dict[str, Tensor], keys: list[str]) -> tuple[Tensor, Tensor]:
+        stage, device = self._stage, self._workers.device
+        examples = stage.examples(batch, device)
+        noise = normal_pictures(keys, examples.pictures.shape[1:], stage.config.seed, "validation").to(device)
+        t = torch.tensor([self._timesteps[key] for key in keys], device=device)
+
+        def predict(x_t: Tensor, time: Tensor) -> Tensor:
+            with autocast(device, stage.settings.precision):
+                output: Tensor = model(x_t, time, condition=examples.condition, low_res=examples.low_res)
+            return output
+
+        losses = stage.diffusion.training_losses(predict, examples.pictures, t, noise)
+        return losses["mse"].cpu(), losses["vb"].cpu()

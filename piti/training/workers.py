@@ -1,0 +1,87 @@
+"""The training workers of a run as one thing: who am I, and what do all of us know together.
+
+Works with torch.distributed's default group where there is one (Ray Train makes it: NCCL on GPUs, gloo on CPUs),
+and alone where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's place among all. `rank` counts from 0 to `world_size` - 1."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def current(cls, device: torch.device | str = "cpu") -> Workers:
+        """Read from torch.distributed; a single worker where it is not initialised."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), torch.device(device))
+        return cls(device=torch.device(device))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker does what must be done once: writing files, saying how far the run is."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` such that its backward pass averages gradients over the workers."""
+        if self.world_size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Every worker's `values` (n, ...), of the same shape, one after the other in the order of ranks."""
+        if self.world_size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of every worker's `values`, elementwise."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients by their mean over the workers, for networks that are not wrapped."""
+        if self.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def agree(self, value: Any) -> Any:
+        """The first worker's `value`, on every worker. It must be picklable."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def without_synchronisation(module: nn.Module) -> AbstractContextManager[Any]:
+    """A context in which a wrapped module's backward pass keeps gradients to itself (for gradient accumulation)."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
