@@ -6,7 +6,7 @@
     recipe = draw_recipe(np.random.default_rng(7), scale=4, recipe="light")   # data: recipe.to_json()
     assert (apply_recipe(picture, recipe) == low).all()
 
-Pictures are uint8 RGB. This library stands alone: numpy, SciPy and OpenCV, and torch only for torch tensors.
+Pictures are uint8 RGB. This library stands alone: numpy, OpenCV and numba, and torch only for torch tensors.
 """
 
 from degradations.bsr import Recipe, apply_recipe, bsr_degrade, draw_recipe

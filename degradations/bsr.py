@@ -107,7 +107,7 @@ def apply_recipe(image: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
             picture = resize(picture, (height, width), **operation.parameters)
         else:
             picture = OPERATIONS[operation.name](picture, **operation.parameters)
-    low = to_uint8(picture)
+    low: NDArray[np.uint8] = to_uint8(picture)
     if not grey:
         return low
     luminance: NDArray[np.uint8] = np.rint(low @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)

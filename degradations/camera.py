@@ -79,18 +79,19 @@ def _unprocess(image: FloatImage, to_camera: Any, gains: Any) -> FloatImage:
     grey = balanced.mean(axis=-1, keepdims=True)
     mask = (np.maximum(grey - 0.9, 0) / 0.1) ** 2
     inverse = (1 / gains).astype(np.float32)
-    return np.clip(balanced * np.maximum(mask + (1 - mask) * inverse, inverse), 0, 1)
+    raw: FloatImage = np.clip(balanced * np.maximum(mask + (1 - mask) * inverse, inverse), 0, 1)
+    return raw
 
 
 def _process(raw: FloatImage, to_rgb: Any, gains: Any) -> FloatImage:
-    planes = np.empty((*raw.shape, 3), dtype=np.float32)
     balanced = raw.copy()
     for row, column, channel in ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 2)):
         balanced[row::2, column::2] *= np.float32(gains[channel])
     planes = np.clip(_demosaic(np.clip(balanced, 0, 1)), 0, 1)
     linear = np.clip(planes @ to_rgb.T.astype(np.float32), 0, 1)
     encoded = np.maximum(linear, 1e-8) ** (1 / GAMMA)
-    return np.clip(3 * encoded**2 - 2 * encoded**3, 0, 1, dtype=np.float32)
+    picture: FloatImage = np.clip(3 * encoded**2 - 2 * encoded**3, 0, 1, dtype=np.float32)
+    return picture
 
 
 def _mosaic(image: FloatImage) -> FloatImage:

@@ -46,7 +46,8 @@ def anisotropic_gaussian(size: int, theta: float, l1: float, l2: float) -> Kerne
 
 def _normalised_exp(exponents: Kernel) -> Kernel:
     weights: Kernel = np.exp(exponents - exponents.max())
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def shifted_gaussian_row(size: int, sigma: float, scale: int) -> Kernel:
@@ -56,8 +57,10 @@ def shifted_gaussian_row(size: int, sigma: float, scale: int) -> Kernel:
     the two-dimensional kernel is the outer product of two such rows.
     """
     positions = np.arange(size, dtype=np.float64)
-    row = np.interp(np.minimum(positions + (scale - 1) / 2, size - 1), positions, gaussian_row(size, sigma))
-    return row / row.sum()
+    moved = np.minimum(positions + (scale - 1) / 2, size - 1)
+    row: Kernel = np.interp(moved, positions, gaussian_row(size, sigma))
+    row /= row.sum()
+    return row
 
 
 def convolve(image: FloatImage, kernel: Kernel) -> FloatImage:

@@ -2,7 +2,8 @@
 
 Xu, Lu, Xu, Jia, "Image Smoothing via L0 Gradient Minimization", SIGGRAPH Asia 2011, in the form that PITI publishes
 (pretrained_diffusion/degradation/l0smooth.py): half-quadratic splitting, circular boundaries, beta from 2 lambda in
-steps of kappa while it is below 1e5. Real FFTs in float32.
+steps of kappa while it is below 1e5. Real FFTs in float32; arrays one at a time on one core
+(`degradations.l0_planes`), torch tensors as a batch.
 
 Departures from the published function: the result is rounded and clipped to [0, 255] (published: truncated, and a
 value outside wraps around), and grey pictures are taken, as pictures with three equal channels.
@@ -14,7 +15,6 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -74,35 +74,22 @@ def _betas(lam: float, kappa: float) -> list[float]:
 
 
 def _smooth_uint8(picture: NDArray[np.uint8], lam: float, kappa: float) -> NDArray[np.uint8]:
-    planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0)).astype(np.float32) / FULL_SCALE
-    smoothed = np.moveaxis(_smooth_planes(planes, lam, kappa), 0, -1) * FULL_SCALE
+    smoothed = _smooth_picture(picture, 1 / FULL_SCALE, lam, kappa)
     return np.clip(np.rint(smoothed), 0, 255).astype(np.uint8)
 
 
 def smooth_float(image: NDArray[np.float32], lam: float, kappa: float = 2.0) -> NDArray[np.float32]:
     """L0 smoothing of one float32 picture (H, W, 3) with values in [0, 1], without rounding; same shape back."""
-    scale = np.float32(255 / FULL_SCALE)
-    planes = np.ascontiguousarray(np.moveaxis(image, -1, 0), dtype=np.float32) * scale
-    return np.ascontiguousarray(np.moveaxis(_smooth_planes(planes, lam, kappa), 0, -1)) / scale
+    return _smooth_picture(image, 255 / FULL_SCALE, lam, kappa)
 
 
-def _smooth_planes(planes: NDArray[np.float32], lam: float, kappa: float) -> NDArray[np.float32]:
-    """The algorithm on float32 planes (C, H, W) in [0, 1)."""
-    channels, height, width = planes.shape
-    spectrum = scipy.fft.rfft2(planes)
-    laplacian = _laplacian(height, width)
-    smoothed = planes
-    for beta in _betas(lam, kappa):
-        right = np.roll(smoothed, -1, 2) - smoothed
-        down = np.roll(smoothed, -1, 1) - smoothed
-        energy = np.sum(right * right + down * down, axis=0) * np.float32(3 / channels)
-        weak = energy < np.float32(lam / beta)
-        right[:, weak] = 0
-        down[:, weak] = 0
-        divergence = np.roll(right, 1, 2) - right + np.roll(down, 1, 1) - down
-        solution = (spectrum + np.float32(beta) * scipy.fft.rfft2(divergence)) / (1 + np.float32(beta) * laplacian)
-        smoothed = scipy.fft.irfft2(solution, s=(height, width))
-    return smoothed
+def _smooth_picture(picture: NDArray[Any], to_planes: float, lam: float, kappa: float) -> NDArray[np.float32]:
+    from degradations.l0_planes import smooth_planes  # brings numba, which takes a second to import
+
+    planes = np.multiply(np.moveaxis(picture, -1, 0), np.float32(to_planes), dtype=np.float32, order="C")
+    smoothed = smooth_planes(planes, _betas(lam, kappa), lam)
+    restored: NDArray[np.float32] = np.divide(np.moveaxis(smoothed, 0, -1), np.float32(to_planes), order="C")
+    return restored
 
 
 def _laplacian(height: int, width: int) -> NDArray[np.float32]:

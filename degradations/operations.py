@@ -83,12 +83,10 @@ def _normal(seed: int, shape: tuple[int, ...]) -> FloatImage:
 
 def jpeg(image: FloatImage, quality: int) -> FloatImage:
     """Write as a JPEG of `quality` (0 to 100) and read it again."""
-    written, encoded = cv2.imencode(
+    _, encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(to_uint8(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
-    if not written:
-        raise ValueError(f"OpenCV could not write a JPEG of shape {image.shape}")
-    return from_uint8(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+    return from_uint8(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
 
 
 def l0(image: FloatImage, lam: float, kappa: float) -> FloatImage:
@@ -102,7 +100,8 @@ def l0(image: FloatImage, lam: float, kappa: float) -> FloatImage:
 
 def from_uint8(image: Any) -> FloatImage:
     """0..255 to [0, 1]."""
-    return np.multiply(image, np.float32(1 / 255), dtype=np.float32)
+    scaled: FloatImage = np.multiply(image, np.float32(1 / 255), dtype=np.float32)
+    return scaled
 
 
 def to_uint8(image: FloatImage) -> Any:
