@@ -1,0 +1,170 @@
+"""How a stored condition becomes what the task encoder sees, as in the published PITI code, and what people see.
+
+Stored values (`StoredCondition`) are raw: label ids, edges, or depth and normals at 16 bits. Rendering happens when a
+sample is loaded: colours for masks, a distance transform for sketches, stacked pictures for geometry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from piti.data.geometry import Modality
+from piti.data.sources.base import RawCondition
+
+_NEAREST_METRES = 0.5
+_FARTHEST_METRES = 300.0
+_FAR_PERCENTILE = 99
+_STEPS = 65534  # 16-bit codes 1..65535 hold a value in [0, 1]; 0 means unknown
+# matplotlib's "jet", in which the published code paints depth: (position, value) corners of each channel.
+_JET = (
+    ((0.0, 0.35, 0.66, 0.89, 1.0), (0.0, 0.0, 1.0, 1.0, 0.5)),
+    ((0.0, 0.125, 0.375, 0.64, 0.91, 1.0), (0.0, 0.0, 1.0, 1.0, 0.0, 0.0)),
+    ((0.0, 0.11, 0.34, 0.65, 1.0), (0.5, 1.0, 1.0, 0.0, 0.0)),
+)
+
+
+@dataclass(frozen=True)
+class StoredCondition:
+    """A condition as shards keep it.
+
+    `values` (H, W): label ids uint8 or uint16; edges uint8 (0 or 255); or log depth uint16. `normals`: geometry
+    only, uint16 (H, W, 3), or None where unknown. In 16-bit codes 0 means unknown and 1..65535 are 0..1, which is
+    log(depth) / log(far + 1.01) or (n + 1) / 2.
+    """
+
+    values: NDArray[Any]
+    normals: NDArray[np.uint16] | None = None
+
+    def flipped(self) -> StoredCondition:
+        """Mirrored left to right; the x component of each normal changes its sign with it."""
+        values = np.ascontiguousarray(self.values[:, ::-1])
+        if self.normals is None:
+            return StoredCondition(values)
+        normals = np.ascontiguousarray(self.normals[:, ::-1])
+        across = normals[..., 0]
+        normals[..., 0] = np.where(across > 0, _STEPS + 2 - across.astype(np.int32), 0).astype(np.uint16)
+        return StoredCondition(values, normals)
+
+
+def encode_condition(raw: RawCondition, modality: Modality) -> StoredCondition:
+    """What shards keep of a raw condition: masks and sketches as they are, geometry as 16-bit codes."""
+    if modality != "geometry":
+        return StoredCondition(raw.values)
+    return StoredCondition(encode_depth(raw.values), None if raw.normals is None else encode_normals(raw.normals))
+
+
+def encode_depth(depth_metres: NDArray[Any]) -> NDArray[np.uint16]:
+    """Depth (H, W) in metres -> log depth codes uint16; not finite or not positive means unknown.
+
+    As published: clipped to [0.5 m, min(300 m, 99th percentile)], then the logarithm as a share of log(far + 1.01).
+    The percentile counts unknown pixels as 0 m, as the published code does.
+    """
+    depth = np.asarray(depth_metres, dtype=np.float64)
+    known = np.isfinite(depth) & (depth > 0)
+    far = max(
+        min(_FARTHEST_METRES, float(np.percentile(np.where(known, depth, 0.0), _FAR_PERCENTILE))), _NEAREST_METRES
+    )
+    share = np.log(np.clip(np.where(known, depth, _NEAREST_METRES), _NEAREST_METRES, far)) / np.log(far + 1.01)
+    codes = 1 + np.rint(np.clip(share, 0.0, 1.0) * _STEPS)
+    return np.where(known, codes, 0).astype(np.uint16)
+
+
+def encode_normals(normals: NDArray[Any]) -> NDArray[np.uint16]:
+    """Normals (H, W, 3) in [-1, 1] -> codes uint16; all zero or not finite means unknown."""
+    known = np.isfinite(normals).all(axis=2, keepdims=True) & (np.abs(np.nan_to_num(normals)).sum(2, keepdims=True) > 0)
+    codes = 1 + np.rint((np.clip(np.where(known, normals, 0.0), -1.0, 1.0) + 1.0) / 2.0 * _STEPS)
+    return np.where(known, codes, 0).astype(np.uint16)
+
+
+def render_condition(stored: StoredCondition, modality: Modality, num_classes: int | None = None) -> Tensor:
+    """What the encoder sees: float32 (C, H, W) in [-1, 1]; C is 3 for masks, 1 for sketches, 6 for geometry.
+
+    Masks: the colour of each label, black where it is not below `num_classes`. Sketches: the L1 distance (mask 3) to
+    the nearest edge, clipped to 255. Geometry: normals, then depth in colours; black where unknown.
+    """
+    return torch.from_numpy(_paint(stored, modality, num_classes).astype(np.float32) / 127.5 - 1.0)
+
+
+def null_condition(like: Tensor) -> Tensor:
+    """The condition that says nothing, for classifier-free guidance: all ones."""
+    return torch.ones_like(like)
+
+
+def condition_picture(condition: Tensor, modality: Modality) -> NDArray[np.uint8]:
+    """A rendered condition (C, H, W) as people look at it: uint8 (H, W, 3) RGB.
+
+    Masks in their colours; sketches as black lines on white; geometry as its coloured depth.
+    """
+    painted = ((condition.detach().cpu().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    if modality == "sketch":
+        lines = np.where(painted[0] == 0, np.uint8(0), np.uint8(255))
+        return np.repeat(lines[..., None], 3, axis=2)
+    channels = painted[3:6] if modality == "geometry" else painted[:3]
+    return np.ascontiguousarray(channels.transpose(1, 2, 0))
+
+
+@lru_cache(maxsize=8)
+def label_colors(num_classes: int) -> NDArray[np.uint8]:
+    """uint8 (num_classes, 3): the published colours (Pascal VOC's scheme, shifted by one so that 0 has a colour).
+
+    Bits 0, 1, 2 of label + 1 go to the highest bit of red, green, blue; the next three bits to the next, and so on.
+    """
+    ids = np.arange(1, num_classes + 1, dtype=np.int64)
+    colors = np.zeros((num_classes, 3), dtype=np.uint8)
+    for place in range(7):
+        for channel in range(3):
+            bit = (ids >> (3 * place + channel)) & 1
+            colors[:, channel] |= (bit << (7 - place)).astype(np.uint8)
+    return colors
+
+
+def _paint(stored: StoredCondition, modality: Modality, num_classes: int | None) -> NDArray[np.uint8]:
+    """uint8 (C, H, W): what the published data pipeline holds as pictures."""
+    if modality == "mask":
+        if num_classes is None:
+            raise ValueError("masks need num_classes")
+        return np.ascontiguousarray(_color_table(num_classes)[stored.values].transpose(2, 0, 1))
+    if modality == "sketch":
+        distance = cv2.distanceTransform(np.uint8(255) - stored.values, cv2.DIST_L1, 3)
+        return np.clip(distance, 0, 255).astype(np.uint8)[None]
+    depth = _jet()[_jet_index(stored.values)] * (stored.values > 0)[..., None].astype(np.uint8)
+    normals = np.zeros_like(depth) if stored.normals is None else _paint_normals(stored.normals)
+    return np.ascontiguousarray(np.concatenate([normals, depth], axis=2).transpose(2, 0, 1))
+
+
+@lru_cache(maxsize=8)
+def _color_table(num_classes: int) -> NDArray[np.uint8]:
+    """A colour for each of 65536 ids, so that one lookup paints a map; black beyond the classes."""
+    table = np.zeros((1 << 16, 3), dtype=np.uint8)
+    table[:num_classes] = label_colors(num_classes)
+    return table
+
+
+def _paint_normals(codes: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """As published: (n - smallest component in the picture) / 2, black where unknown."""
+    known = codes.any(axis=2, keepdims=True)
+    normals = np.where(known, (codes.astype(np.float32) - 1.0) / _STEPS * 2.0 - 1.0, 0.0)
+    smallest = float(normals.min())
+    shown = np.clip((normals - smallest) / 2.0, 0.0, 1.0)
+    return np.where(known, shown * 255.0, 0.0).astype(np.uint8)
+
+
+def _jet_index(codes: NDArray[np.uint16]) -> NDArray[np.int64]:
+    share = (codes.astype(np.float64) - 1.0) / _STEPS
+    return np.clip(share * 256, 0, 255).astype(np.int64)
+
+
+@lru_cache(maxsize=1)
+def _jet() -> NDArray[np.uint8]:
+    """uint8 (256, 3): 256 colours from dark blue over green to dark red."""
+    positions = np.linspace(0.0, 1.0, 256)
+    channels = [np.interp(positions, corners, values) for corners, values in _JET]
+    return (np.stack(channels, axis=1) * 255).astype(np.uint8)

@@ -1,0 +1,71 @@
+"""Stored samples back to arrays. OpenCV reads here: these files are ours and their hashes have been checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from piti.data.conditions import StoredCondition
+from piti.data.geometry import CropBox
+
+_PICTURE_SUFFIXES = ("png", "jpg")
+
+
+def decode_image(members: Mapping[str, bytes]) -> NDArray[np.uint8]:
+    """The picture of a sample: uint8 (H, W, 3) RGB. Raises ValueError where there is none or it does not decode."""
+    for suffix in _PICTURE_SUFFIXES:
+        if suffix in members:
+            return decode_rgb(members[suffix])
+    raise ValueError("sample holds no picture")
+
+
+def decode_rgb(data: bytes) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) RGB from a PNG or JPEG. Raises ValueError where it does not decode."""
+    return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def decode_condition(members: Mapping[str, bytes]) -> StoredCondition:
+    """The condition of a sample. Raises ValueError where it is missing or does not decode."""
+    if "cond.png" not in members:
+        raise ValueError("sample holds no condition")
+    values = _decode(members["cond.png"], cv2.IMREAD_UNCHANGED)
+    if "normal.png" not in members:
+        return StoredCondition(values)
+    normals = cv2.cvtColor(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED), cv2.COLOR_BGR2RGB)
+    return StoredCondition(values, np.asarray(normals, dtype=np.uint16))
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """One degraded variant of a sample: uint8 (h, w, 3) RGB, and the crop it was made of (None: the whole picture)."""
+
+    image: NDArray[np.uint8]
+    box: CropBox | None
+
+
+def num_variants(members: Mapping[str, bytes]) -> int:
+    """How many degraded variants a companion sample holds."""
+    return sum(suffix.startswith("lr") and suffix.endswith(".png") for suffix in members)
+
+
+def decode_variant(members: Mapping[str, bytes], variant: int) -> LowResolution:
+    """A variant of a companion sample. Raises ValueError where it is missing or does not decode."""
+    try:
+        about = json.loads(members["json"])["variants"][variant]
+        crop = about["crop"]
+        return LowResolution(decode_rgb(members[f"lr{variant}.png"]), None if crop is None else CropBox(*crop))
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"companion sample holds no variant {variant}") from error
+
+
+def _decode(data: bytes, flags: int) -> NDArray[Any]:
+    decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags) if data else None
+    if decoded is None:
+        raise ValueError("picture does not decode")
+    return np.asarray(decoded)

@@ -1,0 +1,116 @@
+"""One training example out of a stored sample: picture, condition and low-resolution picture of the same region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from piti.config import DataConfig
+from piti.data.conditions import StoredCondition, render_condition
+from piti.data.decoding import decode_condition, decode_image, decode_variant, num_variants
+from piti.data.geometry import CropBox, Modality, crop_nearest, crop_photograph, resize_edges
+from piti.data.order import draw_chances
+from piti.data.shard_reader import DamagedSample, ShardReader
+from piti.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """`image` float32 (3, S, S), `condition` float32 (C, S, S), `low_res` float32 (3, s, s) or None; all in [-1, 1]."""
+
+    key: str
+    image: Tensor
+    condition: Tensor
+    low_res: Tensor | None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an example's chances are drawn from."""
+
+    seed: int
+    epoch: int
+
+
+class ExampleReader:
+    """Examples of a split by number, from a set of shards and, where given, its degraded companions.
+
+    Raises DataError where a set is missing, was made for other settings, or companions do not match key by key.
+    """
+
+    def __init__(self, shards: str, split: str, data: DataConfig, degraded: str | None, scale: int) -> None:
+        self._data = data
+        self._reader = ShardReader(shards, split)
+        self._companions = None if degraded is None else ShardReader(degraded, split)
+        self.keys = self._reader.index.keys
+        self.shard = self._reader.index.shard
+        if not self.keys:
+            raise DataError(f"{shards} has no samples in split {split}", "run piti/prepare")
+        for name in ("modality", "num_classes", "image_size", "geometry"):
+            _check_made_for(shards, self._reader.shards.about, name, getattr(data, name))
+        if self._companions is not None:
+            _check_made_for(str(degraded), self._companions.shards.about, "scale", scale)
+            if self._companions.index.shards != self._reader.index.shards or self._companions.index.keys != self.keys:
+                problem = f"{degraded} does not hold the same samples as {shards}"
+                raise DataError(problem, "delete its DONE.json and manifest.parquet and run piti/prepare")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def example(self, number: int, draw: Draw | None) -> Example:
+        """Example `number`; `draw` None (validation): not flipped, central crop, variant 0. Raises DamagedSample."""
+        members = self._reader.read(number)
+        companion = None if self._companions is None else self._companions.read(number)
+        try:
+            return self._build(self.keys[number], members, companion, draw)
+        except ValueError as error:
+            raise DamagedSample(str(error)) from error
+
+    def _build(
+        self, key: str, members: dict[str, bytes], companion: dict[str, bytes] | None, draw: Draw | None
+    ) -> Example:
+        data = self._data
+        image, condition = decode_image(members), decode_condition(members)
+        box = CropBox.central(*image.shape[:2])
+        flip, variant = False, 0
+        if draw is not None:
+            variants = 0 if companion is None else num_variants(companion)
+            chances = draw_chances(draw.seed, draw.epoch, key, num_variants=variants, crop_from=image.shape[:2])
+            box, variant, flip = chances.box, chances.variant, chances.flip and data.horizontal_flip
+        low_res = None
+        if companion is not None:
+            low = decode_variant(companion, variant)
+            box, low_res = low.box or box, low.image
+        if data.geometry == "random":
+            image = crop_photograph(image, box, data.image_size)
+            condition = _crop_condition(condition, data.modality, box, data.image_size)
+        if flip:
+            image, condition = image[:, ::-1], condition.flipped()
+            low_res = None if low_res is None else low_res[:, ::-1]
+        rendered = render_condition(condition, data.modality, data.num_classes)
+        return Example(key, picture_tensor(image), rendered, None if low_res is None else picture_tensor(low_res))
+
+
+def picture_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """uint8 (H, W, 3) -> float32 (3, H, W) in [-1, 1]."""
+    channels = np.ascontiguousarray(image.transpose(2, 0, 1))
+    return torch.from_numpy(channels).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def _crop_condition(stored: StoredCondition, modality: Modality, box: CropBox, size: int) -> StoredCondition:
+    if modality == "sketch":
+        return StoredCondition(resize_edges(np.ascontiguousarray(box.cut(stored.values)), size, size))
+    normals = None if stored.normals is None else crop_nearest(stored.normals, box, size)
+    return StoredCondition(crop_nearest(stored.values, box, size), normals)
+
+
+def _check_made_for(uri: str, about: dict[str, Any], name: str, wanted: object) -> None:
+    if about.get(name) != wanted:
+        raise DataError(
+            f"{uri} was made with {name} {about.get(name)!r}, the config says {wanted!r}", "run piti/prepare"
+        )

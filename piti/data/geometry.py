@@ -1,0 +1,109 @@
+"""Which part of a photograph a training picture shows, and how picture and condition get there together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from piti.data.sources.base import RawCondition
+
+Geometry = Literal["squash", "center", "random"]
+Modality = Literal["mask", "sketch", "geometry"]
+_SMALLEST_CROP_SHARE = 0.6  # smallest random crop, as a share of the photograph's short side
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """A square of a photograph: its left column, top row and side in pixels."""
+
+    left: int
+    top: int
+    side: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, height: int, width: int) -> CropBox:
+        """A random square: side uniform in 60 % to 100 % of the short side, then its place uniform."""
+        short = min(height, width)
+        side = int(rng.integers(max(1, round(_SMALLEST_CROP_SHARE * short)), short + 1))
+        return cls(int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1)), side)
+
+    @classmethod
+    def central(cls, height: int, width: int) -> CropBox:
+        """The largest central square."""
+        side = min(height, width)
+        return cls((width - side) // 2, (height - side) // 2, side)
+
+    def cut(self, array: NDArray[Any]) -> NDArray[Any]:
+        """This box of an array (H, W, ...), as a view."""
+        return array[self.top : self.top + self.side, self.left : self.left + self.side]
+
+
+def shrink_photograph(image: NDArray[np.uint8], geometry: Geometry, size: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) -> (size, size, 3) for `squash` and `center`, bicubic with antialiasing as published.
+
+    `random` leaves the picture as it is (so does a picture that is (size, size) already).
+    """
+    if geometry == "random" or image.shape[:2] == (size, size):
+        return image
+    box = CropBox.central(*image.shape[:2]) if geometry == "center" else None
+    cut = image if box is None else np.ascontiguousarray(box.cut(image))
+    return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def shrink_condition(
+    raw: RawCondition, modality: Modality, geometry: Geometry, size: int, image_shape: tuple[int, ...]
+) -> RawCondition:
+    """The same for a condition, whose values are taken from the nearest pixel (sketches: see `resize_edges`).
+
+    With `random` it gets the photograph's own size (`image_shape`), so that one crop box serves both.
+    """
+    height, width = image_shape[:2] if geometry == "random" else (size, size)
+    resize = resize_edges if modality == "sketch" else resize_nearest
+
+    def fit(values: NDArray[Any]) -> NDArray[Any]:
+        if geometry == "center":
+            values = CropBox.central(*values.shape[:2]).cut(values)
+        return resize(values, height, width)
+
+    return RawCondition(fit(raw.values), None if raw.normals is None else fit(raw.normals))
+
+
+def crop_photograph(image: NDArray[np.uint8], box: CropBox, size: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) -> the box at (size, size, 3); area average downwards, cubic upwards."""
+    cut = box.cut(image)
+    if box.side == size:
+        return cut
+    how = cv2.INTER_AREA if box.side > size else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(cut, (size, size), interpolation=how), dtype=np.uint8)
+
+
+def crop_nearest(values: NDArray[Any], box: CropBox, size: int) -> NDArray[Any]:
+    """(H, W) or (H, W, C) -> the box at (size, size), each value that of the nearest pixel."""
+    return resize_nearest(box.cut(values), size, size)
+
+
+def resize_edges(edges: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """An edge map (0 or 255) at another size, without gaps in thin lines.
+
+    A pixel is an edge where a line one source pixel wide through it would cover at least half of what it can, which
+    taking the nearest pixel would miss. Enlarging takes the nearest pixel.
+    """
+    if edges.shape == (height, width):
+        return edges
+    factor = max(edges.shape[0] / height, edges.shape[1] / width)
+    if factor <= 1:
+        return resize_nearest(edges, height, width)
+    cover = cv2.resize(np.ascontiguousarray(edges), (width, height), interpolation=cv2.INTER_AREA)
+    return np.where(cover >= 127.5 / factor, np.uint8(255), np.uint8(0))
+
+
+def resize_nearest(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """(H, W) or (H, W, C) at another size, each value that of the pixel under the centre (as Pillow's NEAREST)."""
+    if values.shape[:2] == (height, width):
+        return values
+    return np.asarray(cv2.resize(np.ascontiguousarray(values), (width, height), interpolation=cv2.INTER_NEAREST_EXACT))

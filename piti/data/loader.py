@@ -1,0 +1,195 @@
+"""Training and validation batches out of shards.
+
+The stream is endless: epoch after epoch of the training split, each sample once an epoch, in an order that follows
+from (seed, epoch) alone (see order.py). Global step b takes positions [b * B, (b + 1) * B) of it, B being the batch
+over all ranks, and rank r the r-th contiguous part of them. So a position is all that has to be remembered to go on,
+on any number of ranks and reading threads.
+
+Damaged samples keep their position, and their batch is that much smaller: nothing moves up, so all ranks go on seeing
+what they would have seen, before and after a resume. Only where every sample of a rank's part is damaged does the
+next readable one of the stream stand in, since a training step needs at least one. Both are counted in `statistics`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from piti.config import DataConfig
+from piti.data.examples import Draw, Example, ExampleReader
+from piti.data.order import SampleOrder
+from piti.data.shard_reader import DamagedSample
+from piti.errors import DataError
+
+logger = logging.getLogger("piti")
+
+Batch = dict[str, Any]
+_AHEAD_BATCHES = 2
+_LISTED_SKIPS = 100
+_TRIED_STAND_INS = 1000
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A sample that could not be read."""
+
+    key: str
+    reason: str
+
+
+class TrainingLoader:
+    """Iterates forever over a rank's batches of the training split.
+
+    A batch is a dict: `image` float32 (N, 3, S, S) in [-1, 1], `condition` float32 (N, C, S, S) in [-1, 1], `keys`
+    list of str, and, where `degraded` companions are given, `low_res` float32 (N, 3, s, s) in [-1, 1] with
+    s = S // `scale`. N is `batch_size` unless samples were damaged. `start_sample` is a position in the stream of all
+    ranks together. `num_workers` threads read ahead; with 0, reading happens when a batch is asked for.
+
+    Raises DataError where a set of shards is missing, was made for another config, or its companions do not match.
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        data: DataConfig,
+        *,
+        degraded: str | None,
+        scale: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+        seed: int,
+        start_sample: int = 0,
+    ) -> None:
+        if not 0 <= rank < world_size or batch_size < 1 or start_sample < 0 or num_workers < 0:
+            raise ValueError(
+                f"{rank=}, {world_size=}, {batch_size=}, {start_sample=}, {num_workers=} do not fit together"
+            )
+        self._examples = ExampleReader(shards, "train", data, degraded, scale)
+        self._order = SampleOrder(self._examples.shard, seed)
+        self._seed = seed
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._num_workers = num_workers
+        self._start_sample = start_sample
+        self._num_read = self._num_skipped = self._num_substituted = 0
+        self._skipped: deque[dict[str, str]] = deque(maxlen=_LISTED_SKIPS)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch, over all ranks."""
+        return len(self._examples)
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What this rank's batches so far held: samples read, samples skipped as damaged (the last hundred with key
+        and reason), and samples that stood in where a whole part was damaged.
+        """
+        return {
+            "samples_read": self._num_read, "samples_skipped": self._num_skipped,
+            "samples_substituted": self._num_substituted, "skipped": list(self._skipped),
+        }  # fmt: skip
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from `start_sample` on; a second iterator begins there again."""
+        parts = self._parts()
+        if self._num_workers == 0:
+            for part in parts:
+                yield self._batch(part, [self._load(position) for position in part])
+        with ThreadPoolExecutor(self._num_workers, thread_name_prefix="piti-loader") as pool:
+            ahead: deque[tuple[range, list[Future[Example | Damage]]]] = deque()
+            try:
+                for part in parts:
+                    ahead.append((part, [pool.submit(self._load, position) for position in part]))
+                    if len(ahead) > _AHEAD_BATCHES:
+                        first, futures = ahead.popleft()
+                        yield self._batch(first, [future.result() for future in futures])
+            finally:
+                for _, futures in ahead:
+                    for future in futures:
+                        future.cancel()
+
+    def _parts(self) -> Iterator[range]:
+        """This rank's positions of each global step."""
+        first = self._start_sample + self._rank * self._batch_size
+        while True:
+            yield range(first, first + self._batch_size)
+            first += self._batch_size * self._world_size
+
+    def _load(self, position: int) -> Example | Damage:
+        epoch, number = self._order.at(position)
+        try:
+            return self._examples.example(number, Draw(self._seed, epoch))
+        except DamagedSample as error:
+            return Damage(self._examples.keys[number], str(error))
+
+    def _batch(self, part: range, loaded: Sequence[Example | Damage]) -> Batch:
+        examples = [entry for entry in loaded if isinstance(entry, Example)]
+        for entry in loaded:
+            if isinstance(entry, Damage):
+                self._num_skipped += 1
+                self._skipped.append({"key": entry.key, "reason": entry.reason})
+                logger.warning("skipped damaged sample %s: %s", entry.key, entry.reason)
+        if not examples:
+            examples = [self._stand_in(part.stop)]
+            self._num_substituted += 1
+        self._num_read += len(examples)
+        return collate(examples)
+
+    def _stand_in(self, first: int) -> Example:
+        for position in range(first, first + _TRIED_STAND_INS):
+            entry = self._load(position)
+            if isinstance(entry, Example):
+                return entry
+        raise DataError(
+            f"{_TRIED_STAND_INS} samples in a row are damaged", "run `piti shards verify`, then piti/prepare"
+        )
+
+
+def validation_batches(
+    shards: str,
+    data: DataConfig,
+    *,
+    degraded: str | None,
+    scale: int,
+    batch_size: int,
+    limit: int | None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """A rank's batches of the validation split, once: fixed order, not flipped, central crop, degraded variant 0.
+
+    Batches are as in TrainingLoader, the last may be smaller. The first `limit` samples are used (None: all); global
+    step b takes [b * B, (b + 1) * B) of them, rank r the r-th part, which may be empty at the end (no batch then).
+    Damaged samples are left out with a warning. Raises DataError as TrainingLoader does.
+    """
+    examples = ExampleReader(shards, "validation", data, degraded, scale)
+    count = len(examples) if limit is None else min(limit, len(examples))
+    for first in range(rank * batch_size, count, batch_size * world_size):
+        batch: list[Example] = []
+        for number in range(first, min(first + batch_size, count)):
+            try:
+                batch.append(examples.example(number, None))
+            except DamagedSample as error:
+                logger.warning("left out damaged sample %s: %s", examples.keys[number], error)
+        if batch:
+            yield collate(batch)
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Examples stacked to a batch; see TrainingLoader."""
+    batch: Batch = {
+        "image": torch.stack([example.image for example in examples]),
+        "condition": torch.stack([example.condition for example in examples]),
+        "keys": [example.key for example in examples],
+    }
+    low_res = [example.low_res for example in examples if example.low_res is not None]
+    if low_res:
+        batch["low_res"] = torch.stack(low_res)
+    return batch

@@ -1,0 +1,161 @@
+"""From a source's items to one published shard: which items belong together, and what is stored of each."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from piti.config import DataConfig
+from piti.data.conditions import StoredCondition, encode_condition
+from piti.data.geometry import shrink_condition, shrink_photograph
+from piti.data.shards import ShardStats, ShardWriter
+from piti.data.sketch import DETECTOR, detect_edges
+from piti.data.sources import SPLITS, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
+from piti.data.sources.keys import stable_hash
+from piti.data.tars import shard_name
+from piti.errors import DataError
+
+_FORMAT_VERSION = 1
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The items of one shard. `plan` changes with anything that could change the shard's bytes."""
+
+    name: str
+    split: Split
+    items: list[Item]
+    plan: str
+
+
+def plan_shards(source: Source, data: DataConfig, seed: int) -> list[ShardPlan]:
+    """Divide everything a source found among shards of about `data.samples_per_shard` items.
+
+    An item's shard follows from a hash of its key and the number of shards, so that neighbours in the dataset are
+    spread out, and one item more changes one shard as long as the number of shards stays. `data.max_samples` keeps
+    that many training items, drawn by `seed`; validation stays whole. Raises DataError where a split is empty.
+    """
+    plans: list[ShardPlan] = []
+    for split in SPLITS:
+        items: Iterable[Item] = source.items(split)
+        if split == "train" and data.max_samples is not None:
+            items = heapq.nsmallest(data.max_samples, items, key=lambda item: stable_hash("subset", seed, item.key))
+        found = list(items)
+        if not found:
+            raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
+        plans += _divide(found, split, data)
+    return plans
+
+
+def _divide(items: list[Item], split: Split, data: DataConfig) -> list[ShardPlan]:
+    count = -(-len(items) // data.samples_per_shard)
+    buckets: list[list[Item]] = [[] for _ in range(count)]
+    for item in items:
+        buckets[(stable_hash("shard", item.key) * count) >> 64].append(item)
+    plans = []
+    for number, bucket in enumerate(buckets):
+        if bucket:
+            bucket.sort(key=lambda item: stable_hash("order", item.key))
+            plans.append(ShardPlan(shard_name(split, number), split, bucket, _plan(bucket, data)))
+    return plans
+
+
+def _plan(items: list[Item], data: DataConfig) -> str:
+    settings = {
+        "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
+        "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY, "detector": DETECTOR,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for item in items:
+        digest.update(f"{item.key}|{item.identity}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
+    """Load a shard's items, store them at `uri` and publish the shard. Same plan, same bytes.
+
+    Raises DataError where the disk is full.
+    """
+    try:
+        with ShardWriter(uri, plan.name, plan.plan) as writer:
+            for item in plan.items:
+                try:
+                    loaded = item.load()
+                    members = sample_members(item, loaded, data)
+                except RejectedItem as reason:
+                    writer.reject(item.key, str(reason), source=item.origin)
+                    continue
+                height, width = loaded.image.shape[:2]
+                writer.add(item.key, members, source=item.origin, width=width, height=height)
+            return writer.publish()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(f"no space left for {plan.name} at {uri}", "free some space and run again") from error
+        raise
+
+
+def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:
+    """The files of one sample: suffix to content, picture first, JSON last. Raises RejectedItem.
+
+    A picture whose size does not change keeps its own bytes where any decoder reads them alike; otherwise it is
+    stored as PNG, or as JPEG of quality 95 if its file was lossy to begin with.
+    """
+    image = shrink_photograph(loaded.image, data.geometry, data.image_size)
+    detected = loaded.condition is None
+    if loaded.condition is None:
+        if data.modality != "sketch":
+            raise RejectedItem(f"no condition for modality {data.modality}")
+        raw = RawCondition(detect_edges(image))
+    else:
+        raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
+    kept = image is loaded.image and loaded.original is not None
+    members = _picture_member(image, loaded, kept)
+    members |= _condition_members(encode_condition(raw, data.modality))
+    about: dict[str, Any] = {
+        "key": item.key, "source": item.origin, "width": loaded.image.shape[1], "height": loaded.image.shape[0],
+        "geometry": data.geometry, "modality": data.modality, "bytes_kept": kept, **loaded.provenance,
+    }  # fmt: skip
+    if data.modality == "sketch":
+        about["sketch"] = DETECTOR if detected else {"name": "given"}
+    members["json"] = json.dumps(about, sort_keys=True).encode()
+    return members
+
+
+def _picture_member(image: NDArray[np.uint8], loaded: LoadedItem, kept: bool) -> dict[str, bytes]:
+    if kept and loaded.original is not None:
+        data, suffix = loaded.original
+        return {suffix: data}
+    if loaded.lossy:
+        options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+        return {"jpg": _encode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)}
+    return {"png": encode_png(image)}
+
+
+def _condition_members(stored: StoredCondition) -> dict[str, bytes]:
+    members = {"cond.png": encode_png(stored.values)}
+    if stored.normals is not None:
+        members["normal.png"] = encode_png(stored.normals)
+    return members
+
+
+def encode_png(values: NDArray[Any]) -> bytes:
+    """PNG of uint8 or uint16 (H, W), or (H, W, 3) in RGB order."""
+    ordered = values if values.ndim == 2 else cv2.cvtColor(values, cv2.COLOR_RGB2BGR)
+    return _encode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+
+
+def _encode(suffix: str, values: NDArray[Any], options: list[int]) -> bytes:
+    done, data = cv2.imencode(suffix, np.ascontiguousarray(values), options)
+    if not done:
+        raise ValueError(f"OpenCV cannot encode {values.dtype} {values.shape} as {suffix}")
+    return bytes(data.tobytes())

@@ -1,0 +1,352 @@
+"""A set of shards: tars, a small record beside each, and the manifest that says which of them exist.
+
+    <uri>/train-000000.tar ... validation-000000.tar ...    ordinary WebDataset
+    <uri>/stats/train-000000.parquet                        rows of one shard; written after its tar, whole
+    <uri>/manifest.parquet                                  all rows; written last. A set without it is not finished.
+
+A row is a sample (where it lies, its hash, where it came from) or a rejected item with its reason.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from piti import storage
+from piti.data.sources.base import SPLITS
+from piti.data.tars import SampleTarWriter, names_of, shard_split, split_members
+from piti.errors import DataError
+
+MANIFEST = "manifest.parquet"
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # accepted, rejected
+        pa.field("reason", pa.string()),  # of a rejection
+        pa.field("shard", pa.string()),  # name of the tar; null for a rejected item
+        pa.field("offset", pa.int64()),  # of the sample's first header in the tar
+        pa.field("size", pa.int64()),  # bytes, headers included
+        pa.field("sha256", pa.string()),  # of those bytes
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("width", pa.int32()),  # of the photograph as found, in pixels
+        pa.field("height", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the manifest; see `_SCHEMA`."""
+
+    key: str
+    split: str
+    status: str
+    source: str
+    reason: str | None = None
+    shard: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """What is known of one shard once it is published. `plan` identifies what it was made from."""
+
+    name: str
+    plan: str
+    tar_bytes: int
+    tar_sha256: str
+    num_samples: int
+    num_rejected: int
+
+
+class ShardWriter:
+    """Writes one shard aside and publishes it: the tar first, its stats last. Nothing appears unless `publish` ends.
+
+    with ShardWriter(uri, "train-000000.tar", plan) as writer:
+        writer.add(key, {"jpg": ..., "json": ...}, source="a/b.jpg", width=640, height=480)
+        writer.reject(key, "picture is damaged", source="a/c.jpg")
+        stats = writer.publish()
+    """
+
+    def __init__(self, uri: str, name: str, plan: str) -> None:
+        self._uri, self._name, self._plan = uri, name, plan
+        self._split = shard_split(name)
+        self._rows: list[Row] = []
+        self._aside = _aside_folder(uri) / f".{name}.{uuid.uuid4().hex}.tmp"
+        self._tar = SampleTarWriter(self._aside)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tar.__exit__(kind, error, trace)
+        self._aside.unlink(missing_ok=True)
+
+    def add(self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int) -> None:
+        """Append a sample; see SampleTarWriter.add."""
+        span = self._tar.add(key, members)
+        row = Row(
+            key, self._split, "accepted", source, shard=self._name, offset=span.offset, size=span.size_bytes,
+            sha256=span.sha256, width=width, height=height,
+        )  # fmt: skip
+        self._rows.append(row)
+
+    def reject(self, key: str, reason: str, *, source: str) -> None:
+        """Record an item that gives no sample."""
+        self._rows.append(Row(key, self._split, "rejected", source, reason=reason))
+
+    def publish(self) -> ShardStats:
+        """Make the shard appear. A shard of rejected items alone has stats and no tar."""
+        size, sha256 = self._tar.finish()
+        self._tar.__exit__(None, None, None)
+        accepted = sum(row.status == "accepted" for row in self._rows)
+        stats = ShardStats(self._name, self._plan, size, sha256, accepted, len(self._rows) - accepted)
+        if accepted:
+            storage.publish_file(self._aside, storage.join(self._uri, self._name))
+        table = _table(self._rows).replace_schema_metadata({"piti": json.dumps(asdict(stats))})
+        storage.write_bytes(stats_uri(self._uri, self._name), _parquet(table))
+        return stats
+
+
+def stats_uri(uri: str, name: str) -> str:
+    """Where the record of a shard lies."""
+    return storage.join(uri, "stats", f"{name.removesuffix('.tar')}.parquet")
+
+
+def read_stats(uri: str, name: str) -> tuple[ShardStats, pa.Table] | None:
+    """The record of a published shard and its rows; None where it is not published (or its record is damaged)."""
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(stats_uri(uri, name))))
+        return ShardStats(**json.loads(table.schema.metadata[b"piti"])), table
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError):
+        return None
+
+
+def published_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
+    """Those of the planned shards (name to plan) that are there already and made from the same things."""
+    listed, tars = set(storage.list_names(storage.join(uri, "stats"))), set(storage.list_names(uri))
+    found: dict[str, ShardStats] = {}
+    for name, plan in plans.items():
+        record = read_stats(uri, name) if storage.name(stats_uri(uri, name)) in listed else None
+        if record is not None and record[0].plan == plan and (record[0].num_samples == 0 or name in tars):
+            found[name] = record[0]
+    return found
+
+
+def write_manifest(uri: str, names: Sequence[str], about: Mapping[str, Any]) -> dict[str, ShardStats]:
+    """Assemble the manifest of the named shards from their records, one row group each, and publish it.
+
+    `about` (JSON-able) goes into the file's metadata. Raises DataError where a record is missing.
+    """
+    every: dict[str, ShardStats] = {}
+    for name in names:
+        record = read_stats(uri, name)
+        if record is None:
+            raise DataError(f"shard {name} of {uri} is not finished", "run again")
+        every[name] = record[0]
+    metadata = {
+        "piti": json.dumps({"about": about, "shards": [asdict(stats) for stats in every.values()]}, sort_keys=True)
+    }
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, _SCHEMA.with_metadata(metadata), compression="zstd") as writer:
+        for name in names:
+            record = read_stats(uri, name)
+            if record is not None:
+                writer.write_table(record[1].replace_schema_metadata(metadata))
+    storage.write_bytes(storage.join(uri, MANIFEST), sink.getvalue())
+    return every
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """Where the samples of a split lie, in order; `shard` numbers index `shards`. `sha256` holds 32 bytes each."""
+
+    shards: list[str]
+    keys: list[str]
+    shard: np.ndarray[Any, np.dtype[np.int32]]
+    offset: np.ndarray[Any, np.dtype[np.int64]]
+    size: np.ndarray[Any, np.dtype[np.int64]]
+    sha256: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class ShardSet:
+    """A finished set of shards at a URI. Only what its manifest lists exists.
+
+    Raises DataError where there is no manifest, or it cannot be read.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        try:
+            data = storage.read_bytes(storage.join(self.uri, MANIFEST))
+            self.manifest: pa.Table = pq.read_table(pa.BufferReader(data))
+            content = json.loads(self.manifest.schema.metadata[b"piti"])
+        except FileNotFoundError as error:
+            raise DataError(f"{uri} is no finished set of shards (no {MANIFEST})", "run piti/prepare") from error
+        except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DataError(f"{uri}/{MANIFEST} is damaged ({error})", "delete it and run piti/prepare") from error
+        self.about: dict[str, Any] = content["about"]
+        self.stats = {entry["name"]: ShardStats(**entry) for entry in content["shards"]}
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits with at least one sample."""
+        present = set(pc.unique(self._accepted["split"]).to_pylist())
+        return [split for split in SPLITS if split in present]
+
+    def num_samples(self, split: str) -> int:
+        return int(self._of(split).num_rows)
+
+    def keys(self, split: str) -> list[str]:
+        """Keys in the order of the tars."""
+        return cast(list[str], self._of(split)["key"].to_pylist())
+
+    def shard_names(self, split: str) -> list[str]:
+        """Names of a split's tars, those with samples, in order."""
+        return names_of([name for name, stats in self.stats.items() if stats.num_samples], split)
+
+    def shard_uri(self, name: str) -> str:
+        return storage.join(self.uri, name)
+
+    def rejected(self) -> list[tuple[str, str]]:
+        """(where it came from, reason) of each rejected item."""
+        table = self.manifest.filter(pc.equal(self.manifest["status"], "rejected"))
+        return list(zip(table["source"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+    def index(self, split: str) -> SampleIndex:
+        """Where the samples of a split lie, in the order of `keys`."""
+        table = self._of(split)
+        names = self.shard_names(split)
+        numbers = {name: number for number, name in enumerate(names)}
+        shard = np.array([numbers[name] for name in table["shard"].to_pylist()], dtype=np.int32)
+        offset, size = (table[column].to_numpy().astype(np.int64) for column in ("offset", "size"))
+        digests = [bytes.fromhex(value) for value in table["sha256"].to_pylist()]
+        return SampleIndex(names, table["key"].to_pylist(), shard, offset, size, digests)
+
+    def samples(self, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """(key, members) of one shard, in order, each checked against its hash.
+
+        Raises DataError where the tar is missing or a sample is damaged.
+        """
+        rows = self.manifest.filter(pc.equal(self.manifest["shard"], name)).to_pylist()
+        try:
+            with storage.open_read(self.shard_uri(name)) as stream:
+                for row in rows:
+                    stream.seek(row["offset"])
+                    data = stream.read(row["size"])
+                    if storage.sha256_bytes(data) != row["sha256"]:
+                        raise DataError(f"sample {row['key']} in {self.shard_uri(name)} is damaged", _REPAIR)
+                    yield row["key"], split_members(data, row["key"])
+        except FileNotFoundError as error:
+            raise DataError(f"{self.shard_uri(name)} is missing", _REPAIR) from error
+
+    @cached_property
+    def _accepted(self) -> pa.Table:
+        return self.manifest.filter(pc.equal(self.manifest["status"], "accepted"))
+
+    def _of(self, split: str) -> pa.Table:
+        return self._accepted.filter(pc.equal(self._accepted["split"], split))
+
+
+_REPAIR = "delete the folder's DONE.json, its manifest and this shard's file in stats/, then run piti/prepare"
+
+
+@dataclass(frozen=True)
+class ShardProblem:
+    """Something that verification found. `key` None: the whole tar or the set is concerned."""
+
+    shard: str
+    key: str | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.what}" if self.key is None else f"{self.shard}: sample {self.key} {self.what}"
+
+
+def verify_shards(uri: str) -> Iterator[ShardProblem]:
+    """Hash every tar of a set again and yield what is damaged, missing or should not be there.
+
+    Raises DataError where the manifest itself is missing or damaged.
+    """
+    shards = ShardSet(uri)
+    present = {name for name in storage.list_names(uri) if name.endswith(".tar")}
+    expected = {name: stats for name, stats in shards.stats.items() if stats.num_samples}
+    for name, stats in expected.items():
+        if name not in present:
+            yield ShardProblem(name, None, "is missing")
+        elif storage.sha256_file(shards.shard_uri(name)) != stats.tar_sha256:
+            yield from _damage(shards, name, stats)
+    for name in sorted(present - set(expected)):
+        yield ShardProblem(name, None, "is not in the manifest")
+
+
+def _damage(shards: ShardSet, name: str, stats: ShardStats) -> Iterator[ShardProblem]:
+    """Which samples of a tar with a wrong hash are concerned."""
+    rows = shards.manifest.filter(pc.equal(shards.manifest["shard"], name)).to_pylist()
+    damaged = 0
+    with storage.open_read(shards.shard_uri(name)) as stream:
+        for row in rows:
+            stream.seek(row["offset"])
+            data = stream.read(row["size"])
+            if len(data) < row["size"]:
+                what = "is cut off"
+            elif storage.sha256_bytes(data) != row["sha256"]:
+                what = "has other bytes than were written"
+            else:
+                continue
+            damaged += 1
+            yield ShardProblem(name, row["key"], what)
+    if not damaged:
+        yield ShardProblem(
+            name, None, f"has other bytes than were written ({stats.tar_bytes} expected), no sample is concerned"
+        )
+
+
+def _aside_folder(uri: str) -> Path:
+    """Where a tar is written before it is published: on the same filesystem if that is local."""
+    folder = storage.local_path(uri) if storage.is_local(uri) else Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def remove_leftovers(uri: str) -> None:
+    """Delete half-written files that a killed run left in a local folder of shards. Only while nobody writes there."""
+    if not storage.is_local(uri):
+        return
+    for folder in (storage.local_path(uri), storage.local_path(uri) / "stats"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _table(rows: Sequence[Row]) -> pa.Table:
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in _SCHEMA}
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

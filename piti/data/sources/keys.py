@@ -1,0 +1,34 @@
+"""Names that are safe in a tar, and numbers that follow from a name alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+_MAX_SLUG = 64
+_HASH_DIGITS = 12
+
+
+def safe_key(path: str) -> str:
+    """A key for any relative path: its readable part, then a hash of the whole path.
+
+    Letters, digits, `-` and `_` only (a WebDataset key ends at the first dot), at most 77 characters. Two paths give
+    two keys, also where only their folder, suffix, case or accents differ.
+    """
+    stem = path.rsplit(".", 1)[0] if "." in path.rsplit("/", 1)[-1] else path
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode("ascii")
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")[-_MAX_SLUG:].lstrip("-")
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:_HASH_DIGITS]
+    return f"{slug}-{digest}" if slug else digest
+
+
+def stable_hash(*parts: object) -> int:
+    """A 64-bit number that depends on `parts` alone: same on every machine and in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+
+
+def unit_hash(*parts: object) -> float:
+    """`stable_hash` scaled to [0, 1)."""
+    return (stable_hash(*parts) >> 11) / float(1 << 53)

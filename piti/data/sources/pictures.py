@@ -1,0 +1,142 @@
+"""From a picture file, whatever it holds, to upright 8-bit RGB; and from a label or depth file to its values.
+
+Pillow reads here, because it refuses truncated files; OpenCV, which fills them with grey, reads only files of ours
+whose hash has been checked.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from piti.data.sources.base import RejectedItem
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF"})
+_KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
+_EXIF_ORIENTATION = 0x0112
+_MIN_SIDE_PIXELS = 16
+_WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`image` uint8 (H, W, 3) RGB; `keep` is the file's suffix if its bytes decode to just that; see LoadedItem."""
+
+    image: NDArray[np.uint8]
+    keep: str | None
+    lossy: bool
+    file_format: str
+
+
+def decode_picture(data: bytes) -> Picture:
+    """Decode a photograph: EXIF rotation applied, transparency laid on white, 16 bits cut to 8, all turned to RGB.
+
+    Raises RejectedItem where the file is empty, truncated, no picture, too large to trust or too small to use.
+    """
+    picture = _open(data)
+    file_format = picture.format or "unknown"
+    keep = _KEPT_SUFFIXES.get(file_format) if _is_plain(picture, data) else None
+    rgb = _to_rgb(ImageOps.exif_transpose(picture))
+    image = np.asarray(rgb, dtype=np.uint8)
+    if min(image.shape[:2]) < _MIN_SIDE_PIXELS:
+        raise RejectedItem(f"picture is only {image.shape[1]}x{image.shape[0]} pixels")
+    return Picture(image, keep, file_format in _LOSSY_FORMATS, file_format)
+
+
+def decode_labels(data: bytes) -> NDArray[Any]:
+    """Label ids (H, W), uint8 or uint16, from a grey, palette (its indices) or 16-bit picture.
+
+    Raises RejectedItem where the file is unreadable or holds colours instead of labels.
+    """
+    picture = _open(data)
+    if picture.mode in _WIDE_MODES:
+        return _wide_values(picture)
+    if picture.mode == "1":
+        return np.asarray(picture, dtype=np.uint8)
+    values = np.asarray(picture, dtype=np.uint8)
+    if picture.mode in ("L", "P"):
+        return values
+    if picture.mode == "RGB" and (values[..., 0] == values[..., 1]).all() and (values[..., 0] == values[..., 2]).all():
+        return values[..., 0]
+    raise RejectedItem(f"condition holds colours ({picture.mode}), not label ids")
+
+
+def decode_edges(data: bytes) -> NDArray[np.uint8]:
+    """Edges (H, W) uint8, 255 where the sketch is brighter than 0.6 (the published HED threshold), else 0."""
+    grey = np.asarray(_to_rgb(_open(data)).convert("L"))
+    return np.where(grey > 0.6 * 255, np.uint8(255), np.uint8(0))
+
+
+def decode_depth(data: bytes, unit_metres: float) -> NDArray[np.float32]:
+    """Depth (H, W) in metres from a single-channel picture of multiples of `unit_metres`; 0 means unknown."""
+    picture = _open(data)
+    if picture.mode == "F":
+        metres = np.asarray(picture, dtype=np.float32) * np.float32(unit_metres)
+        return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+    if picture.mode not in _WIDE_MODES and picture.mode != "L":
+        raise RejectedItem(f"depth must have one channel, this picture is {picture.mode}")
+    values = _wide_values(picture) if picture.mode in _WIDE_MODES else np.asarray(picture)
+    return (values.astype(np.float64) * unit_metres).astype(np.float32)
+
+
+def decode_normals(data: bytes) -> NDArray[np.float32]:
+    """Normals (H, W, 3) in [-1, 1] from a picture that stores (n + 1) / 2 in 8 bits; black means unknown (zeros)."""
+    values = np.asarray(_to_rgb(_open(data)), dtype=np.float32)
+    normals = values / 127.5 - 1.0
+    normals[values.sum(axis=2) == 0] = 0.0
+    return normals.astype(np.float32)
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise RejectedItem("file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture: Image.Image = Image.open(io.BytesIO(data))
+            picture.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RejectedItem(f"picture is larger than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:
+        raise RejectedItem("file is not a picture of a known format") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+        # What Pillow's decoders raise on damaged files.
+        raise RejectedItem(f"picture is damaged ({error or type(error).__name__})") from error
+    return picture
+
+
+def _is_plain(picture: Image.Image, data: bytes) -> bool:
+    """Whether any decoder makes the same 8-bit RGB of the file: nothing rotated, blended, widened or animated."""
+    if picture.mode != "RGB" or "transparency" in picture.info or getattr(picture, "n_frames", 1) > 1:
+        return False
+    is_wide_png = picture.format == "PNG" and data[24] > 8  # bit depth in the header
+    return not is_wide_png and picture.getexif().get(_EXIF_ORIENTATION, 1) == 1
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in _WIDE_MODES:
+        return Image.fromarray((_wide_values(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise RejectedItem("picture holds floating point values, not a photograph")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _wide_values(picture: Image.Image) -> NDArray[np.uint16]:
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise RejectedItem("picture holds values outside 16 bits")
+    return cast(NDArray[np.uint16], values.astype(np.uint16))

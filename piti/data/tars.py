@@ -1,0 +1,110 @@
+"""WebDataset tars whose bytes follow from their content alone, and the samples in them by offset."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+_BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a sample lies in its tar: headers and contents of its members, next to each other."""
+
+    offset: int
+    size_bytes: int
+    sha256: str
+
+
+class SampleTarWriter:
+    """Writes samples to a local tar file. Owner, mode and time are fixed, so equal samples give equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = open(path, "xb")  # noqa: SIM115 - closed by __exit__
+        self._offset = 0
+        self._digest = hashlib.sha256()
+        self._padding_bytes = tarfile.RECORDSIZE
+
+    def __enter__(self) -> SampleTarWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> Span:
+        """Append a sample; `members` maps a suffix without its leading dot (`cond.png`) to content, in order.
+
+        Raises ValueError for a key that readers would split elsewhere, or that needs a long-name header.
+        """
+        if not key or "." in key or "/" in key or len(key) > 80:
+            raise ValueError(f"{key!r} cannot be a sample's key")
+        parts = [_member(f"{key}.{suffix}", content) for suffix, content in members.items()]
+        data = b"".join(parts)
+        span = Span(self._offset, len(data), hashlib.sha256(data).hexdigest())
+        self._write(data)
+        return span
+
+    def finish(self) -> tuple[int, str]:
+        """End the archive; its size in bytes and its sha256."""
+        end = self._offset + 2 * _BLOCK_BYTES
+        self._write(b"\0" * (2 * _BLOCK_BYTES + -end % self._padding_bytes))
+        self._stream.flush()
+        return self._offset, self._digest.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._digest.update(data)
+        self._offset += len(data)
+
+
+def _member(name: str, content: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    info.mode = 0o644
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return header + content + b"\0" * (-len(content) % _BLOCK_BYTES)
+
+
+def split_members(data: bytes, key: str) -> dict[str, bytes]:
+    """The members of one sample from the bytes of its span: suffix to content.
+
+    Raises ValueError where the bytes are not whole members of that key.
+    """
+    members: dict[str, bytes] = {}
+    position = 0
+    while position < len(data):
+        try:
+            info = tarfile.TarInfo.frombuf(data[position : position + _BLOCK_BYTES], "utf-8", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError) as error:
+            raise ValueError(f"no tar header where a member of {key} should begin ({error})") from error
+        found, _, suffix = info.name.partition(".")
+        start = position + _BLOCK_BYTES
+        if found != key:
+            raise ValueError(f"a member of {found!r} lies where {key!r} should be")
+        if start + info.size > len(data):
+            raise ValueError(f"{info.name} is cut short")
+        members[suffix] = data[start : start + info.size]
+        position = start + info.size + -info.size % _BLOCK_BYTES
+    return members
+
+
+def shard_name(split: str, number: int) -> str:
+    """`train-000003.tar`."""
+    return f"{split}-{number:06d}.tar"
+
+
+def shard_split(name: str) -> str:
+    """The split that a shard's name tells."""
+    return name.rsplit("-", 1)[0]
+
+
+def names_of(shards: Sequence[str], split: str) -> list[str]:
+    """Those of `shards` that belong to a split, in order of number."""
+    return sorted(name for name in shards if shard_split(name) == split)

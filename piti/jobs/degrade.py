@@ -1,0 +1,115 @@
+"""Job `degrade`: low-resolution companions of every shard, K variants a picture, one Ray task a shard."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from degradations import apply_recipe, draw_recipe
+from piti import storage
+from piti.config import DataConfig, DegradationConfig
+from piti.data.decoding import decode_image
+from piti.data.geometry import CropBox, crop_photograph
+from piti.data.sharding import encode_png
+from piti.data.shards import ShardSet, ShardStats, ShardWriter, published_shards, remove_leftovers, write_manifest
+from piti.data.sources import SPLITS
+from piti.data.sources.keys import stable_hash
+from piti.errors import DataError
+from piti.jobs.context import JobContext, JobResult
+from piti.jobs.ray_tasks import ray_connection, run_tasks
+
+_FORMAT_VERSION = 1
+
+
+def run(context: JobContext) -> JobResult:
+    """Write the companion shards that are missing, then their manifest.
+
+    Raises DataError where the shards are missing or damaged, or the disk is full.
+    """
+    started = time.monotonic()
+    config, output, source = context.config, context.spec.output, context.spec.inputs["shards"]
+    shards = ShardSet(source)
+    remove_leftovers(output)
+    names = [name for split in SPLITS for name in shards.shard_names(split)]
+    settings = {"version": _FORMAT_VERSION, "scale": config.scale, "seed": config.seed}
+    settings |= config.degradation.model_dump(mode="json")
+    plans = {name: companion_plan(shards.stats[name], settings) for name in names}
+    finished = published_shards(output, plans)
+    context.info(f"{len(names)} shards to degrade, {len(finished)} of them already there")
+    total = sum(shards.stats[name].num_samples for name in names)
+    work = [
+        (source, name, output, plans[name], config.data, config.degradation, config.scale, config.seed)
+        for name in names
+        if name not in finished
+    ]
+    if work:
+        with ray_connection():
+            for stats in run_tasks(degrade_shard, work):
+                finished[stats.name] = stats
+                done = sum(stats.num_samples for stats in finished.values())
+                context.progress(done, total, f"{len(finished)} of {len(names)} shards")
+    write_manifest(output, names, settings)
+    return {
+        "samples": {split: shards.num_samples(split) for split in SPLITS},
+        "variants": config.degradation.variants,
+        "shards": {split: len(shards.shard_names(split)) for split in SPLITS},
+        "bytes": sum(stats.tar_bytes for stats in finished.values()),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def companion_plan(stats: ShardStats, settings: dict[str, Any]) -> str:
+    """Changes with anything that could change the bytes of a shard's companion."""
+    content = {**settings, "tar_sha256": stats.tar_sha256}
+    return storage.sha256_bytes(json.dumps(content, sort_keys=True).encode())
+
+
+def degrade_shard(
+    source: str,
+    name: str,
+    output: str,
+    plan: str,
+    data: DataConfig,
+    degradation: DegradationConfig,
+    scale: int,
+    seed: int,
+) -> ShardStats:
+    """Degrade the pictures of one shard, same keys in the same order, and publish the companion. Same plan, same bytes."""
+    try:
+        with ShardWriter(output, name, plan) as writer:
+            for key, members in ShardSet(source).samples(name):
+                image = decode_image(members)
+                height, width = image.shape[:2]
+                companion = degrade_picture(image, key, data, degradation, scale, seed)
+                writer.add(key, companion, source=name, width=width, height=height)
+            return writer.publish()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(f"no space left for {name} at {output}", "free some space and run again") from error
+        raise
+
+
+def degrade_picture(
+    image: NDArray[np.uint8], key: str, data: DataConfig, degradation: DegradationConfig, scale: int, seed: int
+) -> dict[str, bytes]:
+    """The files of one companion sample: `lr0.png` ... and `json` with each variant's recipe and crop.
+
+    `image` uint8 (H, W, 3) as stored. Each variant is drawn from a generator seeded by (seed, key, variant) alone.
+    """
+    members: dict[str, bytes] = {}
+    variants = []
+    for variant in range(degradation.variants):
+        rng = np.random.default_rng(stable_hash("degrade", seed, key, variant))
+        box = CropBox.draw(rng, *image.shape[:2]) if data.geometry == "random" else None
+        picture = image if box is None else np.ascontiguousarray(crop_photograph(image, box, data.image_size))
+        recipe = draw_recipe(rng, scale, degradation.recipe)
+        members[f"lr{variant}.png"] = encode_png(apply_recipe(picture, recipe))
+        crop = None if box is None else [box.left, box.top, box.side]
+        variants.append({"crop": crop, "recipe": json.loads(recipe.to_json())})
+    members["json"] = json.dumps({"key": key, "scale": scale, "variants": variants}, sort_keys=True).encode()
+    return members

@@ -1,0 +1,59 @@
+"""Many independent pieces of work as Ray tasks: bounded in flight, results as they come, errors as they were raised."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from piti.errors import PitiError
+
+Result = TypeVar("Result")
+_QUEUED_PER_CPU = 2
+
+
+@contextmanager
+def ray_connection() -> Iterator[None]:
+    """Connect to the running cluster; what this connects it disconnects, what it found it leaves."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_tasks(
+    function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], num_cpus: float = 1.0
+) -> Iterator[Result]:
+    """`function(*arguments)` for each entry as a Ray task; results in the order they finish.
+
+    A task lost with its node is run again by Ray. A PitiError raised in a task is raised here as it was; remaining
+    tasks are cancelled when this stops early for any reason.
+    """
+    task = ray.remote(function).options(num_cpus=num_cpus)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    limit = max(1, int(resources.get("CPU", 1) / num_cpus)) * _QUEUED_PER_CPU
+    waiting = list(reversed(arguments))
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < limit:
+                running.append(task.remote(*waiting.pop()))
+            done, running = ray.wait(running, num_returns=1)
+            try:
+                yield ray.get(done[0])
+            except RayTaskError as error:
+                if isinstance(error.cause, PitiError):
+                    raise error.cause from None
+                raise
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)

@@ -1,0 +1,86 @@
+"""Job `shard`: a dataset becomes tars and a manifest, one Ray task a shard. A rerun makes the missing shards only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from piti.data.sharding import ShardPlan, plan_shards, write_shard
+from piti.data.shards import ShardSet, ShardStats, published_shards, read_stats, remove_leftovers, write_manifest
+from piti.data.sources import SPLITS, open_source
+from piti.errors import DataError
+from piti.jobs.context import JobContext, JobResult
+from piti.jobs.ray_tasks import ray_connection, run_tasks
+
+_NAMED_REJECTIONS = 5
+
+
+def run(context: JobContext) -> JobResult:
+    """Write the shards that are missing, then the manifest.
+
+    Raises DataError where a split is empty, too many items were rejected, or the disk is full.
+    """
+    started = time.monotonic()
+    config, output = context.config, context.spec.output
+    plans = plan_shards(open_source(config.data), config.data, config.seed)
+    remove_leftovers(output)
+    finished = published_shards(output, {plan.name: plan.plan for plan in plans})
+    total = sum(len(plan.items) for plan in plans)
+    context.info(f"{total} items in {len(plans)} shards, {len(finished)} of them already there")
+    missing = [plan for plan in plans if plan.name not in finished]
+    if missing:
+        with ray_connection():
+            for stats in run_tasks(write_shard, [(plan, config.data, output) for plan in missing]):
+                finished[stats.name] = stats
+                _report(context, finished, len(plans), total)
+                _check_rejected(output, finished, total, config.data.max_rejected_share)
+    _check_rejected(output, finished, total, config.data.max_rejected_share)
+    names = [plan.name for plan in plans]
+    about = {"modality": config.data.modality, "image_size": config.data.image_size, "geometry": config.data.geometry}
+    write_manifest(output, names, {**about, "num_classes": config.data.num_classes})
+    _check_splits(output, plans)
+    return _result(output, time.monotonic() - started)
+
+
+def _report(context: JobContext, finished: dict[str, ShardStats], num_shards: int, total: int) -> None:
+    done = sum(stats.num_samples + stats.num_rejected for stats in finished.values())
+    context.progress(done, total, f"{len(finished)} of {num_shards} shards")
+
+
+def _check_rejected(output: str, finished: dict[str, ShardStats], total: int, allowed_share: float) -> None:
+    rejected = sum(stats.num_rejected for stats in finished.values())
+    if rejected <= allowed_share * total:
+        return
+    first: list[str] = []
+    for name in sorted(finished):
+        record = read_stats(output, name) if finished[name].num_rejected else None
+        if record is not None:
+            first += [
+                f"{row['source']}: {row['reason']}" for row in record[1].to_pylist() if row["status"] == "rejected"
+            ]
+    raise DataError(
+        f"{rejected} of {total} items cannot be used, more than data.max_rejected_share {allowed_share:g} allows: "
+        + "; ".join(first[:_NAMED_REJECTIONS]) + ("; ..." if len(first) > _NAMED_REJECTIONS else ""),
+        "repair or remove them, or raise data.max_rejected_share",
+    )  # fmt: skip
+
+
+def _check_splits(output: str, plans: Sequence[ShardPlan]) -> None:
+    shards = ShardSet(output)
+    for split in SPLITS:
+        if not shards.num_samples(split):
+            found = sum(len(plan.items) for plan in plans if plan.split == split)
+            raise DataError(
+                f"none of the {found} items of the {split} split can be used", "see the manifest for reasons"
+            )
+
+
+def _result(output: str, seconds: float) -> JobResult:
+    shards = ShardSet(output)
+    return {
+        "samples": {split: shards.num_samples(split) for split in SPLITS},
+        "rejected": len(shards.rejected()),
+        "shards": {split: len(shards.shard_names(split)) for split in SPLITS},
+        "bytes": sum(stats.tar_bytes for stats in shards.stats.values() if stats.num_samples),
+        "seconds": round(seconds, 3),
+    }
