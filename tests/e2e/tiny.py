@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 
-
-def tiny_overrides(root: Path) -> dict[str, Any]:
-    """Overrides of configs/demo.yaml for seconds instead of minutes."""
+def tiny_overrides(root: Path, **more: Any) -> dict[str, Any]:
+    """Overrides of configs/demo.yaml for seconds instead of minutes; `more` has dots written as two underscores."""
     overrides: dict[str, Any] = {
         "root": str(root),
         "data.source.train_crops": 48,
@@ -45,18 +42,8 @@ def tiny_overrides(root: Path) -> dict[str, Any]:
         overrides |= {
             f"training.{stage}.batch_size": 4,
             f"training.{stage}.validation_samples": 4,
-            f"training.{stage}.validate_every_steps": 4,
-            f"training.{stage}.checkpoint_every_steps": 2,
+            f"training.{stage}.validate_every_steps": 100,
+            f"training.{stage}.checkpoint_every_steps": 4,
             f"training.{stage}.log_every_steps": 1,
         }
-    return overrides
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return tiny_overrides(tmp_path_factory.mktemp("tiny"))
-
-
-def parameters(**values: Any) -> list[str]:
-    """Command line arguments of `prefect deployment run`."""
-    return [part for name, value in values.items() for part in ("-p", f"{name}={json.dumps(value)}")]
+    return overrides | {key.replace("__", "."): value for key, value in more.items()}

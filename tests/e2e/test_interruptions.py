@@ -1,0 +1,104 @@
+"""Pull a plug in the middle, start again: the run completes, and what was done is not done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.cluster import submission_prefix
+from piti import storage
+from piti.config import load_config
+from piti.plan import Plan, Step, checkpoints_of
+from tests.e2e.runs import Prefect, run_id, wait_for
+from tests.e2e.tiny import tiny_overrides
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("interrupted")
+
+
+@pytest.fixture
+def prefect(stack: Any) -> Prefect:
+    return Prefect(stack.environment)
+
+
+def job_folders(root: Path, step: Step) -> list[str]:
+    return [name for name in storage.list_names(str(root / "jobs")) if name.startswith(submission_prefix(step))]
+
+
+def driver_of(job: str) -> psutil.Process | None:
+    """The process of a Ray job's entrypoint."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "piti.jobs" in command and any(job in part for part in command) and "python" in command[0]:
+            return process
+    return None
+
+
+def test_killed_driver_and_killed_serving_process(stack: Any, prefect: Prefect, root: Path) -> None:
+    overrides = tiny_overrides(root, **{"training__stage2__phases.0.steps": 160})
+    plan = Plan(load_config("demo", overrides))
+    interrupted = run_id(prefect.start("full-train", config="demo", overrides=overrides).stdout)
+    wait_for("a first checkpoint of stage 2", lambda: checkpoints_of(plan.stage2.output), 300)
+    done_before = {step.name: step.require_result() for step in (plan.shard, plan.degrade, plan.pretrain, plan.stage1) if step}
+    (first,) = job_folders(root, plan.stage2)
+    driver = driver_of(first)
+    assert driver is not None
+    driver.kill()
+    wait_for("a second attempt", lambda: len(job_folders(root, plan.stage2)) == 2, 60)
+    second = job_folders(root, plan.stage2)[-1]
+    wait_for("its driver", lambda: driver_of(second), 60)
+
+    stack.kill_serving_process()
+    stack.up()
+    run = prefect.run("full-train", config="demo", overrides=overrides)
+    assert run.state == "COMPLETED", run.message
+    assert len(job_folders(root, plan.stage2)) == 2, "the new run was to attach to the job, not to start another"
+    result = plan.stage2.require_result()
+    assert result["resumed_from_step"] > 0
+    for step in (plan.shard, plan.degrade, plan.pretrain, plan.stage1):
+        assert step is not None
+        assert step.require_result() == done_before[step.name], f"{step.name} was done again"
+    assert prefect.inspect(interrupted).state in {"RUNNING", "COMPLETED", "CRASHED", "FAILED"}
+
+
+def test_cancelling_a_run_stops_its_job(stack: Any, prefect: Prefect, root: Path) -> None:
+    overrides = tiny_overrides(root, seed=1, **{"training__pretrain__phases.0.steps": 100_000})
+    plan = Plan(load_config("demo", overrides))
+    assert plan.pretrain is not None
+    flow_run = run_id(prefect.start("full-train", config="demo", overrides=overrides).stdout)
+    wait_for("a checkpoint of pretraining", lambda: checkpoints_of(plan.pretrain.output), 180)
+    (job,) = job_folders(root, plan.pretrain)
+    assert prefect.command("flow-run", "cancel", flow_run).returncode == 0
+    wait_for("the job's end", lambda: driver_of(job) is None, 90)
+    wait_for("the cancelled state", lambda: prefect.inspect(flow_run).state == "CANCELLED", 60)
+    wait_for("free resources", lambda: stack.available_cpus() == stack.total_cpus(), 60)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "parameters", "message"),
+    [
+        ("full-train", {"config": "dmeo"}, "unknown preset 'dmeo'; did you mean 'demo'"),
+        ("full-train", {"overrides": {"training.stage2.batchsize": 4}}, "did you mean 'training.stage2.batch_size'"),
+        ("prepare", {"overrides": {"seed": "many"}}, "seed: Input should be a valid integer"),
+        ("train", {"overrides": {"cluster.num_workers": 8}}, "training wants 8 CPUs (8 workers), the cluster has 2"),
+        ("prepare", {"overrides": {"data.source": {"kind": "paired", "images": "/nowhere"}}}, "/nowhere"),
+        ("evaluate", {"overrides": {"seed": 99}}, "has no stage 2 checkpoint yet"),
+        ("full-train", {"start_from": "stage2", "overrides": {"seed": 99}}, "pretrain is not done"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    prefect: Prefect, tmp_path: Path, deployment: str, parameters: dict[str, Any], message: str
+) -> None:
+    parameters = {**parameters, "overrides": {"root": str(tmp_path / "root"), **parameters.get("overrides", {})}}
+    run = prefect.run(deployment, **parameters)
+    assert run.state == "FAILED"
+    assert message in run.message
+    assert "\n" not in run.message
+    assert not (tmp_path / "root").exists(), "nothing half-written is left behind"
