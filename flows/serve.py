@@ -9,6 +9,7 @@ from flows.evaluate import evaluate
 from flows.full_train import full_train
 from flows.prepare import prepare
 from flows.train import train
+from piti.stack import wait_until_prefect_answers
 
 TAGS = ["piti"]
 
@@ -24,6 +25,7 @@ def deployments() -> list[RunnerDeployment]:
 
 def main() -> None:
     """Serve until interrupted."""
+    wait_until_prefect_answers()  # `piti up` starts this beside the server
     serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
 
 

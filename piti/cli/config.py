@@ -1,0 +1,48 @@
+"""`piti config`: look at configurations without running anything."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from piti.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+
+
+def parse_settings(assignments: list[str]) -> dict[str, Any]:
+    """`key=value` arguments as overrides; values are YAML (3, true, [1, 2], text). Raises ConfigError."""
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"{assignment!r} is not of the form key=value", "for example --set training.stage1.batch_size=16"
+            )
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {assignment!r} is not valid YAML") from error
+    return overrides
+
+
+@app.command()
+def show(
+    preset: Annotated[str, typer.Argument(help="A preset's name, or the path of a YAML file.")],
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="An override: dotted.key=value.")] = None,
+) -> None:
+    """Validate a configuration and print it whole, defaults included."""
+    from piti.config import load_config
+
+    config = load_config(preset, parse_settings(assignments or []))
+    typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@app.command("list")
+def list_presets() -> None:
+    """Names of the presets."""
+    from piti.config import preset_names
+
+    typer.echo("\n".join(preset_names()))

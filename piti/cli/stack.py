@@ -1,0 +1,82 @@
+"""`piti up`, `piti down`, `piti status`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from piti.stack import Ports, Stack
+from piti.stack import down as stop_stack
+from piti.stack import running as recorded_stack
+from piti.stack import up as start_stack
+
+_console = Console(soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+
+
+def up(
+    prefect_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Prefect server and UI; 0: any free port.")
+    ] = 4200,
+    ray_dashboard_port: Annotated[int, typer.Option(min=0, max=65535, help="Ray dashboard and Jobs API.")] = 8265,
+    ray_port: Annotated[int, typer.Option(min=0, max=65535, help="Ray's own control service.")] = 6379,
+    free_ports: Annotated[bool, typer.Option("--free-ports", help="Choose free ports for everything.")] = False,
+    num_cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores that jobs may use; all, if not given.")] = None,
+) -> None:
+    """Start the stack on this machine, or what is missing of it: Prefect server, Ray head, serving process."""
+    given = Ports(prefect_port, ray_dashboard_port, ray_port)
+    wanted = Ports.free() if free_ports else None if given == Ports() else given
+    with _console.status("starting") as spinner:
+        stack = start_stack(wanted, num_cpus, report=lambda line: spinner.update(line))
+    _show(stack)
+    if stack.ports != Ports():
+        _console.print("\nThese are not the default ports, so let your shell know:")
+        for name in ("PREFECT_API_URL", "PITI_RAY_JOBS_URL"):
+            _console.print(f"  export {name}={stack.environment()[name]}", highlight=False)
+
+
+def down() -> None:
+    """Stop exactly what `piti up` started."""
+    with _console.status("stopping"):
+        stopped = stop_stack()
+    _console.print("stopped" if stopped else "nothing was running")
+
+
+def status() -> None:
+    """Show what is running. Exits with 1 unless all of it answers."""
+    stack = recorded_stack()
+    if stack is None:
+        _console.print("nothing is running; `piti up` starts the stack")
+        raise typer.Exit(1)
+    if not _show(stack):
+        raise typer.Exit(1)
+
+
+def _show(stack: Stack) -> bool:
+    urls = {
+        "prefect": stack.ports.prefect_url,
+        "ray": stack.ports.ray_url,
+        "serve": f"{stack.ports.prefect_url}/deployments",
+    }
+    table = Table(box=None, pad_edge=False)
+    for heading in ("service", "state", "address", "log"):
+        table.add_column(heading, no_wrap=True)
+    everything_answers = True
+    for service in stack.services():
+        answers = stack.answers(service)
+        everything_answers &= answers
+        if answers:
+            state = "[green]answers[/]"
+        else:
+            state = "[yellow]does not answer[/]" if stack.lives(service.name) else "[red]ended[/]"
+        table.add_row(service.title, state, urls[service.name], str(stack.log(service.name)))
+    _console.print(table)
+    return everything_answers

@@ -1,0 +1,10 @@
+"""The stack on one machine: Prefect server, Ray head and serving process, on loopback.
+
+`up` starts what is missing and waits until it answers; `down` stops exactly what `up` started.
+"""
+
+from piti.stack.control import Stack, down, running, up
+from piti.stack.http import wait_until_prefect_answers
+from piti.stack.ports import Ports
+
+__all__ = ["Ports", "Stack", "down", "running", "up", "wait_until_prefect_answers"]
