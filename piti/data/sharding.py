@@ -86,6 +86,7 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
 
     Raises DataError where the disk is full.
     """
+    cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     try:
         with ShardWriter(uri, plan.name, plan.plan) as writer:
             for item in plan.items:

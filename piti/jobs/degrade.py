@@ -7,6 +7,7 @@ import json
 import time
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,6 +81,7 @@ def degrade_shard(
     seed: int,
 ) -> ShardStats:
     """Degrade the pictures of one shard, same keys in the same order, and publish the companion. Same plan, same bytes."""
+    cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     try:
         with ShardWriter(output, name, plan) as writer:
             for key, members in ShardSet(source).samples(name):

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from piti.data.sources.base import RejectedItem
 
@@ -23,6 +23,11 @@ PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", 
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF"})
 _KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _MIN_SIDE_PIXELS = 16
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -45,7 +50,8 @@ def decode_picture(data: bytes) -> Picture:
     picture = _open(data)
     file_format = picture.format or "unknown"
     keep = _KEPT_SUFFIXES.get(file_format) if _is_plain(picture, data) else None
-    rgb = _to_rgb(ImageOps.exif_transpose(picture))
+    turn = _UPRIGHT.get(_orientation(picture))
+    rgb = _to_rgb(picture if turn is None else picture.transpose(turn))
     image = np.asarray(rgb, dtype=np.uint8)
     if min(image.shape[:2]) < _MIN_SIDE_PIXELS:
         raise RejectedItem(f"picture is only {image.shape[1]}x{image.shape[0]} pixels")
@@ -115,12 +121,20 @@ def _open(data: bytes) -> Image.Image:
     return picture
 
 
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 (upright) where there is none, or where the EXIF block itself is damaged."""
+    try:
+        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error):
+        return 1
+
+
 def _is_plain(picture: Image.Image, data: bytes) -> bool:
     """Whether any decoder makes the same 8-bit RGB of the file: nothing rotated, blended, widened or animated."""
     if picture.mode != "RGB" or "transparency" in picture.info or getattr(picture, "n_frames", 1) > 1:
         return False
     is_wide_png = picture.format == "PNG" and data[24] > 8  # bit depth in the header
-    return not is_wide_png and picture.getexif().get(_EXIF_ORIENTATION, 1) == 1
+    return not is_wide_png and _orientation(picture) not in _UPRIGHT
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -69,8 +69,11 @@ class LocalTree:
         real = os.path.realpath(folder)
         if real in above:
             return
-        with os.scandir(folder) as found:
-            children = list(found)
+        try:
+            with os.scandir(folder) as found:
+                children = list(found)
+        except PermissionError as error:
+            raise DataError(f"the folder {folder} may not be read", "change its permissions") from error
         for child in children:
             path = f"{relative}{child.name}"
             if is_hidden(child.name):

@@ -1,0 +1,144 @@
+"""Any picture file becomes upright 8-bit RGB, or is refused with a reason; nothing is guessed or filled in."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from piti.data.sources.base import RejectedItem
+from piti.data.sources.pictures import decode_depth, decode_edges, decode_labels, decode_normals, decode_picture
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def small(photograph: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(photograph[100:160, 200:290])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(small: np.ndarray, orientation: int) -> None:
+    # Where each orientation's stored rows and columns come from, by the EXIF standard, written with numpy alone.
+    stored = {
+        1: small, 2: small[:, ::-1], 3: small[::-1, ::-1], 4: small[::-1], 5: small.transpose(1, 0, 2),
+        6: small.transpose(1, 0, 2)[::-1], 7: small.transpose(1, 0, 2)[::-1, ::-1],
+        8: small.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
+    picture = decode_picture(data)
+    np.testing.assert_array_equal(picture.image, small)
+    assert picture.keep == ("png" if orientation == 1 else None)
+
+
+def test_damaged_exif_does_not_cost_the_photograph(small: np.ndarray) -> None:
+    data = encoded(Image.fromarray(small), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken")
+    assert decode_picture(data).image.shape == small.shape
+
+
+def test_plain_files_are_kept_and_decode_alike_with_opencv(small: np.ndarray) -> None:
+    for kind, suffix, tolerance in (("PNG", "png", 0), ("JPEG", "jpg", 2)):
+        data = encoded(Image.fromarray(small), kind)
+        picture = decode_picture(data)
+        assert (picture.keep, picture.lossy) == (suffix, kind == "JPEG")
+        other = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert np.abs(picture.image.astype(int) - other).max() <= tolerance
+
+
+def test_grey_palette_and_cmyk_become_rgb(small: np.ndarray) -> None:
+    rgb = Image.fromarray(small)
+    grey = decode_picture(encoded(rgb.convert("L"), "PNG"))
+    assert (grey.image == np.asarray(rgb.convert("L"))[..., None]).all()
+    assert grey.keep is None
+    palette = decode_picture(encoded(rgb.quantize(64), "PNG")).image
+    np.testing.assert_array_equal(palette, np.asarray(rgb.quantize(64).convert("RGB")))
+    cmyk = decode_picture(encoded(rgb.convert("CMYK"), "JPEG", quality=98))
+    assert cmyk.keep is None
+    assert np.abs(cmyk.image.astype(int) - small).mean() < 3
+
+
+def test_sixteen_bits_are_cut_not_clipped(small: np.ndarray) -> None:
+    grey = small[..., 1].astype(np.uint16) * 257
+    done, data = cv2.imencode(".png", grey)
+    assert done
+    np.testing.assert_array_equal(decode_picture(data.tobytes()).image[..., 0], small[..., 1])
+    done, data = cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)
+    wide = decode_picture(data.tobytes())
+    assert wide.keep is None
+    np.testing.assert_array_equal(wide.image, small)
+
+
+def test_transparency_is_laid_on_white(small: np.ndarray) -> None:
+    alpha = np.zeros(small.shape[:2], np.uint8)
+    alpha[:, :40] = 255
+    rgba = Image.fromarray(np.dstack([small, alpha]))
+    for picture in (rgba, rgba.convert("LA")):
+        image = decode_picture(encoded(picture, "PNG")).image
+        assert (image[:, 40:] == 255).all()
+        np.testing.assert_array_equal(image[:, :40], np.asarray(picture.convert("RGB"))[:, :40])
+    palette = Image.fromarray(small).quantize(8)
+    transparent = decode_picture(encoded(palette, "PNG", transparency=0)).image
+    assert (transparent[np.asarray(palette) == 0] == 255).all()
+
+
+def test_first_frame_of_an_animation(small: np.ndarray) -> None:
+    frames = [Image.fromarray(small), Image.fromarray(255 - small)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    picture = decode_picture(data)
+    assert picture.keep is None
+    assert np.abs(picture.image.astype(int) - small).mean() < 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "reason"), [("JPEG", 0.6, "damaged"), ("PNG", 0.6, "damaged"), ("JPEG", 0.0, "empty")]
+)
+def test_cut_files_are_refused(small: np.ndarray, kind: str, share: float, reason: str) -> None:
+    data = encoded(Image.fromarray(small), kind)
+    with pytest.raises(RejectedItem, match=reason):
+        decode_picture(data[: int(share * len(data))])
+
+
+def test_what_is_no_photograph_is_refused(small: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RejectedItem, match="not a picture"):
+        decode_picture(b"<html>404</html>" * 20)
+    with pytest.raises(RejectedItem, match="only 8x60"):
+        decode_picture(encoded(Image.fromarray(np.ascontiguousarray(small[:, :8])), "PNG"))
+    with pytest.raises(RejectedItem, match="floating point"):
+        decode_picture(encoded(Image.fromarray(small[..., 0].astype(np.float32)), "TIFF"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(RejectedItem, match="larger than 1000"):
+        decode_picture(encoded(Image.fromarray(small), "PNG"))
+
+
+def test_labels_of_every_kind_of_file() -> None:
+    labels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    palette = Image.fromarray(labels)
+    palette.putpalette([value for index in range(256) for value in (255 - index, 0, index)])
+    assert palette.mode == "P"
+    grey = Image.fromarray(labels)
+    for picture in (grey, palette, Image.merge("RGB", [grey] * 3)):
+        np.testing.assert_array_equal(decode_labels(encoded(picture, "PNG")), labels)
+    wide = labels.astype(np.uint16) * 1000
+    np.testing.assert_array_equal(decode_labels(encoded(Image.fromarray(wide), "PNG")), wide)
+    with pytest.raises(RejectedItem, match="colours"):
+        decode_labels(encoded(palette.convert("RGB"), "PNG"))
+
+
+def test_edges_depth_and_normals() -> None:
+    grey = np.array([[0, 153, 154, 255]], dtype=np.uint8)
+    np.testing.assert_array_equal(decode_edges(encoded(Image.fromarray(grey), "PNG")), [[0, 0, 255, 255]])
+    millimetres = np.array([[0, 500, 65535]], dtype=np.uint16)
+    depth = decode_depth(encoded(Image.fromarray(millimetres), "PNG"), 0.001)
+    np.testing.assert_allclose(depth, [[0.0, 0.5, 65.535]], rtol=1e-6)
+    normals = np.array([[[0, 0, 0], [255, 127, 0]]], dtype=np.uint8)
+    decoded = decode_normals(encoded(Image.fromarray(normals), "PNG"))
+    np.testing.assert_allclose(decoded, [[[0, 0, 0], [1, -1 / 255, -1]]], atol=1e-6)
