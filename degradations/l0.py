@@ -96,7 +96,8 @@ def _laplacian(height: int, width: int) -> NDArray[np.float32]:
     """Squared modulus of the transfer function of the two forward differences, (H, W // 2 + 1)."""
     rows = 2 - 2 * np.cos(2 * np.pi * np.arange(height) / height)
     columns = 2 - 2 * np.cos(2 * np.pi * np.arange(width // 2 + 1) / width)
-    return (rows[:, None] + columns[None, :]).astype(np.float32)
+    eigenvalues: NDArray[np.float64] = rows[:, None] + columns
+    return eigenvalues.astype(np.float32)
 
 
 def _smooth_tensor(batch: torch.Tensor, lam: float, kappa: float) -> torch.Tensor:
