@@ -33,6 +33,8 @@ ALIVE = {JobStatus.PENDING, JobStatus.RUNNING}
 
 Progress = dict[str, Any]
 
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every log stream that ends
+
 
 class StepError(PitiError):
     """A step's job failed for a reason that trying again would not change."""

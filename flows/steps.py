@@ -89,18 +89,16 @@ def run_step(step: Step, config: Config) -> State | Result:
     reason = ""
     for attempt in range(1, config.cluster.max_attempts + 1):
         job, attached = cluster.submit_or_attach(step, config)
-        logger.info(
-            "%s Ray job %s (%s/#/jobs/%s)", "attached to" if attached else "submitted", job.id, cluster.url, job.id
-        )
+        page = f"{cluster.url}/#/jobs/{job.id}"
+        logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, page)
         status = _follow(job, step, config, seen=len(job.log_so_far()) if attached else 0)
         if (result := step.result()) is not None:
             return result
-        reason = _failure(job, step, config, status)
+        previous, reason = reason, _failure(job, step, config, status)
+        if reason == previous:
+            raise StepError(f"{reason} (twice in a row)", f"see the log above or {page}")
         logger.warning("attempt %d of %d: %s", attempt, config.cluster.max_attempts, reason)
-    raise StepError(
-        f"{step.name} failed {config.cluster.max_attempts} times, last: {reason}",
-        "run again to continue from the last checkpoint",
-    )
+    raise StepError(f"{reason} ({config.cluster.max_attempts} attempts)", "run again to continue from the last checkpoint")
 
 
 def cached(step: Step, result: Result) -> State:

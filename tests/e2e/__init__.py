@@ -1,0 +1,1 @@
+"""The deployments driven from outside, as a person does."""
