@@ -13,9 +13,8 @@ from prefect.client.schemas.filters import (
     ArtifactFilterKey,
     ArtifactFilterType,
 )
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
-from prefect.states import State
 
 from flows.cluster import Cluster
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import requests
-from piti.settings import settings
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
@@ -26,6 +25,7 @@ from piti.config import Config
 from piti.errors import PitiError, StackError
 from piti.jobs.context import JobSpec
 from piti.plan import Step
+from piti.settings import settings
 
 POLL_SECONDS = 0.5
 LAST_LINES_SECONDS = 2.0

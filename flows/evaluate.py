@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from prefect import flow, get_run_logger
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows import steps
 from flows.cancellation import stop_jobs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefect import serve
+from typing import Any, cast
+
+from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
 
 from flows.evaluate import evaluate
@@ -16,11 +18,17 @@ TAGS = ["piti"]
 
 def deployments() -> list[RunnerDeployment]:
     """full-train, prepare, train and evaluate, all of a flow named `piti`."""
-    flows = {"full-train": full_train, "prepare": prepare, "train": train, "evaluate": evaluate}
-    return [
+    flows: dict[str, Flow[..., Any]] = {
+        "full-train": full_train,
+        "prepare": prepare,
+        "train": train,
+        "evaluate": evaluate,
+    }
+    registered = (
         flow.to_deployment(name=name, tags=TAGS, description=(flow.description or "").strip())
         for name, flow in flows.items()
-    ]
+    )
+    return [cast(RunnerDeployment, deployment) for deployment in registered]
 
 
 def main() -> None:

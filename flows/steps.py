@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import time
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 from ray.job_submission import JobStatus
 
 from flows.cluster import Cluster, Progress, RayJob, StepError
@@ -98,18 +100,20 @@ def run_step(step: Step, config: Config) -> State | Result:
         if reason == previous:
             raise StepError(f"{reason} (twice in a row)", f"see the log above or {page}")
         logger.warning("attempt %d of %d: %s", attempt, config.cluster.max_attempts, reason)
-    raise StepError(f"{reason} ({config.cluster.max_attempts} attempts)", "run again to continue from the last checkpoint")
+    raise StepError(
+        f"{reason} ({config.cluster.max_attempts} attempts)", "run again to continue from the last checkpoint"
+    )
 
 
 def cached(step: Step, result: Result) -> State:
     """The state of a step whose output is already there."""
-    return cast(State, Completed(name="Cached", message=f"already done: {step.output}", data=result))
+    return Completed(name="Cached", message=f"already done: {step.output}", data=result)
 
 
 def _follow(job: RayJob, step: Step, config: Config, seen: int) -> JobStatus | None:
     description = f"{step.name} of {config.name}"
     # The key is how a cancelled flow run finds its jobs: see flows/cancellation.py.
-    artifact = create_progress_artifact(progress=0.0, key=job.id, description=description)
+    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=job.id, description=description))
     last: Progress = {}
     updated_seconds = 0.0
 
