@@ -46,12 +46,10 @@ class GaussianDiffusion:
         steps: int = 1000,
         respacing: str | Sequence[int] | None = None,
     ) -> None:
-        self.timestep_map = respaced_timesteps(steps, respacing)
-        self.steps = steps
         betas = betas_of(schedule, steps)
-        if len(self.timestep_map) < steps:
-            betas = respaced_betas(betas, self.timestep_map)
-        self.coefficients = Coefficients.of(betas)
+        self.timestep_map = respaced_timesteps(betas, respacing)
+        self.steps = steps
+        self.coefficients = Coefficients.of(respaced_betas(betas, self.timestep_map))
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
     @property

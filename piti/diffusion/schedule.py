@@ -19,6 +19,8 @@ Array = npt.NDArray[np.float64]
 
 _MAX_BETA = 0.999  # keeps the cosine schedule away from its singularity at the end
 _FAST27_SECTIONS = (10, 10, 3, 2, 2)
+# Below, the cosine schedule falls off a cliff: its last three steps lose as much as the hundred before them.
+_LOWEST_HALF_LOG_SNR = -5.1
 
 
 def betas_of(schedule: str, steps: int) -> Array:
@@ -44,37 +46,62 @@ def betas_of(schedule: str, steps: int) -> Array:
     raise ConfigError(f"unknown noise schedule {schedule!r}", "use linear or squaredcos_cap_v2")
 
 
-def respaced_timesteps(steps: int, respacing: str | Sequence[int] | None) -> list[int]:
-    """The original timesteps that a shorter process keeps, ascending.
+def respaced_timesteps(betas: Array, respacing: str | Sequence[int] | None) -> list[int]:
+    """The timesteps that a shorter process keeps of the one with these variances, ascending.
 
     `None` keeps all; "250" (or [250]) spreads that many evenly, both ends included; "10,10,3,2,2" splits the process
     into equal sections and spreads each count over its section; "ddim50" uses the smallest whole stride that gives
-    exactly 50; "fast27" is GLIDE's for upsampling: 10,10,3,2,2 with the noisiest step moved two down. Raises
-    ConfigError for anything else and for counts that do not fit.
+    exactly 50; "fast27" is GLIDE's for upsampling: 10,10,3,2,2 with the noisiest step moved two down; "logsnr25"
+    spreads 25 evenly in the logarithm of the signal-to-noise ratio, which suits `dpm++` far better than even times
+    (no published counterpart). Raises ConfigError for anything else and for counts that do not fit.
     """
+    steps = len(betas)
     if respacing is None:
         return list(range(steps))
     if respacing == "fast27":
         kept = set(_spread(steps, _FAST27_SECTIONS))
         return sorted(kept - {steps - 1} | {steps - 3})
     if isinstance(respacing, str) and respacing.startswith("ddim"):
-        return _strided(steps, respacing)
+        return _strided(steps, _count_after("ddim", respacing))
+    if isinstance(respacing, str) and respacing.startswith("logsnr"):
+        return _even_in_log_snr(betas, _count_after("logsnr", respacing))
     if isinstance(respacing, str):
         try:
             respacing = [int(count) for count in respacing.split(",")]
         except ValueError:
             raise ConfigError(
                 f"cannot read the respacing {respacing!r}",
-                "give a number of steps, a list like 10,10,3,2,2, ddimN or fast27",
+                "give a number of steps, a list like 10,10,3,2,2, ddimN, logsnrN or fast27",
             ) from None
     return sorted(set(_spread(steps, respacing)))
 
 
-def _strided(steps: int, respacing: str) -> list[int]:
+def _count_after(word: str, respacing: str) -> int:
     try:
-        wanted = int(respacing.removeprefix("ddim"))
+        return int(respacing.removeprefix(word))
     except ValueError:
-        raise ConfigError(f"cannot read the respacing {respacing!r}", "write ddim and a number, like ddim50") from None
+        remedy = f"write {word} and a number, like {word}50"
+        raise ConfigError(f"cannot read the respacing {respacing!r}", remedy) from None
+
+
+def _even_in_log_snr(betas: Array, wanted: int) -> list[int]:
+    """The least noisy step and `wanted` - 1 more at even distances of log(alpha / sigma), down to -5.1 at most."""
+    if not 2 <= wanted <= len(betas):
+        raise ConfigError(f"cannot take {wanted} of {len(betas)} steps", f"choose 2 to {len(betas)} for logsnrN")
+    signal = np.cumprod(1.0 - betas)
+    half_log_snr = 0.5 * np.log(signal / (1.0 - signal))
+    targets = np.linspace(half_log_snr[0], max(half_log_snr[-1], _LOWEST_HALF_LOG_SNR), wanted)
+    kept = [int(np.abs(half_log_snr - target).argmin()) for target in targets]
+    # Near t=0 several targets meet the same step: move up to the next free one, and back from the end.
+    for index in range(1, wanted):
+        kept[index] = max(kept[index], kept[index - 1] + 1)
+    for index in reversed(range(wanted)):
+        kept[index] = min(kept[index], len(betas) - wanted + index)
+    return kept
+
+
+def _strided(steps: int, wanted: int) -> list[int]:
+    """Every k-th step from 0, with the smallest k that takes exactly `wanted`."""
     for stride in range(1, steps):
         kept = range(0, steps, stride)
         if len(kept) == wanted:

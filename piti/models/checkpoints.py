@@ -103,11 +103,11 @@ def load_pretrained(model: PITIModel, ref: WeightsRef) -> dict[str, Any]:
     layout = identify(_read(path))
     if layout.part is None:
         raise CheckpointError(
-            f"{path} cannot be loaded: it looks like {layout.kind.value}",
+            f"{path} cannot be loaded: it looks like {layout.description}",
             "give GLIDE's base.pt or upsample.pt, a PITI checkpoint, or one of ours",
         )
     target: nn.Module = {"model": model, "decoder": model.decoder, "encoder": model.encoder}[layout.part]
-    _check_fit(target, layout.state, f"{path} (it looks like {layout.kind.value})")
+    _check_fit(target, layout.state, f"{path} (it looks like {layout.description})")
     target.load_state_dict(layout.state, strict=True)
     return {"path": path, "kind": layout.kind.name.lower(), "loaded": layout.part, "sha256": digest}
 

@@ -37,6 +37,12 @@ class Layout:
     state: dict[str, Tensor]
     sizes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def description(self) -> str:
+        """For a person: the kind, and the sizes that the config has to have."""
+        sizes = ", ".join(f"{name} {value}" for name, value in self.sizes.items() if not name.startswith("num_"))
+        return f"{self.kind.value} with {sizes}" if sizes else self.kind.value
+
 
 def identify(content: Any) -> Layout:
     """Recognise the content of a weights file."""
@@ -80,11 +86,8 @@ def _sizes(state: dict[str, Tensor], layout: Layout) -> dict[str, Any]:
         sizes["encoder_width"] = projection.shape[1]
     prefix = "encoder." if layout.kind is Kind.PITI else ""
     if (stem := state.get(f"{prefix}{_STEM}")) is not None:
-        layers = {
-            key.split(".")[-5]
-            for key in state
-            if key.startswith(f"{prefix}transformer.resblocks.") and ".attn.c_qkv.weight" in key
-        }
+        layer_keys = f"{prefix}transformer.resblocks."
+        layers = {key.removeprefix(layer_keys).split(".")[0] for key in state if key.startswith(layer_keys)}
         tokens = state[f"{prefix}positional_embedding"].shape[1] - 1
         sizes["condition_channels"] = stem.shape[1]
         sizes["encoder_width"] = 16 * stem.shape[0]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from piti.errors import CheckpointError
 
 _AGAIN = "download or copy it again"
+_ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save's files begin, today's and those before 1.6
 
 
 def read_weights(path: Path, name: str) -> Any:
@@ -27,27 +28,23 @@ def read_weights(path: Path, name: str) -> Any:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{name} is cut short or damaged ({error})", _AGAIN) from error
-    if _is_cut_archive(path):
+    with open(path, "rb") as stream:
+        beginning = stream.read(4)
+    if beginning and not beginning.startswith((_ARCHIVE, _PICKLE)):
+        raise CheckpointError(f"{name} is not a file of weights (it begins with {beginning!r})", _AGAIN)
+    if beginning == _ARCHIVE and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{name} is cut short or damaged (the end of its archive is missing)", _AGAIN)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "truncated" in str(error):
             raise CheckpointError(f"{name} is cut short or damaged (pickle data was truncated)", _AGAIN) from error
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "global" in str(error):
-            raise CheckpointError(
-                f"{name} holds Python objects besides tensors, and loading those can run code: refused",
-                "save the plain weights, torch.save(model.state_dict(), path), where you trust the file's origin",
-            ) from error
-        raise CheckpointError(f"{name} is not a file of weights (no pickle that torch.save wrote)", _AGAIN) from error
+        raise CheckpointError(
+            f"{name} holds Python objects besides tensors, and loading those can run code: refused",
+            "save the plain weights, torch.save(model.state_dict(), path), where you trust the file's origin",
+        ) from error
     except (EOFError, RuntimeError) as error:
         raise CheckpointError(f"{name} is cut short or damaged ({_first_line(error)})", _AGAIN) from error
-
-
-def _is_cut_archive(path: Path) -> bool:
-    """Whether it begins as the zip archive that torch.save writes but lacks the directory at its end."""
-    with open(path, "rb") as stream:
-        return stream.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
 
 
 def _first_line(error: Exception) -> str:

@@ -120,6 +120,8 @@ def _read_vgg19(weights: WeightsRef) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} has sha256 {digest}, the config pins {weights.sha256}", remedy)
     with tempfile.TemporaryDirectory() as folder:
         content = read_weights(storage.fetch(path, Path(folder) / storage.name(path)), path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not torchvision's VGG19", remedy)
     shapes: dict[str, tuple[int, ...]] = {
         f"{key}.weight": (after, before, 3, 3) for key, (before, after) in _CONVOLUTIONS.items()
     }

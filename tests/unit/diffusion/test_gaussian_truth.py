@@ -1,0 +1,132 @@
+"""Samplers against a Gaussian, whose best noise prediction and whose exact flow are known in closed form."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from piti.diffusion import GaussianDiffusion, PictureNoise
+from piti.diffusion.samplers import ImplicitStep
+
+MEAN = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64).view(1, 3, 1, 1)
+DEVIATION = 0.25
+
+
+def exact_model(diffusion: GaussianDiffusion, *, lowest_variance: bool = False) -> Any:
+    """What a perfect network would answer for pixels N(MEAN, DEVIATION^2): best noise, true reverse variance.
+
+    The true variance of x_{t-1} given x_t is the posterior's and the part of x_0 that x_t leaves open;
+    `lowest_variance` answers the posterior's alone.
+    """
+    c = diffusion.coefficients
+    index_of = {float(diffusion.model_time(torch.tensor([i]))): i for i in range(diffusion.num_timesteps)}
+
+    def model_fn(x_t: Tensor, time: Tensor) -> Tensor:
+        i = index_of[float(time[0])]
+        a = float(c.alphas_cumprod[i])
+        spread = a * DEVIATION**2 + 1 - a
+        noise = math.sqrt(1 - a) * (x_t - math.sqrt(a) * MEAN) / spread
+        reverse = c.posterior_variance[i] + c.posterior_mean_coef1[i] ** 2 * DEVIATION**2 * (1 - a) / spread
+        lowest, highest = c.posterior_log_variance_clipped[i], c.log_betas[i]
+        place = -1.0 if lowest_variance or i == 0 else 2 * (math.log(reverse) - lowest) / (highest - lowest) - 1
+        return torch.cat([noise, torch.full_like(noise, place)], dim=1)
+
+    return model_fn
+
+
+def exact_flow(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
+    """Where the probability flow takes x_T at the first kept step, and the x_0 that is predicted there."""
+    share = diffusion.coefficients.alphas_cumprod
+    spread = np.sqrt(share * DEVIATION**2 + 1 - share)
+    x = math.sqrt(share[0]) * MEAN + spread[0] / spread[-1] * (x_start - math.sqrt(share[-1]) * MEAN)
+    noise = math.sqrt(1 - share[0]) * (x - math.sqrt(share[0]) * MEAN) / spread[0] ** 2
+    return (x - math.sqrt(1 - share[0]) * noise) / math.sqrt(share[0])
+
+
+def errors_of(sampler: Any, counts: list[int]) -> list[float]:
+    """Largest distance from the exact flow, for ever more steps of one process of 20,000 fine steps."""
+    errors = []
+    start = torch.linspace(-2, 2, 3 * 16, dtype=torch.float64).view(1, 3, 4, 4)
+    for count in counts:
+        diffusion = GaussianDiffusion("linear", steps=20_000, respacing=f"logsnr{count}")
+        drawn = diffusion.sample(exact_model(diffusion), start.shape, start, sampler, clip=False)
+        errors.append(float((drawn - exact_flow(diffusion, start)).abs().max()))
+    return errors
+
+
+def test_dpm_solver_is_of_second_order() -> None:
+    """Twice the steps, a quarter of the error (DDIM, of first order: half)."""
+    counts = [20, 40, 80, 160]
+    solver, implicit = errors_of("dpm++", counts), errors_of("ddim", counts)
+    orders = [math.log2(a / b) for a, b in pairwise(solver)]
+    assert all(order > 1.8 for order in orders), (solver, orders)
+    assert orders[-1] < 2.4
+    first = [math.log2(a / b) for a, b in pairwise(implicit)]
+    assert all(0.7 < order < 1.3 for order in first), (implicit, first)
+    assert solver[0] < implicit[0] / 3
+
+
+def test_ddim_with_eta_1_has_the_variance_of_ddpm() -> None:
+    """Its added noise has the posterior's variance at every step, to 1e-12 of float64."""
+    for schedule, respacing in (("linear", None), ("squaredcos_cap_v2", "50")):
+        diffusion = GaussianDiffusion(schedule, respacing=respacing)
+        c = diffusion.coefficients
+        sigma = ImplicitStep(diffusion, torch.randn_like, eta=1.0).deviation(torch.arange(diffusion.num_timesteps))
+        formula = (1 - c.alphas_cumprod_prev) / (1 - c.alphas_cumprod) * (1 - c.alphas_cumprod / c.alphas_cumprod_prev)
+        np.testing.assert_allclose(sigma**2, formula, rtol=1e-10, atol=1e-18)
+        np.testing.assert_allclose(sigma**2, c.posterior_variance, rtol=1e-12, atol=0)
+
+
+def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance() -> None:
+    """The same step, mean and noise: with the variance at its lower bound both draw the same picture."""
+    diffusion = GaussianDiffusion("linear", respacing="25")
+    noise = PictureNoise([3], (3, 4, 4))
+    drawn = [
+        diffusion.sample(
+            exact_model(diffusion, lowest_variance=True),
+            (1, 3, 4, 4),
+            noise.initial().double(),
+            sampler,
+            lambda i: noise.step(i).double(),
+            eta=1.0,
+            clip=False,
+        )
+        for sampler in ("ddpm", "ddim")
+    ]
+    assert torch.allclose(*drawn, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "respacing", "tolerance"),
+    [("ddpm", "25", 0.01), ("ddim", "logsnr100", 0.06), ("dpm++", "logsnr25", 0.03)],
+)
+def test_samplers_recover_mean_and_covariance(sampler: Any, respacing: str, tolerance: float) -> None:
+    """From 30,000 independent pixels a channel: mean within 0.01, covariance within `tolerance` of the variance.
+
+    DDPM with the true reverse variance is exact in any number of steps; DDIM is of first order (variance 5 % short
+    in 100 steps), DPM-Solver++ 2 % off in 25. Besides, chance is allowed for: three standard errors, of a mean
+    DEVIATION / sqrt(n), of a covariance DEVIATION^2 sqrt(2 / n).
+    """
+    diffusion = GaussianDiffusion("squaredcos_cap_v2", respacing=respacing)
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 3, 100, 100)
+    drawn = diffusion.sample(
+        exact_model(diffusion),
+        shape,
+        torch.randn(shape, generator=generator, dtype=torch.float64),
+        sampler,
+        lambda _: torch.randn(shape, generator=generator, dtype=torch.float64),
+        clip=False,
+    )
+    pixels = drawn.transpose(0, 1).flatten(1)
+    n = pixels.shape[1]
+    assert float((pixels.mean(1) - MEAN.flatten()).abs().max()) < 0.01 + 3 * DEVIATION / math.sqrt(n)
+    wanted = DEVIATION**2 * torch.eye(3, dtype=torch.float64)
+    allowed = DEVIATION**2 * (tolerance + 3 * math.sqrt(2 / n))
+    assert float((pixels.cov() - wanted).abs().max()) < allowed

@@ -1,0 +1,322 @@
+"""Weights go into files and come back bit for bit; a file that does not fit is refused, whole, saying why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from piti import storage
+from piti.config import WeightsRef
+from piti.errors import CheckpointError
+from piti.models import ModelConfig, PITIModel, build_model
+from piti.models.checkpoints import (
+    export_piti,
+    inspect_checkpoint,
+    load_model,
+    load_pretrained,
+    load_trainer_state,
+    verify_checkpoint,
+    write_checkpoint,
+)
+
+SMALL = ModelConfig(
+    image_size=16,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(8,),
+    num_head_channels=32,
+    condition_channels=1,
+    condition_size=32,
+    encoder_width=32,
+    encoder_layers=2,
+    encoder_heads=2,
+)
+TRAINER = {
+    "step": 7,
+    "optimizer": {"state": {0: {"exp_avg": torch.ones(3), "step": torch.tensor(7.0)}}, "param_groups": [{"lr": 1e-4}]},
+    "discriminator": {"model.0.weight": torch.zeros(2)},
+    "note": None,
+}
+
+
+@pytest.fixture(scope="module")
+def model(filled: Callable[[nn.Module], nn.Module]) -> PITIModel:
+    """Weights as odd as trained ones: nothing zero, nothing of another network's seed."""
+    built = build_model(SMALL, seed=0)
+    filled(built)
+    return built
+
+
+@pytest.fixture
+def fresh() -> PITIModel:
+    return build_model(SMALL, seed=1)
+
+
+@pytest.fixture
+def checkpoint(model: PITIModel, tmp_path: Path) -> str:
+    folder = tmp_path / "step-00000007"
+    averaged = {key: value + 1 for key, value in model.state_dict().items()}
+    write_checkpoint(folder, model=model.state_dict(), ema=averaged, trainer=TRAINER, about={"step": 7})
+    return str(folder)
+
+
+def glide_state(model: PITIModel) -> dict[str, Tensor]:
+    """GLIDE's layout: the decoder's keys without a prefix, and a text tower beside them."""
+    return {
+        **model.decoder.state_dict(),
+        "transformer.resblocks.0.attn.c_qkv.weight": torch.ones(3, 3),
+        "token_embedding.weight": torch.ones(5, 3),
+        "positional_embedding": torch.ones(4, 3),
+        "padding_embedding": torch.ones(4, 3),
+        "final_ln.weight": torch.ones(3),
+        "final_ln.bias": torch.ones(3),
+    }
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def clone(model: PITIModel) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_our_checkpoint_comes_back_bit_for_bit(model: PITIModel, checkpoint: str) -> None:
+    assert sorted(os.listdir(checkpoint)) == ["DONE.json", "ema.safetensors", "model.safetensors", "trainer.pt"]
+    assert same(load_model(checkpoint, SMALL, "model").state_dict(), model.state_dict())
+    averaged = load_model(checkpoint, SMALL)
+    assert torch.equal(averaged.encoder.cls_token, model.encoder.cls_token + 1)
+    assert averaged.training
+    assert all(parameter.requires_grad for parameter in averaged.parameters())
+    trainer = load_trainer_state(checkpoint)
+    assert trainer["step"] == 7
+    assert trainer["note"] is None
+    assert torch.equal(trainer["optimizer"]["state"][0]["exp_avg"], torch.ones(3))
+    about = verify_checkpoint(checkpoint)
+    assert about["step"] == 7
+    assert set(about["sha256"]) == {"model.safetensors", "ema.safetensors", "trainer.pt"}
+
+
+def test_memory_format_is_no_part_of_a_checkpoint(model: PITIModel, tmp_path: Path) -> None:
+    """Written from channels_last weights, read into either format: the same numbers."""
+    last = build_model(SMALL.model_copy(update={"channels_last": True}), seed=0)
+    last.load_state_dict(model.state_dict())
+    state = last.state_dict()
+    write_checkpoint(tmp_path / "c", model=state, ema=state, trainer={}, about={})
+    plain = load_model(str(tmp_path / "c"), SMALL)
+    assert same(plain.state_dict(), model.state_dict())
+    again = load_model(str(tmp_path / "c"), last.config)
+    assert again.decoder.input_blocks[1][0].in_layers[2].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_trainer_state_that_could_not_be_loaded_is_not_written(model: PITIModel, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"trainer\['path'\] is a PosixPath"):
+        write_checkpoint(tmp_path / "c", model={}, ema={}, trainer={"path": tmp_path}, about={})
+    assert not (tmp_path / "c").exists()
+
+
+def test_pitis_layout_round_trips_bit_for_bit(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    path = str(tmp_path / "exported" / "piti.pt")
+    export_piti(model, path)
+    assert same(torch.load(path, weights_only=True), model.state_dict())
+    loaded = load_pretrained(fresh, WeightsRef(path=path))
+    assert (loaded["kind"], loaded["loaded"]) == ("piti", "model")
+    assert loaded["sha256"] == storage.sha256_file(path)
+    assert same(fresh.state_dict(), model.state_dict())
+
+
+def test_pitis_encoder_alone_fills_the_encoder(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    """The file of its stage 1, averaged or not: keys without a prefix."""
+    torch.save(model.encoder.state_dict(), tmp_path / "ema_0.9999_200000.pt")
+    before = clone(fresh)
+    loaded = load_pretrained(fresh, WeightsRef(path=str(tmp_path / "ema_0.9999_200000.pt")))
+    assert (loaded["kind"], loaded["loaded"]) == ("piti_encoder", "encoder")
+    assert same(fresh.encoder.state_dict(), model.encoder.state_dict())
+    assert all(torch.equal(value, before[f"decoder.{key}"]) for key, value in fresh.decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("text_tower", [True, False])
+def test_glides_layout_fills_the_decoder_bit_for_bit(
+    text_tower: bool, model: PITIModel, fresh: PITIModel, tmp_path: Path
+) -> None:
+    state = glide_state(model) if text_tower else model.decoder.state_dict()
+    torch.save(state, tmp_path / "base.pt")
+    before = clone(fresh)
+    loaded = load_pretrained(fresh, WeightsRef(path=str(tmp_path / "base.pt")))
+    assert (loaded["kind"], loaded["loaded"]) == ("glide" if text_tower else "decoder", "decoder")
+    assert same(fresh.decoder.state_dict(), model.decoder.state_dict())
+    assert all(torch.equal(value, before[f"encoder.{key}"]) for key, value in fresh.encoder.state_dict().items())
+
+
+def test_half_precision_files_become_float32(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    torch.save({key: value.half() for key, value in glide_state(model).items()}, tmp_path / "base.pt")
+    load_pretrained(fresh, WeightsRef(path=str(tmp_path / "base.pt")))
+    assert {parameter.dtype for parameter in fresh.parameters()} == {torch.float32}
+    assert torch.equal(fresh.decoder.transformer_proj.weight, model.decoder.transformer_proj.weight.half().float())
+
+
+def test_our_checkpoint_as_pretrained_gives_its_averaged_weights(
+    model: PITIModel, fresh: PITIModel, checkpoint: str
+) -> None:
+    pin = storage.sha256_file(f"{checkpoint}/ema.safetensors")
+    loaded = load_pretrained(fresh, WeightsRef(path=checkpoint, sha256=pin))
+    assert loaded["loaded"] == "model"
+    assert torch.equal(fresh.encoder.cls_token, model.encoder.cls_token + 1)
+
+
+def refusal(model: PITIModel, path: Path, **pins: Any) -> str:
+    """What a refused file's error says; and nothing of it has been loaded."""
+    before = clone(model)
+    with pytest.raises(CheckpointError) as caught:
+        load_pretrained(model, WeightsRef(path=str(path), **pins))
+    assert same(clone(model), before)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors", "legacy.pt"])
+def test_a_truncated_file_is_called_so(
+    name: str, keep: float, model: PITIModel, fresh: PITIModel, checkpoint: str, tmp_path: Path
+) -> None:
+    whole = tmp_path / name
+    if name.endswith(".safetensors"):
+        shutil.copyfile(f"{checkpoint}/model.safetensors", whole)
+    else:
+        torch.save(model.state_dict(), whole, _use_new_zipfile_serialization=name != "legacy.pt")
+    load_pretrained(build_model(SMALL, seed=2), WeightsRef(path=str(whole)))  # it is sound before
+    os.truncate(whole, int(keep * whole.stat().st_size))
+    assert "cut short or damaged" in refusal(fresh, whole)
+
+
+class Sneaky:
+    """What a malicious checkpoint holds: an object whose loading runs a command."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.target}",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    torch.save({**model.state_dict(), "extra": Sneaky(tmp_path / "owned")}, tmp_path / "sneaky.pt")
+    message = refusal(fresh, tmp_path / "sneaky.pt")
+    assert "can run code: refused" in message
+    assert not (tmp_path / "owned").exists()
+    torch.save(model, tmp_path / "whole-module.pt")
+    assert "state_dict" in refusal(fresh, tmp_path / "whole-module.pt")
+
+
+def test_a_file_that_is_no_checkpoint_at_all(fresh: PITIModel, tmp_path: Path) -> None:
+    (tmp_path / "page.pt").write_text("<html>404 not found</html>")
+    assert "is not a file of weights" in refusal(fresh, tmp_path / "page.pt")
+    assert "there are no weights" in refusal(fresh, tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("layout", ["piti", "glide", "encoder"])
+def test_another_width_is_listed(layout: str, fresh: PITIModel, tmp_path: Path) -> None:
+    wide = build_model(SMALL.model_copy(update={"model_channels": 64, "encoder_width": 64}), seed=0)
+    state = {"piti": wide.state_dict(), "glide": glide_state(wide), "encoder": wide.encoder.state_dict()}[layout]
+    torch.save(state, tmp_path / "wide.pt")
+    message = refusal(fresh, tmp_path / "wide.pt")
+    assert "of the wrong shape" in message
+    assert f"{'encoder_width' if layout == 'encoder' else 'model_channels'} 64" in message
+    assert "piti checkpoints inspect" in message
+    assert {"piti": "a whole PITI network", "glide": "GLIDE's text-to-image", "encoder": "task encoder alone"}[
+        layout
+    ] in message
+
+
+def test_missing_and_unexpected_keys_are_listed(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    state = model.state_dict()
+    del state["decoder.out.2.bias"]
+    state["decoder.surprise"] = torch.ones(1)
+    torch.save(state, tmp_path / "odd.pt")
+    message = refusal(fresh, tmp_path / "odd.pt")
+    assert "1 missing (decoder.out.2.bias)" in message
+    assert "1 unexpected (decoder.surprise)" in message
+
+
+def test_other_kinds_are_called_by_their_name(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    inpainting = glide_state(model)
+    inpainting["input_blocks.0.0.weight"] = torch.zeros(32, 7, 3, 3)
+    optimizer = torch.optim.AdamW(model.parameters()).state_dict()
+    for content, name in (
+        (inpainting, "GLIDE's inpainting network"),
+        (optimizer, "an optimizer's or trainer's state"),
+        ({"something": torch.ones(1)}, "none of the known kinds"),
+        ([1, 2], "none of the known kinds"),
+    ):
+        torch.save(content, tmp_path / "other.pt")
+        assert name in refusal(fresh, tmp_path / "other.pt")
+
+
+def test_a_pinned_hash_is_checked(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    export_piti(model, str(tmp_path / "piti.pt"))
+    assert "the config pins 00" in refusal(fresh, tmp_path / "piti.pt", sha256="0" * 64)
+
+
+def test_a_damaged_or_unfinished_checkpoint_of_ours_is_refused(checkpoint: str) -> None:
+    weights = Path(checkpoint) / "ema.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    for check in (lambda: verify_checkpoint(checkpoint), lambda: load_model(checkpoint, SMALL)):
+        with pytest.raises(CheckpointError, match="its sha256 differs"):
+            check()
+    load_model(checkpoint, SMALL, "model")  # the other file is sound
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing"):
+        verify_checkpoint(checkpoint)
+    (Path(checkpoint) / "DONE.json").unlink()
+    for check in (lambda: verify_checkpoint(checkpoint), lambda: load_trainer_state(checkpoint)):
+        with pytest.raises(CheckpointError, match="not a finished checkpoint"):
+            check()
+
+
+def test_a_checkpoint_of_another_size_is_refused(checkpoint: str) -> None:
+    with pytest.raises(CheckpointError, match="1 of the wrong shape"):
+        load_model(checkpoint, SMALL.model_copy(update={"condition_size": 48}))
+    with pytest.raises(CheckpointError, match="missing"):
+        load_model(checkpoint, SMALL.model_copy(update={"encoder_layers": 3}))
+
+
+def test_inspection_says_what_a_file_is(model: PITIModel, checkpoint: str, tmp_path: Path) -> None:
+    export_piti(model, str(tmp_path / "piti.pt"))
+    found = inspect_checkpoint(str(tmp_path / "piti.pt"))
+    assert found["kind"] == "piti"
+    assert {key: found[key] for key in ("model_channels", "encoder_width", "encoder_layers")} == {
+        "model_channels": 32,
+        "encoder_width": 32,
+        "encoder_layers": 2,
+    }
+    assert found["condition_channels"] == 1
+    assert found["condition_size"] == 32
+    assert found["super_resolution"] is False
+    assert found["num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    torch.save(glide_state(model), tmp_path / "base.pt")
+    assert inspect_checkpoint(str(tmp_path / "base.pt"))["kind"] == "glide"
+    assert inspect_checkpoint(checkpoint)["path"].endswith("ema.safetensors")
+    with pytest.raises(CheckpointError, match="there are no weights"):
+        inspect_checkpoint(str(tmp_path / "nothing"))
+
+
+def test_checkpoints_in_an_object_store(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    """Exported to and imported from an fsspec URI; published folders likewise."""
+    uri = f"memory://{tmp_path.name}"
+    export_piti(model, f"{uri}/piti.pt")
+    load_pretrained(fresh, WeightsRef(path=f"{uri}/piti.pt"))
+    assert same(fresh.state_dict(), model.state_dict())
+    write_checkpoint(tmp_path / "c", model=model.state_dict(), ema=model.state_dict(), trainer=TRAINER, about={})
+    storage.publish_folder(tmp_path / "c", f"{uri}/step-00000007")
+    assert same(load_model(f"{uri}/step-00000007", SMALL).state_dict(), model.state_dict())
+    assert load_trainer_state(f"{uri}/step-00000007")["step"] == 7
