@@ -201,6 +201,8 @@ class UpsamplerStageConfig(StageConfig):
     perceptual_weight: Annotated[float, Field(ge=0)] = 0.004
     adversarial_weight: Annotated[float, Field(ge=0)] = 0.01
     picture_losses_from_step: Annotated[int, Field(ge=0)] = 100
+    discriminator_channels: Positive = 64
+    discriminator_layers: Positive = 3
     discriminator_learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     gradient_penalty: Annotated[float, Field(ge=0)] = 10.0
     vgg19: WeightsRef | None = None
@@ -225,7 +227,8 @@ class PretrainedConfig(Section):
 class SamplingConfig(Section):
     """How pictures are drawn. `guidance_scale` is s = 1 + w of equation 7; 1 means no guidance.
 
-    `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN` or `fast27`.
+    `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN`, `fast27`, or
+    `logsnrN`: N steps at even distances of log-SNR, the spacing for `dpm++`.
     """
 
     base_sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
