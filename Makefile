@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all the set-up; repeating it costs seconds.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NEEDED_DISK_GIB := 8
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo down test lint format lock clean
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(STAMP) ## make .venv with the pinned dependencies
+
+$(STAMP): requirements.lock pyproject.toml
+	@PYTHON="$(PYTHON)" NEEDED_DISK_GIB=$(NEEDED_DISK_GIB) ./scripts/check-machine
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup ## the whole pipeline on bundled photographs, then the addresses to look at
+	@$(BIN)/piti up
+	@$(BIN)/piti run full-train --config demo
+
+down: setup ## stop what `make demo` or `piti up` started
+	@$(BIN)/piti down
+
+test: setup lint ## lint, types, and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	@$(BIN)/python scripts/lock.py
+
+clean: ## delete .venv and caches (not data/, not .piti/)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
