@@ -14,7 +14,7 @@ import io
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import cv2
 import numpy as np
@@ -145,9 +145,8 @@ class PictureSet:
         return list(self._encoded)
 
     def picture(self, key: str) -> NDArray[np.uint8]:
-        """The only picture of a condition: uint8 (H,W,3) RGB."""
-        (picture,) = self.variants(key)
-        return picture
+        """The picture of a condition, the first where there are several: uint8 (H,W,3) RGB."""
+        return cast(NDArray[np.uint8], self.variants(key)[0])
 
     def variants(self, key: str) -> NDArray[np.uint8]:
         """All pictures of a condition: uint8 (K,H,W,3) RGB."""
@@ -158,4 +157,4 @@ def _decode(data: bytes, key: str) -> NDArray[np.uint8]:
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if decoded is None:
         raise DataError(f"the generated picture {key} does not decode", "delete its tar and DONE.json, and run again")
-    return np.asarray(decoded, dtype=np.uint8)
+    return cast(NDArray[np.uint8], decoded)

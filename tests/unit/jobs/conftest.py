@@ -1,0 +1,109 @@
+"""A pipeline small enough for unit tests: real shards of photographs, networks of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from piti import storage
+from piti.config import Config, load_config
+from piti.data.sharding import plan_shards, write_shard
+from piti.data.shards import write_manifest
+from piti.data.sources import open_source
+from piti.jobs.context import JobSpec
+from piti.models import ModelConfig, build_model
+from piti.models.checkpoints import write_checkpoint
+from piti.plan import JobKind
+
+_NETWORK = {
+    "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [8],
+    "num_head_channels": 32, "encoder_width": 32, "encoder_layers": 1, "encoder_heads": 2,
+}  # fmt: skip
+OVERRIDES = {
+    "data.source": {"kind": "bundled", "train_crops": 4, "validation_crops": 7},
+    "data.image_size": 32,
+    "models.base": {**_NETWORK, "image_size": 16, "condition_channels": 1, "condition_size": 32},
+    "models.upsampler": {
+        **_NETWORK, "image_size": 32, "super_resolution": True, "condition_channels": 1, "condition_size": 32,
+    },
+    "sampling.base_respacing": "3",
+    "sampling.upsampler_respacing": "2",
+    "sampling.num_samples": 6,
+    "sampling.batch_size": 4,
+    "sampling.diversity_conditions": 3,
+    "sampling.diversity_samples": 2,
+    "evaluation.grid_samples": 3,
+    "evaluation.bootstrap_samples": 20,
+}  # fmt: skip
+
+
+def write_small_checkpoint(folder: str, config: ModelConfig, seed: int, stage: str, step: int) -> str:
+    """A checkpoint folder whose network answers (a fresh one gives only zeros)."""
+    model = build_model(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    state = model.state_dict()
+    uri = storage.join(folder, f"step-{step:08d}")
+    write_checkpoint(Path(uri), model=state, ema=state, trainer={}, about={"stage": stage, "step": step})
+    return uri
+
+
+@pytest.fixture(scope="session")
+def small_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    root = tmp_path_factory.mktemp("small-pipeline")
+    return load_config("demo", {**OVERRIDES, "root": str(root)})
+
+
+@pytest.fixture(scope="session")
+def small_inputs(small_config: Config) -> dict[str, str]:
+    """The inputs of sample and score: shards, two checkpoints, and the runs that they came from."""
+    config = small_config
+    shards = storage.join(config.root, "shards")
+    plans = plan_shards(open_source(config.data), config.data, config.seed)
+    for plan in plans:
+        write_shard(plan, config.data, shards)
+    about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
+    write_manifest(shards, [plan.name for plan in plans], about)
+    inputs = {"shards": shards}
+    for number, stage in enumerate(("pretrain", "stage1", "stage2", "upsampler")):
+        run = storage.join(config.root, "runs", stage)
+        model = config.models.upsampler if stage == "upsampler" else config.models.base
+        checkpoint = write_small_checkpoint(run, model, seed=number, stage=stage, step=20)
+        losses = {"mse": 0.5, "vb": 0.1, "loss": 0.6}, {"mse": 0.2, "vb": 0.1, "loss": 0.3}
+        records = [
+            {"step": 0, "time": 0.0, "split": "validation", **losses[0]},
+            {"step": 10, "time": 1.0, "split": "train", "loss": 0.4},
+            {"step": 20, "time": 2.0, "split": "validation", **losses[1]},
+        ]
+        text = "".join(f"{json.dumps(record)}\n" for record in records)
+        storage.write_bytes(storage.join(run, "metrics.jsonl"), text.encode())
+        storage.write_json(
+            storage.join(run, storage.MARKER),
+            {
+                "checkpoint": checkpoint,
+                "initial_validation": losses[0],
+                "final_validation": losses[1],
+                "wall_seconds": 12.5,
+            },
+        )
+        inputs[f"run_{stage}"] = run
+        inputs |= {"stage2": {"checkpoint": checkpoint}, "upsampler": {"upsampler": checkpoint}}.get(stage, {})
+    return inputs | {"stage1": inputs["run_stage1"]}
+
+
+@pytest.fixture
+def job_spec(small_config: Config, small_inputs: dict[str, str], tmp_path: Path) -> Callable[..., JobSpec]:
+    """A spec for a job whose output and messages lie in this test's folder."""
+
+    def make(kind: JobKind, config: Config | None = None, **more_inputs: str) -> JobSpec:
+        return JobSpec(
+            kind=kind, name=kind, fingerprint=storage.sha256_bytes(str(tmp_path).encode()), output=str(tmp_path / kind),
+            inputs=small_inputs | more_inputs, folder=str(tmp_path / "job"), config=config or small_config,
+        )  # fmt: skip
+
+    return make

@@ -1,0 +1,144 @@
+"""The cascade: a picture depends on its key, variant and seed, never on what is drawn beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from piti import storage
+from piti.config import Config
+from piti.errors import CheckpointError, DataError
+from piti.jobs.context import JobSpec
+from piti.picture_sets import Part, PictureSet, plan_parts, write_pictures
+from piti.sampling import Cascade, picture_seed
+
+SpecMaker = Callable[..., JobSpec]
+
+
+def with_sampling(config: Config, **sampling: object) -> Config:
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update=sampling)})
+
+
+def drawn(config: Config, inputs: dict[str, str], folder: Path, part: Part) -> dict[str, PictureSet]:
+    Cascade(config, inputs).draw_part(part, str(folder))
+    return {product: PictureSet(str(folder), product) for product in part.products}
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b).max())
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
+def test_batch_size_changes_no_picture(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path, sampler: str
+) -> None:
+    """One at a time or four together: the same pictures, within one of 255 levels for float rounding."""
+    settings = {"base_sampler": sampler, "upsampler_sampler": sampler}
+    part = Part("cascade", 0, 0, 5)
+    one = drawn(with_sampling(small_config, batch_size=1, **settings), small_inputs, tmp_path / "one", part)
+    four = drawn(with_sampling(small_config, batch_size=4, **settings), small_inputs, tmp_path / "four", part)
+    assert one["final"].keys == four["final"].keys
+    assert len(one["final"]) == 5
+    for product in ("base", "final"):
+        for key in one[product].keys:
+            assert differ(one[product].picture(key), four[product].picture(key)) <= 1
+    first, second = (one["final"].picture(key) for key in one["final"].keys[:2])
+    assert differ(first, second) > 20
+
+
+def test_a_part_is_the_same_wherever_it_is_cut(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """Conditions 2 and 3 drawn alone are those drawn among 0 to 4: what other workers draw plays no role."""
+    among = drawn(small_config, small_inputs, tmp_path / "among", Part("cascade", 0, 0, 5))
+    alone = drawn(small_config, small_inputs, tmp_path / "alone", Part("cascade", 0, 2, 4))
+    assert alone["base"].keys == among["base"].keys[2:4]
+    for key in alone["base"].keys:
+        assert differ(alone["final"].picture(key), among["final"].picture(key)) <= 1
+
+
+def test_stages_begin_from_the_same_noise_and_variants_do_not(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """Given the same network as stage 1 and as checkpoint, both sets are equal; variants differ among themselves."""
+    run = tmp_path / "run"
+    storage.write_json(str(run / storage.MARKER), {"checkpoint": small_inputs["checkpoint"]})
+    inputs = small_inputs | {"stage1": str(run)}
+    base = drawn(small_config, inputs, tmp_path, Part("cascade", 0, 0, 2))
+    stage1 = drawn(small_config, inputs, tmp_path, Part("stage1", 0, 0, 2))["stage1"]
+    untrained = drawn(small_config, inputs, tmp_path, Part("untrained", 0, 0, 2))["untrained"]
+    diversity = drawn(small_config, inputs, tmp_path, Part("diversity", 0, 0, 2, (1, 2)))["diversity"]
+    for key in base["base"].keys:
+        assert np.array_equal(base["base"].picture(key), stage1.picture(key))
+        assert not np.array_equal(base["base"].picture(key), untrained.picture(key))
+        first, second = diversity.variants(key)
+        assert differ(first, second) > 20
+        assert differ(first, base["final"].picture(key)) > 20
+
+
+def test_the_seed_of_the_config_changes_every_picture(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    part = Part("cascade", 0, 0, 2)
+    one = drawn(small_config, small_inputs, tmp_path / "0", part)["final"]
+    other = drawn(small_config.model_copy(update={"seed": 1}), small_inputs, tmp_path / "1", part)["final"]
+    for key in one.keys:
+        assert differ(one.picture(key), other.picture(key)) > 20
+
+
+def test_seeds_are_distinct_and_fixed_for_ever() -> None:
+    """A report's seeds must mean the same next year: the first one is written down here."""
+    seeds = {
+        picture_seed(seed, key, variant, network)
+        for seed in (0, 1)
+        for key in ("a", "b")
+        for variant in (0, 1)
+        for network in ("base", "upsampler")
+    }
+    assert len(seeds) == 16
+    assert picture_seed(0, "astronaut") == 12540975395194514670
+
+
+def test_parts_cover_every_picture_once_and_ignore_batch_size(small_config: Config) -> None:
+    config = with_sampling(small_config, diversity_conditions=70, diversity_samples=3)
+    parts = plan_parts(config, 70)
+    assert parts == plan_parts(with_sampling(config, batch_size=1), 70)
+    for drawing, variants in (("cascade", 1), ("stage1", 1), ("untrained", 1), ("diversity", 3)):
+        mine = [part for part in parts if part.drawing == drawing]
+        assert [number for part in mine for number in range(part.first, part.last)] == list(range(70))
+        assert [part.number for part in mine] == list(range(len(mine)))
+        assert sum(part.num_pictures for part in mine) == 70 * variants
+        assert max(part.num_pictures for part in mine) <= 32
+
+
+def test_without_comparison_or_diversity_only_the_cascade_is_drawn(small_config: Config) -> None:
+    config = with_sampling(small_config, diversity_conditions=0)
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"compare_stages": False})})
+    assert {part.drawing for part in plan_parts(config, 6)} == {"cascade"}
+
+
+def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = {name: rng.integers(0, 256, (5, 4, 3), dtype=np.uint8) for name in ("b", "a.1", "a.2", "c.10", "c.2")}
+    write_pictures(str(tmp_path / "final-000000.tar"), pictures)
+    found = PictureSet(str(tmp_path), "final")
+    assert found.keys == ["b", "a", "c"]
+    assert np.array_equal(found.picture("b"), pictures["b"])
+    assert np.array_equal(found.variants("c"), np.stack([pictures["c.2"], pictures["c.10"]]))
+    assert len(PictureSet(str(tmp_path), "base")) == 0
+
+
+def test_a_damaged_tar_is_named(tmp_path: Path) -> None:
+    (tmp_path / "final-000000.tar").write_bytes(b"not a tar" * 200)
+    with pytest.raises(DataError, match=r"final-000000\.tar is damaged"):
+        PictureSet(str(tmp_path), "final")
+
+
+def test_a_missing_checkpoint_is_named_and_leaves_nothing(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    inputs = small_inputs | {"checkpoint": str(tmp_path / "nowhere")}
+    with pytest.raises(CheckpointError, match="nowhere"):
+        Cascade(small_config, inputs).draw_part(Part("cascade", 0, 0, 2), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
