@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -20,33 +21,37 @@ logger = logging.getLogger("piti")
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
-# Ray Train's defaults suit runs of hours. Measured on 2 cores with a trivial run of 2 workers: 30 s with the
-# defaults, 13 s with these. A report and the end of a run each wait for the next poll; Ray's own metrics
-# repeat what metrics.jsonl says.
-_POLL_SECONDS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
-# Only a cluster of several nodes can lose one; a process less to start elsewhere.
+# Ray Train's defaults suit runs of hours. A trivial run of 2 workers on 2 cores took 30 s with them, 13 s with
+# these: a report and the end of a run each wait for the next poll, and metrics.jsonl says what Ray's metrics would.
+_QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
+# Only a cluster of several nodes can lose one; elsewhere it is a process less to start.
 _SINGLE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-# Relative paths must mean the same in workers as in the driver; log lines go to people, not terminals.
-_CONDUCT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_COLOR_PREFIX": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+# Relative paths must mean the same in workers as in the driver. Log lines go to people, not to terminals.
+_CONDUCT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
+}
 
 
 def run(context: JobContext) -> JobResult:
     """Train the stage `context.spec.name`. Raises PitiError, or Ray's error once `cluster.max_failures` is used up."""
-    for name, value in (_POLL_SECONDS | _CONDUCT).items():
-        os.environ.setdefault(name, value)
+    _prefer(_QUICK | _CONDUCT)  # before Ray is imported, which is when it reads some of them
     import ray
 
-    found = ray.is_initialized()
-    if not found:
-        ray.init(address="auto", logging_level=logging.WARNING)
-    try:
+    from piti.jobs.ray_tasks import ray_connection
+
+    with ray_connection():
         if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
-            for name, value in _SINGLE_NODE.items():
-                os.environ.setdefault(name, value)
+            _prefer(_SINGLE_NODE)
         return _fit(context)
-    finally:
-        if not found:
-            ray.shutdown()
+
+
+def _prefer(environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
 
 
 def _fit(context: JobContext) -> JobResult:
@@ -138,6 +143,7 @@ def _worker(spec: dict[str, Any]) -> JobResult:
     from piti.training.workers import Workers
 
     context = JobContext(JobSpec.model_validate(spec))
+    _log_to_driver(ray.train.get_context().get_world_rank())
     if not context.config.cluster.use_gpu:
         torch.set_num_threads(context.config.cluster.cpus_per_worker)
     device = ray.train.torch.get_device()
@@ -160,6 +166,16 @@ def _worker(spec: dict[str, Any]) -> JobResult:
         )
 
     return train(context, workers, resume_from, report)
+
+
+def _log_to_driver(rank: int) -> None:
+    """Make this worker's log lines look like the driver's, which prints them."""
+    handler = logging.StreamHandler(sys.stdout)
+    place = "" if rank == 0 else f"worker {rank}: "
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {place}%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
 
 
 def _resume_point(run: str) -> str | None:

@@ -37,7 +37,8 @@ class PictureLosses:
             self._perceptual = PerceptualLoss(settings.vgg19, seed=config.seed).to(workers.device)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(config.seed, "upsampler", "critic"))
-            self._critic = PatchDiscriminator().to(workers.device)
+            critic = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+        self._critic = critic.to(workers.device)
         self._optimizer = torch.optim.Adam(self._critic.parameters(), lr=settings.discriminator_learning_rate)
 
     def starts_at(self, step: int) -> bool:

@@ -43,7 +43,7 @@ class Workers:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def gather(self, values: Tensor) -> Tensor:
