@@ -1,0 +1,137 @@
+"""Conditions look as in the published code, and survive storage, mirroring and looking at."""
+
+from __future__ import annotations
+
+import hashlib
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from piti.data.conditions import (
+    StoredCondition,
+    condition_picture,
+    encode_condition,
+    encode_depth,
+    encode_normals,
+    label_colors,
+    null_condition,
+    render_condition,
+)
+from piti.data.sources.base import RawCondition
+
+
+def as_uint8(rendered: torch.Tensor) -> np.ndarray:
+    return ((rendered.double() + 1) * 127.5).round().to(torch.uint8).numpy()
+
+
+# sha256 of labelcolormap(n).tobytes() of PITI's preprocess/preprocess_mask.py at commit d9f748122dc26ee926807fea42db41a9731ae140.
+@pytest.mark.parametrize(
+    ("num_classes", "sha256"),
+    [
+        (182, "db92162605db7e35d677db2f66dc36c1a9dc2d6f00a9c68b6dac04b2b6dae07a"),
+        (150, "eed5e97322563eb9620251dd0a880836e117f0f2f5971aa0b8b16d295a1a882c"),
+    ],
+)
+def test_label_colours_are_the_published_ones(num_classes: int, sha256: str) -> None:
+    assert hashlib.sha256(label_colors(num_classes).tobytes()).hexdigest() == sha256
+
+
+def test_masks_are_coloured_and_unlabelled_is_black() -> None:
+    labels = np.array([[0, 1, 181], [255, 182, 7]], dtype=np.uint8)
+    painted = as_uint8(render_condition(StoredCondition(labels), "mask", 182)).transpose(1, 2, 0)
+    assert painted[0].tolist() == [[128, 0, 0], [0, 128, 0], label_colors(182)[181].tolist()]
+    assert painted[1].tolist() == [[0, 0, 0], [0, 0, 0], [64, 0, 0]]
+    np.testing.assert_array_equal(
+        condition_picture(render_condition(StoredCondition(labels), "mask", 182), "mask"), painted
+    )
+
+
+def test_sketches_are_city_block_distances_to_the_nearest_edge() -> None:
+    rng = np.random.default_rng(0)
+    edges = np.where(rng.random((40, 300)) < 0.002, np.uint8(255), np.uint8(0))
+    edges[:, 40:] = 0
+    edges[5, 5] = 255
+    rows, columns = np.nonzero(edges)
+    y, x = np.mgrid[:40, :300]
+    brute = (np.abs(y[..., None] - rows) + np.abs(x[..., None] - columns)).min(axis=2)
+    assert brute.max() > 255
+    rendered = render_condition(StoredCondition(edges), "sketch")
+    assert rendered.shape == (1, 40, 300)
+    np.testing.assert_array_equal(as_uint8(rendered)[0], np.clip(brute, 0, 255))
+    picture = condition_picture(rendered, "sketch")
+    np.testing.assert_array_equal(picture[..., 1], 255 - edges)
+
+
+def test_a_sketch_without_edges_is_far_from_everything() -> None:
+    assert (render_condition(StoredCondition(np.zeros((16, 16), np.uint8)), "sketch") == 1.0).all()
+
+
+def test_depth_is_painted_as_by_the_published_code() -> None:
+    """Against the published recipe (preprocess_depth.py, plot_depth_map) carried out with matplotlib in float64.
+
+    Stored codes are rounded to 16 bits, so a pixel on the border of two of the 256 colours may differ: at most 1 in 300.
+    """
+    rng = np.random.default_rng(1)
+    depth = np.exp(rng.normal(1.2, 1.1, size=(96, 128))) + np.linspace(0, 40, 128)
+    known = rng.random(depth.shape) > 0.1
+    depth = np.where(known, depth, 0.0).astype(np.float32)
+    far = min(300, np.percentile(depth, 99))
+    logs = np.ma.masked_where(~known, np.log(np.clip(depth.astype(np.float64), 0.5, far)))
+    colours = plt.get_cmap("jet").with_extremes(bad="black")
+    published = (colours(plt.Normalize(vmin=0, vmax=np.log(far + 1.01))(logs)) * 255).astype(np.uint8)[..., :3]
+    stored = encode_condition(RawCondition(depth), "geometry")
+    painted = as_uint8(render_condition(stored, "geometry")).transpose(1, 2, 0)
+    assert (painted[..., 3:] == published).all(axis=2).mean() > 1 - 1 / 300
+    assert (painted[~known] == 0).all()
+    assert (painted[..., :3] == 0).all(), "without normals these channels are black"
+
+
+def test_normals_are_painted_as_by_the_published_code() -> None:
+    """Against plot_normal_map of preprocess_depth.py: (n - min) / 2, black where unknown; one level for 16 bits."""
+    rng = np.random.default_rng(2)
+    normals = rng.normal(size=(50, 60, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    normals[:9, :9] = 0
+    published = normals + np.equal(normals.sum(2, keepdims=True), 0.0) * normals.min()
+    published = (np.clip((published - normals.min()) / 2.0, 0, 1) * 255).astype(np.uint8)
+    stored = encode_condition(RawCondition(np.ones((50, 60), np.float32), normals), "geometry")
+    painted = as_uint8(render_condition(stored, "geometry")).transpose(1, 2, 0)
+    assert np.abs(painted[..., :3].astype(int) - published).max() <= 1
+    assert (painted[:9, :9, :3] == 0).all()
+
+
+def test_depth_codes_mark_what_is_not_a_distance() -> None:
+    depth = np.full((20, 20), 3.0)
+    depth[0, :4] = [np.nan, np.inf, -1.0, 0.0]
+    codes = encode_depth(depth)
+    assert (codes[0, :4] == 0).all()
+    assert (codes[1:] > 0).all()
+    assert (encode_depth(np.zeros((4, 4))) == 0).all()
+
+
+def test_depth_codes_clip_near_and_far() -> None:
+    depth = np.linspace(0.1, 1000, 10_000).reshape(100, 100)
+    codes = encode_depth(depth)
+    assert codes[depth >= 300].min() == codes.max()
+    assert codes[depth <= 0.5].max() == 1
+
+
+def test_mirroring_turns_normals_round() -> None:
+    rng = np.random.default_rng(3)
+    normals = rng.normal(size=(6, 7, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    normals[0, 0] = 0
+    stored = StoredCondition(encode_depth(np.ones((6, 7))), encode_normals(normals))
+    mirrored = normals[:, ::-1] * np.array([-1, 1, 1], np.float32)
+    assert stored.flipped().normals is not None
+    np.testing.assert_allclose(
+        stored.flipped().normals.astype(int), encode_normals(mirrored).astype(int), atol=1  # type: ignore[union-attr]
+    )  # fmt: skip
+    np.testing.assert_array_equal(stored.flipped().flipped().normals, stored.normals)
+    np.testing.assert_array_equal(stored.flipped().values, stored.values[:, ::-1])
+
+
+def test_null_condition_is_all_ones() -> None:
+    assert (null_condition(torch.zeros(2, 3, 4, 4)) == 1).all()

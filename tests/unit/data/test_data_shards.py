@@ -1,0 +1,265 @@
+"""Shards: ordinary WebDataset, the same bytes each time, listed in a manifest, and checked again when asked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from piti.config import DataConfig
+from piti.data.decoding import decode_image
+from piti.data.sharding import plan_shards, write_shard
+from piti.data.shards import ShardSet, ShardWriter, published_shards, read_stats, verify_shards, write_manifest
+from piti.data.sketch import DETECTOR, detect_edges
+from piti.data.sources import open_source
+from piti.data.tars import SampleTarWriter, split_members
+from piti.errors import DataError
+
+MakeData = Callable[..., DataConfig]
+Shard = Callable[..., ShardSet]
+
+
+_READ_ALONE = """
+import json, sys, webdataset
+found = {}
+for name, urls in json.loads(sys.argv[1]).items():
+    samples = webdataset.WebDataset(urls, shardshuffle=False)
+    found[name] = [{"key": s["__key__"], "suffixes": list(s), "about": json.loads(s["json"])["key"]} for s in samples]
+print(json.dumps(found))
+"""
+
+
+def files_of(folder: Path | str) -> dict[str, str]:
+    """sha256 of every file of a set of shards, by relative path."""
+    root = Path(folder)
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_the_webdataset_package_reads_the_tars(sketch_set: ShardSet, sketch_companions: ShardSet) -> None:
+    """In a process of its own: none of our code, and webdataset leaves a file open, which pytest would report."""
+    both = {shards.uri: [shards.shard_uri(name) for name in shards.shard_names("train")] for shards in
+            (sketch_set, sketch_companions)}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _READ_ALONE, json.dumps(both)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    for shards, suffixes in ((sketch_set, {"cond.png", "json"}), (sketch_companions, {"lr0.png", "lr2.png", "json"})):
+        samples = found[shards.uri]
+        assert [sample["key"] for sample in samples] == shards.keys("train")
+        assert all(suffixes <= set(sample["suffixes"]) for sample in samples)
+        assert all(sample["about"] == sample["key"] for sample in samples)
+
+
+def test_the_manifest_says_where_each_sample_lies(sketch_set: ShardSet) -> None:
+    rows = sketch_set.manifest.to_pylist()
+    assert len(rows) == 41
+    assert sketch_set.splits == ["train", "validation"]
+    assert sum(sketch_set.num_samples(split) for split in sketch_set.splits) == 41
+    for row in rows:
+        with open(sketch_set.shard_uri(row["shard"]), "rb") as stream:
+            stream.seek(row["offset"])
+            data = stream.read(row["size"])
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        members = split_members(data, row["key"])
+        about = json.loads(members["json"])
+        assert (about["width"], about["height"], about["source"]) == (row["width"], row["height"], row["source"])
+        assert about["sketch"] == DETECTOR
+        image = decode_image(members)
+        assert image.shape == (64, 64, 3)
+        edges = cv2.imdecode(np.frombuffer(members["cond.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert set(np.unique(edges)) <= {0, 255}
+        assert ("jpg" in members) == row["source"].endswith("jpg"), "lossless pictures stay lossless"
+
+
+def test_tars_are_listed_alike_by_tarfile(sketch_set: ShardSet) -> None:
+    name = sketch_set.shard_names("train")[0]
+    with tarfile.open(sketch_set.shard_uri(name)) as archive:
+        infos = archive.getmembers()
+    assert {(info.mtime, info.uid, info.gid, info.mode) for info in infos} == {(0, 0, 0, 0o644)}
+    keys = dict.fromkeys(info.name.split(".")[0] for info in infos)
+    assert list(keys) == [key for key, _ in sketch_set.samples(name)]
+
+
+def test_same_source_same_bytes(
+    sketch_data: DataConfig, sketch_set: ShardSet, tmp_path: Path, shard_now: Shard
+) -> None:
+    shard_now(sketch_data, tmp_path)
+    assert files_of(tmp_path) == files_of(sketch_set.uri)
+
+
+def test_one_picture_more_changes_one_shard(
+    picture_folder: Path, tmp_path: Path, photograph: np.ndarray, make_data: MakeData
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    data = make_data(folder, samples_per_shard=4, source={"validation_share": 0.3})
+    for number in range(33):
+        Image.fromarray(photograph[number : number + 70, :70]).save(folder / f"{number}.png")
+    before = {plan.name: plan.plan for plan in plan_shards(open_source(data), data, seed=0)}
+    changed = {}
+    for number in range(33, 60):  # until one comes that does not change the number of shards
+        Image.fromarray(photograph[number : number + 70, :70]).save(folder / f"{number}.png")
+        after = {plan.name: plan.plan for plan in plan_shards(open_source(data), data, seed=0)}
+        changed = {name for name in after if after[name] != before.get(name)}
+        if after.keys() == before.keys():
+            break
+        before = after
+    assert len(changed) == 1
+
+
+def test_plain_pictures_keep_their_bytes(
+    picture_folder: Path, tmp_path: Path, make_data: MakeData, shard_now: Shard
+) -> None:
+    shards = shard_now(make_data(picture_folder, geometry="random"), tmp_path)
+    for name in shards.shard_names("train"):
+        for _, members in shards.samples(name):
+            about = json.loads(members["json"])
+            suffix = about["source"].rsplit(".")[-1]
+            assert about["bytes_kept"]
+            assert members[suffix] == (picture_folder / about["source"]).read_bytes()
+            assert decode_image(members).shape == (about["height"], about["width"], 3)
+
+
+def test_center_shows_the_middle_and_squash_everything(
+    tmp_path: Path, photograph: np.ndarray, make_data: MakeData, shard_now: Shard
+) -> None:
+    wide = np.ascontiguousarray(photograph[:128, :256])
+    for number in range(2):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(wide).save(tmp_path / "in" / f"{number}.png")
+    expected = {"squash": wide, "center": wide[:, 64:192]}
+    for geometry, region in expected.items():
+        shards = shard_now(make_data(tmp_path / "in", geometry=geometry), tmp_path / geometry)
+        _, members = next(shards.samples("train-000000.tar"))
+        by_pillow = np.asarray(Image.fromarray(np.ascontiguousarray(region)).resize((64, 64), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(decode_image(members), by_pillow)
+        edges = cv2.imdecode(np.frombuffer(members["cond.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(edges, detect_edges(by_pillow))
+
+
+def test_few_shot_subset_is_seeded_and_leaves_validation_alone(sketch_data: DataConfig) -> None:
+    few = sketch_data.model_copy(update={"max_samples": 7})
+
+    def keys(data: DataConfig, seed: int, split: str) -> set[str]:
+        plans = plan_shards(open_source(data), data, seed)
+        return {item.key for plan in plans if plan.split == split for item in plan.items}
+
+    assert len(keys(few, 0, "train")) == 7
+    assert keys(few, 0, "train") == keys(few, 0, "train") != keys(few, 1, "train")
+    assert keys(few, 0, "train") < keys(sketch_data, 0, "train")
+    assert keys(few, 0, "validation") == keys(sketch_data, 0, "validation")
+
+
+def test_an_empty_split_is_an_error(tmp_path: Path, photograph: np.ndarray, make_data: MakeData) -> None:
+    Image.fromarray(photograph[:64, :64]).save(tmp_path / "only.png")
+    data = make_data(tmp_path)
+    with pytest.raises(DataError, match="no items for the validation split"):
+        plan_shards(open_source(data), data, seed=0)
+
+
+def test_a_broken_off_shard_leaves_nothing(tmp_path: Path) -> None:
+    with ShardWriter(str(tmp_path), "train-000000.tar", "plan") as writer:
+        writer.add("a", {"txt": b"x"}, source="a", width=1, height=1)
+        assert len(files_of(tmp_path)) == 1, "written aside"
+    assert files_of(tmp_path) == {}
+    assert published_shards(str(tmp_path), {"train-000000.tar": "plan"}) == {}
+    with pytest.raises(DataError, match="is not finished"):
+        write_manifest(str(tmp_path), ["train-000000.tar"], {})
+
+
+def test_only_shards_of_the_same_plan_with_their_tar_count_as_done(tmp_path: Path) -> None:
+    for name in ("train-000000.tar", "train-000001.tar", "train-000002.tar"):
+        with ShardWriter(str(tmp_path), name, "plan") as writer:
+            writer.add("a", {"txt": b"x"}, source="a", width=1, height=1)
+            writer.publish()
+    (tmp_path / "train-000000.tar").unlink()
+    (tmp_path / "stats" / "train-000001.parquet").write_bytes(b"damaged")
+    names = [f"train-00000{number}.tar" for number in range(4)]
+    assert list(published_shards(str(tmp_path), dict.fromkeys(names, "plan"))) == ["train-000002.tar"]
+    assert published_shards(str(tmp_path), dict.fromkeys(names, "other plan")) == {}
+
+
+def test_a_shard_of_rejected_items_has_a_record_and_no_tar(tmp_path: Path) -> None:
+    with ShardWriter(str(tmp_path), "train-000000.tar", "plan") as writer:
+        writer.reject("a", "it is empty", source="x/a.jpg")
+        stats = writer.publish()
+    assert (stats.num_samples, stats.num_rejected) == (0, 1)
+    assert list(files_of(tmp_path)) == ["stats/train-000000.parquet"]
+    write_manifest(str(tmp_path), ["train-000000.tar"], {})
+    shards = ShardSet(str(tmp_path))
+    assert shards.rejected() == [("x/a.jpg", "it is empty")]
+    assert shards.splits == []
+    assert list(verify_shards(str(tmp_path))) == []
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "x" * 81])
+def test_keys_that_readers_would_misread_are_refused(tmp_path: Path, key: str) -> None:
+    with SampleTarWriter(tmp_path / "a.tar") as writer, pytest.raises(ValueError, match="cannot be a sample's key"):
+        writer.add(key, {"txt": b"x"})
+
+
+def test_no_manifest_no_shards(sketch_set: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished set"):
+        ShardSet(str(tmp_path))
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(DataError, match="damaged"):
+        ShardSet(str(tmp_path))
+
+
+def test_verification_names_what_is_damaged(sketch_data: DataConfig, tmp_path: Path, shard_now: Shard) -> None:
+    shards = shard_now(sketch_data, tmp_path)
+    assert list(verify_shards(str(tmp_path))) == []
+    names = shards.shard_names("train")
+    row = next(row for row in shards.manifest.to_pylist() if row["shard"] == names[0])
+    data = bytearray((tmp_path / names[0]).read_bytes())
+    data[row["offset"] + row["size"] // 2] ^= 1
+    (tmp_path / names[0]).write_bytes(data)
+    (tmp_path / names[1]).unlink()
+    last = max((row for row in shards.manifest.to_pylist() if row["shard"] == names[2]), key=lambda row: row["offset"])
+    (tmp_path / names[2]).write_bytes((tmp_path / names[2]).read_bytes()[: last["offset"] + 700])
+    (tmp_path / names[3]).write_bytes((tmp_path / names[3]).read_bytes() + b"\1")
+    (tmp_path / "train-000099.tar").write_bytes(b"")
+    found = {(problem.shard, problem.key): problem.what for problem in verify_shards(str(tmp_path))}
+    assert found.keys() == {
+        (names[0], row["key"]), (names[1], None), (names[2], last["key"]), (names[3], None), ("train-000099.tar", None),
+    }  # fmt: skip
+    assert "other bytes" in found[names[0], row["key"]]
+    assert "missing" in found[names[1], None]
+    assert "cut off" in found[names[2], last["key"]]
+    assert "not in the manifest" in found["train-000099.tar", None]
+    with pytest.raises(DataError, match="is damaged"):
+        list(shards.samples(names[0]))
+    with pytest.raises(DataError, match="is missing"):
+        list(shards.samples(names[1]))
+
+
+def test_a_full_disk_is_one_clear_error(
+    sketch_data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_now: Shard
+) -> None:
+    """/dev/full answers every flush with ENOSPC, as a full disk does."""
+    plan = plan_shards(open_source(sketch_data), sketch_data, seed=0)[0]
+    real_open = open
+
+    def open_on_full_disk(path: Path, mode: str) -> io.IOBase:
+        real_open(path, mode).close()
+        return real_open("/dev/full", "wb", buffering=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("piti.data.tars.open", open_on_full_disk, raising=False)
+        with pytest.raises(DataError, match=re.escape("no space left for train-000000.tar")):
+            write_shard(plan, sketch_data, str(tmp_path))
+    assert files_of(tmp_path) == {}
+    write_shard(plan, sketch_data, str(tmp_path))
+    assert read_stats(str(tmp_path), "train-000000.tar") is not None
