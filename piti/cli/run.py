@@ -1,13 +1,155 @@
-"""`piti run`: start a deployment and wait for it."""
+"""`piti run`: start a deployment, follow it, and tell by the exit code how it ended."""
 
 from __future__ import annotations
 
+import os
+import time
+import urllib.error
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from piti.cli.config import parse_settings
+from piti.errors import PitiError, StackError
+from piti.stack import running as recorded_stack
+from piti.stack.http import prefect_answers, request_json, served_deployments
+
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0
+FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+_COLORS = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
+
+_console = Console(soft_wrap=True, highlight=False)
 
 
 def register(app: typer.Typer) -> None:
     app.command()(run)
 
 
-def run() -> None:
-    """Start a deployment, follow it, and exit with 1 if it does not complete."""
+def run(
+    deployment: Annotated[str, typer.Argument(help="full-train, prepare, train or evaluate.")],
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A preset's name, or the path of a YAML file.")
+    ] = "demo",
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="A config override: dotted.key=value.")] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="Another parameter: name=value.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = True,
+) -> None:
+    """Start a deployment and follow it. Exits with 1 unless it completes. (`prefect deployment run` works as well.)"""
+    api = api_url()
+    given = {"config": _reachable(config), **parse_settings(parameters or [])}
+    if assignments:
+        given["overrides"] = parse_settings(assignments)
+    flow_run = create_flow_run(api, deployment.removeprefix("piti/"), given)
+    page = f"{api.removesuffix('/api')}/runs/flow-run/{flow_run}"
+    _console.print(f"{deployment} started: {page}")
+    if not wait:
+        return
+    try:
+        reports = Follower(api, flow_run).follow()
+    except KeyboardInterrupt:
+        _console.print(f"the run goes on without this command; stop it with: prefect flow-run cancel {flow_run}")
+        raise
+    _console.print(f"run:    {page}")
+    for report in reports:
+        _console.print(f"report: {report}")
+
+
+def api_url() -> str:
+    """The server to use: PREFECT_API_URL, else the local stack's, else prefect.toml's default. Raises StackError."""
+    stack = recorded_stack()
+    local = stack.ports.prefect_api_url if stack is not None else "http://127.0.0.1:4200/api"
+    url = os.environ.get("PREFECT_API_URL", local)
+    if not prefect_answers(url):
+        raise StackError(f"no Prefect server answers at {url}", "start one with `piti up`")
+    return url
+
+
+def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> str:
+    """Id of a new run of a deployment. Raises PitiError if there is none of that name, or the parameters are wrong."""
+    try:
+        found = request_json(f"{api}/deployments/name/piti/{deployment}")
+    except urllib.error.HTTPError as error:
+        known = ", ".join(sorted(served_deployments(api))) or "none"
+        raise PitiError(f"there is no deployment {deployment!r}", f"the server knows: {known}") from error
+    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    try:
+        return str(request_json(f"{api}/deployments/{found['id']}/create_flow_run", body=body)["id"])
+    except urllib.error.HTTPError as error:
+        answer = yaml.safe_load(error.read())
+        detail = answer.get("detail", answer) if isinstance(answer, dict) else answer
+        raise PitiError(f"{deployment} does not accept these parameters: {detail}") from error
+
+
+class Follower:
+    """Prints what a flow run does until it ends."""
+
+    def __init__(self, api: str, flow_run: str) -> None:
+        self._api = api
+        self._id = flow_run
+        self._shown: dict[str, str] = {}
+
+    def follow(self) -> list[str]:
+        """URIs of the reports that the run made. Raises PitiError unless it completes."""
+        silent_since: float | None = None
+        with _console.status("waiting for the serving process") as spinner:
+            while True:
+                try:
+                    state = self._poll()
+                    spinner.update(self._doing())
+                    silent_since = None
+                except OSError as error:
+                    silent_since = silent_since or time.monotonic()
+                    if time.monotonic() - silent_since > PATIENCE_SECONDS:
+                        raise StackError(f"the Prefect server stopped answering ({error})", "`piti up`") from error
+                    state = {"type": "UNKNOWN"}
+                if state["type"] in FINAL_STATES:
+                    break
+                time.sleep(POLL_SECONDS)
+        message = state.get("message") or ""
+        if state["type"] != "COMPLETED":
+            raise PitiError(f"the run is {state['name'].lower()}: {message}")
+        _console.print(Text(f"completed{': ' if message else ''}{message}", style="green"))
+        return self._reports()
+
+    def _poll(self) -> dict[str, Any]:
+        tasks = self._ask("task_runs", {"sort": "EXPECTED_START_TIME_ASC"})
+        for task in tasks:
+            state = task["state"] or {}
+            name = state.get("name", "")
+            if name != self._shown.get(task["id"]) and state.get("type") in _COLORS:
+                self._shown[task["id"]] = name
+                seconds = f"  {task['total_run_time']:.0f} s" if state["type"] in FINAL_STATES else ""
+                _console.print(
+                    f"{time.strftime('%H:%M:%S')}  {task['name']:<28} [{_COLORS[state['type']]}]{name}[/]{seconds}"
+                )
+        run: dict[str, Any] = request_json(f"{self._api}/flow_runs/{self._id}")
+        return run["state"] or {"type": "PENDING"}
+
+    def _doing(self) -> str:
+        artifacts = self._ask("artifacts", {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"})
+        running = [artifact for artifact in artifacts if float(artifact["data"]) < 100]
+        return "; ".join(f"{artifact['description']} {artifact['data']:.0f} %" for artifact in running[:2]) or "running"
+
+    def _reports(self) -> list[str]:
+        logs = self._ask("logs", {"logs": {"flow_run_id": {"any_": [self._id]}}, "sort": "TIMESTAMP_ASC"}, by_run=False)
+        messages = [entry["message"] for entry in logs]
+        return [message.removeprefix("report: ") for message in messages if message.startswith("report: ")]
+
+    def _ask(self, what: str, query: dict[str, Any], by_run: bool = True) -> list[dict[str, Any]]:
+        if by_run:
+            query = {**query, "flow_runs": {"id": {"any_": [self._id]}}}
+        found: list[dict[str, Any]] = request_json(f"{self._api}/{what}/filter", body=query)
+        return found
+
+
+def _reachable(config: str) -> str:
+    """A config file's path as the serving process, which runs in another folder, finds it."""
+    is_local_file = ("/" in config or config.endswith((".yaml", ".yml"))) and "://" not in config
+    return str(Path(config).absolute()) if is_local_file else config
