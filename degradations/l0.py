@@ -2,8 +2,8 @@
 
 Xu, Lu, Xu, Jia, "Image Smoothing via L0 Gradient Minimization", SIGGRAPH Asia 2011, in the form that PITI publishes
 (pretrained_diffusion/degradation/l0smooth.py): half-quadratic splitting, circular boundaries, beta from 2 lambda in
-steps of kappa while it is below 1e5. Real FFTs in float32; arrays one at a time on one core
-(`degradations.l0_planes`), torch tensors as a batch.
+steps of kappa while it is below 1e5. Real FFTs in float32: picture by picture on CPUs
+(`degradations.l0_planes`), as a batch on other devices.
 
 Departures from the published function: the result is rounded and clipped to [0, 255] (published: truncated, and a
 value outside wraps around), and grey pictures are taken, as pictures with three equal channels.
@@ -12,6 +12,7 @@ value outside wraps around), and grey pictures are taken, as pictures with three
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -30,15 +31,16 @@ def l0_smooth(images: Images, lam: float, kappa: float = 2.0) -> Images:
     """Smooth pictures: uint8 (H, W), (H, W, C) or (N, H, W, C), C 1 or 3, RGB; same type, shape and device back.
 
     `lam` is the smoothing weight (published range 0.0012 to 0.004; larger is flatter), `kappa` > 1 the factor by which
-    beta grows. numpy arrays are computed on one core; torch tensors as one batch on the device they are on.
+    beta grows. numpy arrays are computed on one core, CPU tensors likewise on torch.get_num_threads() cores, with the same
+    pixels; tensors elsewhere as one batch on their device, within a level of that but for rare pixels.
     Raises TypeError for anything but uint8, ValueError for another shape or a lam or kappa outside its range.
     """
     _check(images, lam, kappa)
     batch: Any = images.reshape(_batch_shape(tuple(images.shape)))
     if isinstance(images, np.ndarray):
-        smoothed = np.stack([_smooth_uint8(picture, lam, kappa) for picture in batch])
-        return smoothed.reshape(images.shape)
-    return _smooth_tensor(batch, lam, kappa).reshape(images.shape)
+        return np.stack([_smooth_uint8(picture, lam, kappa) for picture in batch]).reshape(images.shape)
+    smooth = _smooth_on_cpu if images.device.type == "cpu" else smooth_batch
+    return smooth(batch, lam, kappa).reshape(images.shape)
 
 
 def _check(images: Any, lam: float, kappa: float) -> None:
@@ -100,22 +102,30 @@ def _laplacian(height: int, width: int) -> NDArray[np.float32]:
     return eigenvalues.astype(np.float32)
 
 
-def _smooth_tensor(batch: torch.Tensor, lam: float, kappa: float) -> torch.Tensor:
+def _smooth_on_cpu(batch: torch.Tensor, lam: float, kappa: float) -> torch.Tensor:
+    import torch  # only callers with a tensor at hand come here
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # the compiled loops and OpenCV let go of the GIL
+        pictures = threads.map(lambda picture: _smooth_uint8(picture, lam, kappa), batch.numpy())
+        return torch.from_numpy(np.stack(list(pictures)))
+
+
+def smooth_batch(batch: torch.Tensor, lam: float, kappa: float) -> torch.Tensor:
+    """L0 smoothing of a uint8 tensor (N, H, W, C), C 1 or 3, all at once with torch's FFTs on the tensor's device."""
     import torch  # only callers with a tensor at hand come here
 
     planes = batch.permute(0, 3, 1, 2).float() / FULL_SCALE
-    height, width = planes.shape[-2:]
+    channels, height, width = planes.shape[-3:]
     laplacian = torch.from_numpy(_laplacian(height, width)).to(planes.device)
-    spectrum = torch.fft.rfft2(planes)
     smoothed = planes
     for beta in _betas(lam, kappa):
-        right = smoothed.roll(-1, 3) - smoothed
-        down = smoothed.roll(-1, 2) - smoothed
-        energy = (right.square() + down.square()).mean(1, keepdim=True) * 3
-        weak = energy < lam / beta
-        right.masked_fill_(weak, 0)
-        down.masked_fill_(weak, 0)
-        divergence = right.roll(1, 3) - right + down.roll(1, 2) - down
-        solution = (spectrum + beta * torch.fft.rfft2(divergence)) / (1 + beta * laplacian)
-        smoothed = torch.fft.irfft2(solution, s=(height, width))
+        right = smoothed.roll(-1, 3).sub_(smoothed)
+        down = smoothed.roll(-1, 2).sub_(smoothed)
+        energy = right.square().addcmul_(down, down).sum(1, keepdim=True)
+        weight = (energy >= lam / beta * channels / 3) * beta
+        right.mul_(weight)
+        down.mul_(weight)
+        target = right.roll(1, 3).sub_(right).add_(down.roll(1, 2)).sub_(down).add_(planes)
+        spectrum = torch.fft.rfft2(target).div_(1 + beta * laplacian)
+        smoothed = torch.fft.irfft2(spectrum, s=(height, width))
     return (smoothed * FULL_SCALE).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
