@@ -1,0 +1,188 @@
+"""Times a forward pass and a training step of the two networks, beside the published code if that is at hand.
+
+    python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--channels 192] [--batch 2]
+        [--rounds 3] [--threads N] [--clock wall|processor] [--memory] [--json FILE]
+
+FOLDER of --published holds PITI's package `pretrained_diffusion`. Its import of timm, which it never uses, is met by
+an empty module where timm is not installed. --channels below 192 narrows both decoders (heads of 32 then); depth and
+the task encoder stay as published. All contenders take turns within a round, and the median is reported. On a busy
+machine --clock processor with --threads 1 counts this process's own seconds. --memory also reports the peak
+resident memory of a stage 2 step (AdamW, float32) with and without activation checkpointing, each in its own process.
+Prints a table, and the same as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from piti.diffusion import GaussianDiffusion
+from piti.models import ModelConfig, build_model
+
+FULL_CHANNELS = 192
+Contender = Callable[[bool], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of the networks, published code beside ours.")
+    parser.add_argument("--published", type=Path, help="folder that holds PITI's pretrained_diffusion")
+    parser.add_argument("--networks", nargs="+", choices=["base", "upsampler"], default=["base", "upsampler"])
+    parser.add_argument("--channels", type=int, default=FULL_CHANNELS)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--peak-of", choices=["plain", "checkpointed"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak_of:
+        print(peak_mebibytes(arguments.peak_of == "checkpointed", arguments.channels, arguments.batch))
+        return
+    figures: dict[str, Any] = {"torch": torch.__version__, "threads": arguments.threads, "batch": arguments.batch}
+    figures["channels"] = arguments.channels
+    for network in arguments.networks:
+        figures[network] = measure(network, arguments)
+    if arguments.memory:
+        figures["stage2_peak_mebibytes"] = {
+            which: peak_in_own_process(which, arguments) for which in ("plain", "checkpointed")
+        }
+        print("peak memory of a stage 2 step, MiB:", figures["stage2_peak_mebibytes"])
+    print(json.dumps(figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures) + "\n")
+
+
+def config_of(network: str, channels: int, **options: bool) -> ModelConfig:
+    full = ModelConfig.base() if network == "base" else ModelConfig.upsampler()
+    heads = full.num_head_channels if channels == FULL_CHANNELS else 32
+    return full.model_copy(update={"model_channels": channels, "num_head_channels": heads, "dropout": 0.0, **options})
+
+
+def measure(network: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Median seconds of each contender's forward pass and training step."""
+    config = config_of(network, arguments.channels)
+    batch = inputs_of(config, arguments.batch)
+    contenders: dict[str, Contender] = {}
+    if arguments.published:
+        contenders["published float32"] = contender(published_function(arguments.published, config, batch), None)
+    contenders["ours float32"] = contender(our_function(config, batch), None)
+    contenders["ours bfloat16"] = contender(our_function(config, batch), torch.bfloat16)
+    last = config_of(network, arguments.channels, channels_last=True)
+    contenders["ours bfloat16 channels_last"] = contender(our_function(last, batch), torch.bfloat16)
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    seconds: dict[str, dict[str, list[float]]] = {name: {"forward": [], "step": []} for name in contenders}
+    for round_number in range(arguments.rounds + 1):
+        for name, run in contenders.items():
+            for kind in ("forward", "step"):
+                start = clock()
+                run(kind == "step")
+                if round_number:  # the first round warms up
+                    seconds[name][kind].append(clock() - start)
+    medians = {
+        name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in seconds.items()
+    }
+    reference = next(iter(medians.values()))
+    print(f"{network}: {arguments.channels} channels, batch {arguments.batch}, seconds ({arguments.clock})")
+    for name, kinds in medians.items():
+        ratios = " ".join(f"{kind} {value:8.3f} ({reference[kind] / value:4.2f}x)" for kind, value in kinds.items())
+        print(f"  {name:30s} {ratios}")
+    return medians
+
+
+Forward = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor, int]
+
+
+def contender(forward: Forward, autocast: torch.dtype | None) -> Contender:
+    """A function that runs one forward pass, or with True one training step (losses, backward, no optimizer)."""
+    module, function, x0, _ = forward
+    diffusion = GaussianDiffusion()
+    t = torch.full((len(x0),), 400)
+    noise = torch.randn_like(x0)
+
+    def model_fn(x_t: Tensor, time_: Tensor) -> Tensor:
+        if autocast is None:
+            return function(x_t, time_)
+        with torch.autocast("cpu", dtype=autocast):
+            return function(x_t, time_)
+
+    def run(train: bool) -> None:
+        with contextlib.nullcontext() if train else torch.no_grad():
+            if not train:
+                model_fn(x0, t.float())
+                return
+            losses = diffusion.training_losses(model_fn, x0, t, noise)
+            module.zero_grad(set_to_none=True)
+            (losses["mse"] + losses["vb"]).mean().backward()
+
+    return run
+
+
+def inputs_of(config: ModelConfig, batch: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    side = config.image_size
+    shapes = {"x0": (3, side, side), "condition": (config.condition_channels, 256, 256)}
+    if config.super_resolution:
+        shapes["low_res"] = (3, side // 4, side // 4)
+    return {name: torch.rand(batch, *shape, generator=generator) * 2 - 1 for name, shape in shapes.items()}
+
+
+def our_function(config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
+    model = build_model(config, seed=0)
+    rest = {name: value for name, value in batch.items() if name != "x0"}
+    return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
+
+
+def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
+    if importlib.util.find_spec("timm") is None:
+        transformer = types.ModuleType("timm.models.vision_transformer")
+        transformer.PatchEmbed = None  # type: ignore[attr-defined]
+        for name in ("timm", "timm.models"):
+            sys.modules.setdefault(name, types.ModuleType(name))
+        sys.modules["timm.models.vision_transformer"] = transformer
+    sys.path.insert(0, str(folder))
+    published = importlib.import_module("pretrained_diffusion.script_util")
+    options = published.model_and_diffusion_defaults(int(config.super_resolution))
+    options |= {"learn_sigma": True, "dropout": 0.0, "mode": "coco"}
+    options |= {"num_channels": config.model_channels, "num_head_channels": config.num_head_channels}
+    model, _ = published.create_model_and_diffusion(**options)
+    rest = {"ref": batch["condition"]} | ({"low_res": batch["low_res"]} if config.super_resolution else {})
+    return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
+
+
+def peak_mebibytes(checkpointed: bool, channels: int, batch_size: int) -> float:
+    """Peak resident memory of this process after two stage 2 steps of the base network."""
+    config = config_of("base", channels, activation_checkpointing=checkpointed)
+    forward = our_function(config, inputs_of(config, batch_size))
+    optimizer = torch.optim.AdamW(forward[0].parameters(), lr=1e-5)
+    step = contender(forward, None)
+    for _ in range(2):
+        step(True)
+        optimizer.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def peak_in_own_process(which: str, arguments: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, "--peak-of", which, "--channels", str(arguments.channels)]
+    command += ["--batch", str(arguments.batch), "--threads", str(arguments.threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+if __name__ == "__main__":
+    main()
