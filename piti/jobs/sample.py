@@ -88,12 +88,12 @@ def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
     from ray.exceptions import RayTaskError
 
     cluster = spec.config.cluster
-    task = ray.remote(draw_part).options(
+    task = ray.remote(
         num_cpus=cluster.cpus_per_worker,
         num_gpus=1 if cluster.use_gpu else 0,
         max_retries=cluster.max_failures,
         max_calls=0,  # a process lives on after its task, for the networks that it holds
-    )
+    )(draw_part)
     described = spec.model_dump(mode="json")
     waiting = list(reversed(parts))
     running: dict[Any, Part] = {}
