@@ -58,7 +58,7 @@ class Recipe:
             raise ValueError(f"not a degradation recipe of format {FORMAT}: {text[:80]!r}")
         try:
             operations = tuple(_read_operation(dict(entry)) for entry in tree["operations"])
-            return cls(str(tree["recipe"]), int(tree["scale"]), operations)
+            return cls(str(tree["recipe"]), _checked_scale(tree["scale"]), operations)
         except (KeyError, TypeError) as error:
             raise ValueError(f"degradation recipe is damaged: {error}") from error
 
@@ -118,9 +118,7 @@ def draw_recipe(rng: np.random.Generator, scale: int, recipe: RecipeName) -> Rec
     """Draw the random choices of a degradation. Raises ValueError for an unknown recipe or a scale below 2."""
     if recipe not in get_args(RecipeName):
         raise ValueError(f"unknown recipe {recipe!r}; known are {', '.join(get_args(RecipeName))}")
-    if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or scale < 2:
-        raise ValueError(f"scale is {scale!r}; give a whole number from 2, such as 2, 3, 4 or 8")
-    scale = int(scale)
+    scale = _checked_scale(scale)
     halved = scale == 4 and rng.random() < 0.25
     operations = [_draw_halving(rng)] if halved else []
     draw = _draw_light if recipe == "light" else _draw_full
@@ -130,6 +128,12 @@ def draw_recipe(rng: np.random.Generator, scale: int, recipe: RecipeName) -> Rec
     if recipe == "full":
         operations.append(_draw_jpeg(rng, 30))
     return Recipe(recipe, scale, tuple(operations))
+
+
+def _checked_scale(scale: Any) -> int:
+    if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or scale < 2:
+        raise ValueError(f"scale is {scale!r}; give a whole number from 2, such as 2, 3, 4 or 8")
+    return int(scale)
 
 
 def _slot_order(rng: np.random.Generator) -> list[int]:

@@ -236,6 +236,7 @@ def test_what_a_damaged_recipe_gets() -> None:
     good = json.loads(draw_recipe(np.random.default_rng(0), 4, "light").to_json())
     damaged = {
         "format": {**good, "format": 99},
+        "scale": {**good, "scale": 0},
         "sharpen": {**good, "operations": [{"name": "sharpen"}]},
         "sigma": {**good, "operations": [{"name": "blur_isotropic", "size": 5}]},
         "operations": {"format": 1, "recipe": "light", "scale": 4},
