@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from piti.data.tars import SampleTarWriter, names_of, shard_split, split_members
 from piti.errors import DataError
 
 MANIFEST = "manifest.parquet"
+_COPY_BYTES = 1 << 20
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -151,6 +153,43 @@ def published_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats
         if record is not None and record[0].plan == plan and (record[0].num_samples == 0 or name in tars):
             found[name] = record[0]
     return found
+
+
+def adopt_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
+    """Copy planned shards (name to plan) that other sets beside this one hold already, made from the same things.
+
+    So one picture more in a dataset, which makes another fingerprint and folder, costs one shard. A copy counts only
+    if it has the recorded hash; what was copied is published like a shard just written.
+    """
+    parent, own = uri.rstrip("/").rpartition("/")[0], storage.name(uri)
+    adopted: dict[str, ShardStats] = {}
+    for sibling in storage.list_names(parent):
+        other = storage.join(parent, sibling)
+        wanted = {name: plan for name, plan in plans.items() if name not in adopted}
+        if sibling == own or not wanted:
+            continue
+        for name, stats in published_shards(other, wanted).items():
+            if _copy_shard(other, uri, stats):
+                adopted[name] = stats
+    return adopted
+
+
+def _copy_shard(source: str, target: str, stats: ShardStats) -> bool:
+    """Whether a whole copy was published; False where the original turns out to be damaged or gone."""
+    aside = _aside_folder(target) / f".{stats.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        if stats.num_samples:
+            with storage.open_read(storage.join(source, stats.name)) as stream, open(aside, "wb") as copy:
+                shutil.copyfileobj(stream, copy, _COPY_BYTES)
+            if storage.sha256_file(str(aside)) != stats.tar_sha256:
+                return False
+            storage.publish_file(aside, storage.join(target, stats.name))
+        storage.write_bytes(stats_uri(target, stats.name), storage.read_bytes(stats_uri(source, stats.name)))
+    except FileNotFoundError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
 
 
 def write_manifest(uri: str, names: Sequence[str], about: Mapping[str, Any]) -> dict[str, ShardStats]:

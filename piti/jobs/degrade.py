@@ -17,7 +17,15 @@ from piti.config import DataConfig, DegradationConfig
 from piti.data.decoding import decode_image
 from piti.data.geometry import CropBox, crop_photograph
 from piti.data.sharding import encode_png
-from piti.data.shards import ShardSet, ShardStats, ShardWriter, published_shards, remove_leftovers, write_manifest
+from piti.data.shards import (
+    ShardSet,
+    ShardStats,
+    ShardWriter,
+    adopt_shards,
+    published_shards,
+    remove_leftovers,
+    write_manifest,
+)
 from piti.data.sources import SPLITS
 from piti.data.sources.keys import stable_hash
 from piti.errors import DataError
@@ -41,6 +49,7 @@ def run(context: JobContext) -> JobResult:
     settings |= config.degradation.model_dump(mode="json")
     plans = {name: companion_plan(shards.stats[name], settings) for name in names}
     finished = published_shards(output, plans)
+    finished |= adopt_shards(output, {name: plan for name, plan in plans.items() if name not in finished})
     context.info(f"{len(names)} shards to degrade, {len(finished)} of them already there")
     total = sum(shards.stats[name].num_samples for name in names)
     work = [

@@ -6,7 +6,15 @@ import time
 from collections.abc import Sequence
 
 from piti.data.sharding import ShardPlan, plan_shards, write_shard
-from piti.data.shards import ShardSet, ShardStats, published_shards, read_stats, remove_leftovers, write_manifest
+from piti.data.shards import (
+    ShardSet,
+    ShardStats,
+    adopt_shards,
+    published_shards,
+    read_stats,
+    remove_leftovers,
+    write_manifest,
+)
 from piti.data.sources import SPLITS, open_source
 from piti.errors import DataError
 from piti.jobs.context import JobContext, JobResult
@@ -24,9 +32,15 @@ def run(context: JobContext) -> JobResult:
     config, output = context.config, context.spec.output
     plans = plan_shards(open_source(config.data), config.data, config.seed)
     remove_leftovers(output)
-    finished = published_shards(output, {plan.name: plan.plan for plan in plans})
+    wanted = {plan.name: plan.plan for plan in plans}
+    finished = published_shards(output, wanted)
+    adopted = adopt_shards(output, {name: plan for name, plan in wanted.items() if name not in finished})
+    finished |= adopted
     total = sum(len(plan.items) for plan in plans)
-    context.info(f"{total} items in {len(plans)} shards, {len(finished)} of them already there")
+    context.info(
+        f"{total} items in {len(plans)} shards, {len(finished)} of them already there"
+        + (f" ({len(adopted)} copied from an earlier set)" if adopted else "")
+    )
     missing = [plan for plan in plans if plan.name not in finished]
     if missing:
         with ray_connection():

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import Normalize
 
 from piti.data.conditions import (
     StoredCondition,
@@ -80,7 +81,7 @@ def test_depth_is_painted_as_by_the_published_code() -> None:
     far = min(300, np.percentile(depth, 99))
     logs = np.ma.masked_where(~known, np.log(np.clip(depth.astype(np.float64), 0.5, far)))
     colours = plt.get_cmap("jet").with_extremes(bad="black")
-    published = (colours(plt.Normalize(vmin=0, vmax=np.log(far + 1.01))(logs)) * 255).astype(np.uint8)[..., :3]
+    published = (colours(Normalize(vmin=0, vmax=np.log(far + 1.01))(logs)) * 255).astype(np.uint8)[..., :3]
     stored = encode_condition(RawCondition(depth), "geometry")
     painted = as_uint8(render_condition(stored, "geometry")).transpose(1, 2, 0)
     assert (painted[..., 3:] == published).all(axis=2).mean() > 1 - 1 / 300

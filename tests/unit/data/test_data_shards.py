@@ -20,7 +20,15 @@ from PIL import Image
 from piti.config import DataConfig
 from piti.data.decoding import decode_image
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, ShardWriter, published_shards, read_stats, verify_shards, write_manifest
+from piti.data.shards import (
+    ShardSet,
+    ShardWriter,
+    adopt_shards,
+    published_shards,
+    read_stats,
+    verify_shards,
+    write_manifest,
+)
 from piti.data.sketch import DETECTOR, detect_edges
 from piti.data.sources import open_source
 from piti.data.tars import SampleTarWriter, split_members
@@ -189,6 +197,22 @@ def test_only_shards_of_the_same_plan_with_their_tar_count_as_done(tmp_path: Pat
     names = [f"train-00000{number}.tar" for number in range(4)]
     assert list(published_shards(str(tmp_path), dict.fromkeys(names, "plan"))) == ["train-000002.tar"]
     assert published_shards(str(tmp_path), dict.fromkeys(names, "other plan")) == {}
+
+
+def test_shards_of_an_earlier_set_are_copied_if_they_are_whole(tmp_path: Path) -> None:
+    names = [f"train-00000{number}.tar" for number in range(3)]
+    for name in names:
+        with ShardWriter(str(tmp_path / "old"), name, f"plan of {name}") as writer:
+            writer.add(name[:-4], {"txt": b"x" * 5000}, source="a", width=1, height=1)
+            writer.publish()
+    old = files_of(tmp_path / "old")
+    damaged = tmp_path / "old" / names[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    wanted = {**{name: f"plan of {name}" for name in names[:2]}, names[2]: "another plan"}
+    adopted = adopt_shards(str(tmp_path / "new"), wanted)
+    assert list(adopted) == [names[0]]
+    expected = {path: old[path] for path in (names[0], "stats/train-000000.parquet")}
+    assert files_of(tmp_path / "new") == expected
 
 
 def test_a_shard_of_rejected_items_has_a_record_and_no_tar(tmp_path: Path) -> None:
