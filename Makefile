@@ -17,8 +17,10 @@ setup: $(STAMP) ## make .venv with the pinned dependencies
 $(STAMP): requirements.lock pyproject.toml
 	@PYTHON="$(PYTHON)" NEEDED_DISK_GIB=$(NEEDED_DISK_GIB) ./scripts/check-machine
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@rm -rf *.egg-info  # an old one would hide newer entry points from programs that run in this folder
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
 demo: setup ## the whole pipeline on bundled photographs, then the addresses to look at
