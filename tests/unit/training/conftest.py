@@ -1,0 +1,131 @@
+"""A pipeline small enough to train in a second: real photographs as 32x32 shards, with their degraded companions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from piti import storage
+from piti.config import Config, load_config
+from piti.data.sharding import plan_shards, write_shard
+from piti.data.shards import ShardSet, write_manifest
+from piti.data.sources import open_source
+from piti.jobs.context import JobContext, JobSpec
+from piti.jobs.degrade import degrade_shard
+from piti.plan import Plan
+from piti.training.loop import train
+from piti.training.workers import Workers
+
+STAGES = ("pretrain", "stage1", "stage2", "upsampler")
+
+SMALL: dict[str, Any] = {
+    "data.source.train_crops": 12,
+    "data.source.validation_crops": 4,
+    "data.samples_per_shard": 8,
+    "data.image_size": 32,
+    "degradation.variants": 2,
+    "models.base.image_size": 16,
+    "models.base.model_channels": 32,
+    "models.base.channel_mult": [1, 1],
+    "models.base.attention_resolutions": [8],
+    "models.base.condition_size": 32,
+    "models.base.encoder_width": 32,
+    "models.base.encoder_layers": 1,
+    "models.base.encoder_heads": 2,
+    "models.base.dropout": 0.1,
+    "models.upsampler.image_size": 32,
+    "models.upsampler.channel_mult": [1, 1],
+    "models.upsampler.attention_resolutions": [],
+    "models.upsampler.condition_size": 32,
+    "models.upsampler.encoder_width": 32,
+    "models.upsampler.encoder_layers": 1,
+    "models.upsampler.encoder_heads": 2,
+    "training.upsampler.picture_losses_from_step": 1,
+    "training.upsampler.discriminator_channels": 8,
+    "training.upsampler.discriminator_layers": 2,
+}
+for _stage in STAGES:
+    SMALL |= {
+        f"training.{_stage}.phases": [{"steps": 6, "learning_rate": 2e-3, "condition_dropout": 0.3}],
+        f"training.{_stage}.batch_size": 4,
+        f"training.{_stage}.validation_samples": 4,
+        f"training.{_stage}.validate_every_steps": 3,
+        f"training.{_stage}.checkpoint_every_steps": 2,
+        f"training.{_stage}.keep_checkpoints": 2,
+        f"training.{_stage}.log_every_steps": 1,
+    }
+
+
+class Pipeline:
+    """Stages by name, on shards made once. `root` differs from test to test, the shards do not."""
+
+    def __init__(self, shards: str, degraded: str, root: Path) -> None:
+        self._shards, self._degraded, self._root = shards, degraded, root
+        self.finished: dict[str, dict[str, Any]] = {}
+
+    def config(self, **overrides: Any) -> Config:
+        """The small config; dots in `overrides` are written as two underscores."""
+        more = {key.replace("__", "."): value for key, value in overrides.items()}
+        return load_config("demo", {"root": str(self._root), **SMALL, **more})
+
+    def context(self, stage: str, run: str | None = None, **overrides: Any) -> JobContext:
+        """What a job of `stage` is told; `run` names the folder, for more than one run of the same."""
+        config = self.config(**overrides)
+        step = getattr(Plan(config), stage)
+        inputs = {**step.inputs, "shards": self._shards}
+        if stage == "upsampler":
+            inputs["degraded"] = self._degraded
+        output = str(self._root / "runs" / (run or stage))
+        inputs |= {name: str(self._root / "runs" / name) for name in ("pretrain", "stage1") if name in inputs}
+        spec = JobSpec(
+            kind="train", name=stage, fingerprint=step.fingerprint, output=output, inputs=inputs,
+            folder=str(self._root / "jobs" / (run or stage)), config=config,
+        )  # fmt: skip
+        return JobContext(spec)
+
+    def finish(self, stage: str, **overrides: Any) -> dict[str, Any]:
+        """Train a stage to its end, those before it first, and leave its result as a job does."""
+        before = {"stage1": "pretrain", "stage2": "stage1"}.get(stage)
+        if before is not None and before not in self.finished:
+            self.finish(before)
+        context = self.context(stage, **overrides)
+        result = self.finished[stage] = train(context, Workers())
+        storage.write_json(storage.join(context.spec.output, storage.MARKER), result)
+        return result
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """URIs of shards and of their degraded companions."""
+    folder = tmp_path_factory.mktemp("small")
+    shards, degraded = str(folder / "shards"), str(folder / "degraded")
+    config = load_config("demo", {"root": str(folder), **SMALL})
+    data = config.data
+    plans = plan_shards(open_source(data), data, config.seed)
+    for plan in plans:
+        write_shard(plan, data, shards)
+    about = {name: getattr(data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
+    write_manifest(shards, [plan.name for plan in plans], about)
+    names = list(ShardSet(shards).stats)
+    for name in names:
+        degrade_shard(shards, name, degraded, "test", data, config.degradation, config.scale, config.seed)
+    write_manifest(degraded, names, {"scale": config.scale})
+    return shards, degraded
+
+
+@pytest.fixture
+def pipeline(small_shards: tuple[str, str], tmp_path: Path) -> Pipeline:
+    return Pipeline(*small_shards, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So that sums are always taken in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,99 @@
+"""metrics.jsonl, TensorBoard, checkpoint folders and Ray Train's memory of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from piti import storage
+from piti.jobs.train import RAY_SNAPSHOT, forget_lost_checkpoints
+from piti.training.metrics import MetricsLog, read_metrics
+from piti.training.state import clear_leftovers, prune_checkpoints
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    folder = run / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / storage.MARKER).write_text("{}")
+    return folder
+
+
+def test_records_of_steps_to_be_redone_are_dropped(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    log = MetricsLog(run, 0)
+    for step in (1, 2, 3):
+        log.add(step, "train", {"loss": 1 / step})
+    log.close()
+    resumed = MetricsLog(run, 2)
+    resumed.add(3, "train", {"loss": 7.0})
+    resumed.close()
+    assert [(record["step"], record["loss"]) for record in read_metrics(run)] == [(1, 1.0), (2, 0.5), (3, 7.0)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5), (3, 7.0)]
+
+
+def test_a_fresh_run_does_not_keep_what_another_left(tmp_path: Path) -> None:
+    log = MetricsLog(str(tmp_path), 0)
+    log.add(1, "train", {"loss": 1.0})
+    log.close()
+    again = MetricsLog(str(tmp_path), 0)
+    again.close()
+    assert read_metrics(str(tmp_path)) == []
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    """JSON has no NaN; other programs must be able to read the file."""
+    log = MetricsLog(str(tmp_path), 0)
+    log.add(1, "train", {"loss": math.nan, "mse": math.inf, "vb": 1.0})
+    log.close()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (record["loss"], record["mse"], record["vb"]) == (None, None, 1.0)
+
+
+def test_metrics_in_an_object_store() -> None:
+    """The same files appear there, events included."""
+    run = "memory://metrics-test/run"
+    log = MetricsLog(run, 0)
+    log.add(1, "validation", {"loss": 0.5})
+    log.close()
+    assert [record["loss"] for record in read_metrics(run)] == [0.5]
+    (events,) = storage.list_names(storage.join(run, "tensorboard"))
+    assert events.startswith("events.out.tfevents")
+
+
+def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        checkpoint(tmp_path, step)
+    (tmp_path / "step-00000008" / storage.MARKER).unlink()  # never finished: does not count as one
+    prune_checkpoints(str(tmp_path), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006", "step-00000008"]
+
+
+def test_leftovers_of_killed_processes_are_cleared(tmp_path: Path) -> None:
+    whole = checkpoint(tmp_path, 2)
+    (checkpoint(tmp_path, 4) / storage.MARKER).unlink()
+    (tmp_path / ".writing-abc").mkdir()
+    clear_leftovers(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [whole]
+    clear_leftovers(str(tmp_path / "nothing-there"))
+
+
+@pytest.mark.parametrize("content", ['{"checkpoint_results": [{"checkpoint_dir_name": "step-00000009"}]}', "{", "[]"])
+def test_ray_trains_list_is_forgotten_when_it_is_of_no_use(tmp_path: Path, content: str) -> None:
+    """It names a checkpoint that is gone, was cut off, or is something else: Ray Train would refuse to start."""
+    checkpoint(tmp_path, 8)
+    (tmp_path / RAY_SNAPSHOT).write_text(content)
+    forget_lost_checkpoints(str(tmp_path))
+    assert not (tmp_path / RAY_SNAPSHOT).exists()
+
+
+def test_ray_trains_list_is_kept_when_it_is_right(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 8)
+    (tmp_path / RAY_SNAPSHOT).write_text('{"checkpoint_results": [{"checkpoint_dir_name": "step-00000008"}]}')
+    forget_lost_checkpoints(str(tmp_path))
+    assert (tmp_path / RAY_SNAPSHOT).exists()
