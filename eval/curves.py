@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 from xml.sax.saxutils import escape
 
@@ -28,7 +28,6 @@ class LossCurve:
     training: Points = ()
     validation: Points = ()
     begins_as: str = "untrained"
-    facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
     @property
     def initial(self) -> float | None:
