@@ -26,7 +26,7 @@ def feature_networks(config: Config) -> list[NeededWeights]:
         NeededWeights(
             "evaluation.inception",
             config.evaluation.inception,
-            "torch-fidelity's pt_inception-2015-12-05-6726825d.pth",
+            "torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
         ),
         NeededWeights(
             "evaluation.lpips_trunk", config.evaluation.lpips_trunk, "torchvision's alexnet-owt-7be5be79.pth"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from piti.config import load_config
 from piti.plan import Plan
 from tests.e2e.runs import FlowRun, Prefect
 from tests.e2e.tiny import tiny_overrides
+from tests.running_stack import RunningStack
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prefect(stack: Any) -> Prefect:
+def prefect(stack: RunningStack) -> Prefect:
     return Prefect(stack.environment)
 
 
