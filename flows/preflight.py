@@ -12,7 +12,8 @@ from flows.parameters import Overrides
 from piti import storage
 from piti.config import STAGES, Config, load_config
 from piti.data.sources import open_source
-from piti.errors import PitiError, PreflightError
+from piti.diffusion.schedule import betas_of, respaced_timesteps
+from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
 from piti.weights import weights_problems
 
@@ -21,7 +22,12 @@ from piti.weights import weights_problems
 def preflight(config: str, overrides: Overrides = None) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
     settings = load_config(config, overrides)
-    problems = [*source_problems(settings), *weights_problems(settings), *cluster_problems(settings)]
+    problems = [
+        *source_problems(settings),
+        *sampling_problems(settings),
+        *weights_problems(settings),
+        *cluster_problems(settings),
+    ]
     if problems:
         raise PreflightError(problems)
     plan = Plan(settings)
@@ -81,6 +87,20 @@ def _parameters_upper_bound(config: Config, stage: str) -> float:
     """A rough count of parameters: the published 338 M scaled by width squared."""
     model = config.models.upsampler if stage == "upsampler" else config.models.base
     return 351e6 * (model.model_channels / 192) ** 2 + 30e6 * (model.encoder_width / 512) ** 2
+
+
+def sampling_problems(config: Config) -> list[PitiError]:
+    """Respacings that the noise schedules cannot give."""
+    problems: list[PitiError] = []
+    for network, respacing in (
+        (config.diffusion.base, config.sampling.base_respacing),
+        (config.diffusion.upsampler, config.sampling.upsampler_respacing),
+    ):
+        try:
+            respaced_timesteps(betas_of(network.schedule, network.steps), respacing)
+        except ConfigError as problem:
+            problems.append(problem)
+    return problems
 
 
 def cluster_problems(config: Config) -> list[PitiError]:

@@ -104,6 +104,7 @@ def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, r
         ("prepare", {"overrides": {"seed": "many"}}, "seed: Input should be a valid integer"),
         ("train", {"overrides": {"cluster.num_workers": 8}}, "training wants 8 CPUs (8 workers), the cluster has 2"),
         ("prepare", {"overrides": {"data.source": {"kind": "paired", "images": "/nowhere"}}}, "/nowhere"),
+        ("train", {"overrides": {"sampling.base_respacing": "fast"}}, "cannot read the respacing 'fast'"),
         ("evaluate", {"overrides": {"seed": 99}}, "has no stage 2 checkpoint yet"),
         ("full-train", {"start_from": "stage2", "overrides": {"seed": 99}}, "pretrain is not done"),
     ],
