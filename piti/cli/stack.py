@@ -38,9 +38,8 @@ def up(
         stack = start_stack(wanted, num_cpus, report=lambda line: spinner.update(line))
     _show(stack)
     if stack.ports != Ports():
-        _console.print("\nThese are not the default ports, so let your shell know:")
-        for name in ("PREFECT_API_URL", "PITI_RAY_JOBS_URL"):
-            _console.print(f"  export {name}={stack.environment()[name]}", highlight=False)
+        _console.print("\nThese are not the default ports. Commands in the project's folder find them; elsewhere:")
+        _console.print(f"  export PREFECT_API_URL={stack.ports.prefect_api_url}", highlight=False)
 
 
 def down() -> None:

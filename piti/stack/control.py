@@ -62,8 +62,8 @@ class Stack(BaseModel):
         return identity is not None and identity.find() is not None
 
     def answers(self, service: Service) -> bool:
-        identity = self.processes.get(service.name)
-        return identity is not None and service.answers(identity.create_time)
+        """Whether a service is of use: its process lives, and what it serves is there."""
+        return self.lives(service.name) and service.answers(self.processes[service.name].create_time)
 
     def log(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"

@@ -2,23 +2,197 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import stat
-from typing import Any
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from piti.stack.http import prefect_answers, ray_answers, served_deployments
+from piti.settings import PROJECT
+from piti.stack.http import prefect_answers, ray_answers, request_json, served_deployments
+from piti.stack.processes import lives
 from piti.stack.services import DEPLOYMENTS
+from tests.running_stack import RunningStack, run_piti
 
 pytestmark = pytest.mark.integration
 
+# A job that leaves a process of its own session behind, as a careless library might.
+STRAY = "import subprocess, time; subprocess.Popen(['sleep', '987'], start_new_session=True); time.sleep(600)"
 
-def test_everything_answers_and_the_token_is_private(stack: Any) -> None:
-    record = stack.record
+
+def prefect(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The `prefect` command in the checkout, with nothing in the environment that names a server."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_", "PITI_"))
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments], env={**inherited, "NO_COLOR": "1", **environment}, cwd=PROJECT,
+        capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def identities(stack: RunningStack) -> dict[str, int]:
+    return {name: identity.pid for name, identity in stack.record.processes.items()}
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks a lot like ours, but belongs to nobody's stack."""
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "flows.serve", "raylet", "prefect server start"]
+    with subprocess.Popen(command, env={**os.environ, "PITI_STACK_ID": "another"}) as process:
+        yield process
+        process.kill()
+
+
+def test_everything_answers_and_ray_asks_for_a_private_token(stack: RunningStack) -> None:
     token = stack.home / "ray-token"
-    assert prefect_answers(record.ports.prefect_api_url)
-    assert set(served_deployments(record.ports.prefect_api_url)) >= DEPLOYMENTS
+    assert prefect_answers(stack.prefect_api_url)
+    assert set(served_deployments(stack.prefect_api_url)) == DEPLOYMENTS
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    assert ray_answers(record.ports.ray_url, token.read_text())
-    assert not ray_answers(record.ports.ray_url, None), "Ray must ask for the token"
-    assert not ray_answers(record.ports.ray_url, "wrong"), "Ray must ask for the right token"
+    assert ray_answers(stack.ray_url, token.read_text())
+    assert not ray_answers(stack.ray_url, None)
+    assert not ray_answers(stack.ray_url, "0" * 64)
+
+
+def test_everything_listens_on_loopback_only(stack: RunningStack) -> None:
+    ours = {process.pid for process in stack.processes()}
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in ours and connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 3
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_up_again_changes_nothing(stack: RunningStack) -> None:
+    before = identities(stack)
+    started = time.monotonic()
+    answer = stack.up()
+    assert time.monotonic() - started < 20
+    assert identities(stack) == before
+    assert answer.stdout.count("answers") == 3
+    assert stack.record.ports.prefect_url in answer.stdout
+    assert stack.piti("status").returncode == 0
+
+
+def test_up_brings_back_only_what_died(stack: RunningStack) -> None:
+    before = identities(stack)
+    stack.kill("serve")
+    status = stack.piti("status")
+    assert status.returncode == 1
+    assert "ended" in status.stdout
+    stack.up()
+    after = identities(stack)
+    assert {name for name in before if before[name] != after[name]} == {"serve"}
+
+
+def test_other_ports_while_running_are_refused(stack: RunningStack) -> None:
+    answer = stack.piti("up", "--prefect-port", "4999")
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert "piti down" in answer.stderr
+
+
+def test_the_prefect_command_finds_the_stack_by_itself(stack: RunningStack) -> None:
+    answer = prefect("deployment", "inspect", "piti/full-train", PITI_HOME=str(stack.home))
+    assert answer.returncode == 0, answer.stderr
+    assert "full-train" in answer.stdout
+
+
+def test_the_prefect_command_without_a_server_says_what_to_do(tmp_path: Path) -> None:
+    answer = prefect(
+        "deployment", "run", "piti/full-train", PITI_HOME=str(tmp_path), PREFECT_API_URL="http://127.0.0.1:9/api"
+    )
+    assert answer.returncode == 1
+    assert (
+        answer.stderr.strip() == "piti: no Prefect server answers at http://127.0.0.1:9/api - start one with `piti up`"
+    )
+
+
+def test_run_names_the_deployments_and_refuses_wrong_parameters(stack: RunningStack) -> None:
+    unknown = stack.piti("run", "full-trian")
+    assert unknown.returncode == 1
+    assert "evaluate, full-train, prepare, train" in unknown.stderr
+    wrong = stack.piti("run", "full-train", "-p", "start_from=nowhere")
+    assert wrong.returncode == 1
+    assert "start_from" in wrong.stderr or "nowhere" in wrong.stderr
+    assert "Traceback" not in wrong.stderr + unknown.stderr
+
+
+def test_run_ends_with_the_reason_of_a_failed_run(stack: RunningStack) -> None:
+    answer = stack.piti("run", "prepare", "--config", "dmeo")
+    assert answer.returncode == 1
+    assert "did you mean 'demo'" in answer.stderr, answer.stderr + answer.stdout
+    assert "runs/flow-run/" in answer.stdout
+
+
+def test_down_takes_everything_and_nothing_else(
+    stack: RunningStack, bystander: subprocess.Popen[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = RunningStack.start(tmp_path_factory.mktemp("other"), "--num-cpus", "1")
+    try:
+        token = (other.home / "ray-token").read_text()
+        job = {"entrypoint": f'{sys.executable} -c "{STRAY}"'}
+        request_json(f"{other.ray_url}/api/jobs/", token, job, timeout_seconds=90)
+        deadline = time.monotonic() + 90
+        while not (strays := [process for process in psutil.process_iter() if is_stray(process)]):
+            assert time.monotonic() < deadline, "the job did not start"
+            time.sleep(0.2)
+        assert set(strays) <= set(other.processes())
+        ray_folder = other.record.ray_folder
+    finally:
+        left = other.stop()
+    assert left == []
+    assert not any(lives(process) for process in strays)
+    assert not (other.home / "stack.json").exists()
+    assert ray_folder.is_relative_to(other.home) or not ray_folder.exists()
+    assert bystander.poll() is None
+    assert stack.piti("status").returncode == 0
+    again = other.piti("down")
+    assert (again.returncode, again.stdout.strip()) == (0, "nothing was running")
+
+
+def is_stray(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline() == ["sleep", "987"]
+    except psutil.Error:
+        return False
+
+
+def test_a_taken_port_is_named_with_its_holder_and_the_option(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        environment = {**os.environ, "PITI_HOME": str(tmp_path)}
+        options = ["--prefect-port", str(port), "--ray-dashboard-port", "0", "--ray-port", "0"]
+        answer = run_piti("up", *options, environment=environment)
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    for part in (f"port {port}", f"pid {os.getpid()}", "--prefect-port"):
+        assert part in answer.stderr
+    assert not (tmp_path / "stack.json").exists()
+
+
+def test_a_service_that_cannot_start_leaves_nothing_running(tmp_path: Path) -> None:
+    """Prefect cannot open its database, so what was started beside it is stopped again."""
+    (tmp_path / "prefect" / "prefect.db").mkdir(parents=True)
+    answer = run_piti("up", "--free-ports", environment={**os.environ, "PITI_HOME": str(tmp_path)})
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert "Prefect server" in answer.stderr
+    assert "prefect.log" in answer.stderr
+    assert not (tmp_path / "stack.json").exists()
+    assert [process for process in psutil.process_iter() if belongs_below(process, tmp_path)] == []
+
+
+def belongs_below(process: psutil.Process, home: Path) -> bool:
+    try:
+        return process.environ().get("PITI_HOME") == str(home) and lives(process)
+    except psutil.Error:
+        return False
