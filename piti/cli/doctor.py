@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated
 
 import psutil
@@ -111,7 +112,9 @@ def _servers() -> Iterator[Finding]:
     stack = recorded_stack()
     api_url = os.environ.get("PREFECT_API_URL", (stack.ports if stack else Ports()).prefect_api_url)
     ray_url = os.environ.get("PITI_RAY_JOBS_URL", stack.ports.ray_url if stack else settings().ray_jobs_url)
-    token = os.environ.get("RAY_AUTH_TOKEN") or read_token(settings())
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    known = settings().model_copy(update={"ray_token_file": Path(path)}) if path else settings()
+    token = os.environ.get("RAY_AUTH_TOKEN") or read_token(known)
     for subject, url, answers in (
         ("prefect", api_url, prefect_answers(api_url)),
         ("ray", ray_url, ray_answers(ray_url, token)),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from piti import storage
 from piti.errors import StackError
@@ -115,12 +115,19 @@ def down(report: Report = lambda line: None) -> bool:
 
 
 def running() -> Stack | None:
-    """What is recorded as started and not yet stopped, alive or not; None if there is nothing."""
+    """What is recorded as started and not yet stopped, alive or not; None if there is nothing.
+
+    Raises StackError or DataError if the record is damaged.
+    """
     record = _record(settings().home.absolute())
     try:
         return Stack.model_validate(storage.read_json(str(record)))
     except FileNotFoundError:
         return None
+    except ValidationError as error:
+        raise StackError(
+            f"{record} is damaged or of another version", "end its processes yourself, then delete it"
+        ) from error
 
 
 def _record(home: Path) -> Path:
