@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from piti.stack import Ports, Stack
 from piti.stack import down as stop_stack
@@ -65,17 +65,16 @@ def _show(stack: Stack) -> bool:
         "ray": stack.ports.ray_url,
         "serve": f"{stack.ports.prefect_url}/deployments",
     }
-    table = Table(box=None, pad_edge=False)
-    for heading in ("service", "state", "address", "log"):
-        table.add_column(heading, no_wrap=True)
     everything_answers = True
     for service in stack.services():
         answers = stack.answers(service)
         everything_answers &= answers
         if answers:
-            state = "[green]answers[/]"
+            state = Text(f"{'answers':<16}", style="green")
+        elif stack.lives(service.name):
+            state = Text(f"{'does not answer':<16}", style="yellow")
         else:
-            state = "[yellow]does not answer[/]" if stack.lives(service.name) else "[red]ended[/]"
-        table.add_row(service.title, state, urls[service.name], str(stack.log(service.name)))
-    _console.print(table)
+            state = Text(f"{'ended':<16}", style="red")
+        _console.print(f"{service.title:<16}", state, urls[service.name], sep="", highlight=False)
+    _console.print(f"{'logs':<32}{stack.home / 'logs'}", highlight=False)
     return everything_answers
