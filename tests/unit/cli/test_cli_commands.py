@@ -6,11 +6,11 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from click.testing import Result
 from typer.testing import CliRunner
 
 from piti.cli import app, doctor
@@ -34,11 +34,11 @@ def no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PITI_RAY_JOBS_URL", "http://127.0.0.1:9")
 
 
-def piti(*arguments: str) -> Result:
+def piti(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
-def fails_in_one_line(answer: Result) -> str:
+def fails_in_one_line(answer: Any) -> str:
     assert answer.exit_code == 1, answer.output
     (line,) = answer.stderr.splitlines()
     assert line.startswith("piti: ")
