@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Set
 
 _MAX_SLUG = 64
 _HASH_DIGITS = 12
@@ -32,3 +33,13 @@ def stable_hash(*parts: object) -> int:
 def unit_hash(*parts: object) -> float:
     """`stable_hash` scaled to [0, 1)."""
     return (stable_hash(*parts) >> 11) / float(1 << 53)
+
+
+def validation_names(names: Set[str], share: float) -> set[str]:
+    """About `share` of the names, drawn by their own hash, so that one keeps its split when others come or go; at
+    least one where there are two.
+    """
+    chosen = {name for name in names if unit_hash("validation", name) < share}
+    if not chosen and len(names) > 1:
+        chosen = {min(names, key=lambda name: stable_hash("validation", name))}
+    return chosen

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from piti.data.sources.base import Item, LoadedItem, RawCondition, RejectedItem, Split
-from piti.data.sources.keys import safe_key, stable_hash, unit_hash
-from piti.data.sources.trees import Entry, open_tree
+from piti.data.sources.base import Item, Split
+from piti.data.sources.entries import Entry, stem
+from piti.data.sources.files import (
+    FileItem,
+    Reading,
+    TreeFile,
+    by_stem,
+    joint_identity,
+    listing_fingerprint,
+    pictures_among,
+    usable_among,
+)
+from piti.data.sources.keys import safe_key, validation_names
+from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
@@ -27,7 +37,8 @@ class PairedSourceConfig(BaseModel):
     Folders may be local, in object storage, or a .zip or .tar archive. Without `conditions`, sketches are detected in
     the pictures. Without `validation_images`, a share of the pictures (drawn by key) becomes the validation split.
     For geometry, `conditions` holds depth as 16-bit pictures of multiples of `depth_unit_metres` (0: unknown) and
-    `normals` pictures of (n + 1) / 2; without it, normals count as unknown.
+    `normals` pictures of (n + 1) / 2; without it, normals count as unknown. Either may also be a `.npy`: depth in
+    metres, normals in [-1, 1], label ids. A folder inside an archive is written `/data/train2017.zip/train2017`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,63 +73,13 @@ class Folders:
     normals: str | None
 
 
-@dataclass(frozen=True)
-class PairedItem:
-    """A picture with the files that go with it, or `fault`: why it cannot be one. Paths are relative to `folders`."""
-
-    folders: Folders
-    modality: str
-    num_classes: int | None
-    depth_unit_metres: float
-    key: str
-    origin: str
-    identity: str
-    condition: str | None = None
-    normals: str | None = None
-    fault: str | None = None
-
-    def load(self) -> LoadedItem:
-        from piti.data.sources.pictures import decode_picture
-
-        if self.fault is not None:
-            raise RejectedItem(self.fault)
-        data = _read(self.folders.images, self.origin)
-        picture = decode_picture(data)
-        condition = self._condition()
-        if condition is not None:
-            _check_frame(picture.image.shape, condition.values.shape, "condition")
-            if condition.normals is not None:
-                _check_frame(picture.image.shape, condition.normals.shape, "normal map")
-        provenance = {"format": picture.file_format, "condition_origin": self.condition, "normals_origin": self.normals}
-        original = None if picture.keep is None else (data, picture.keep)
-        return LoadedItem(picture.image, condition, provenance, original, picture.lossy)
-
-    def _condition(self) -> RawCondition | None:
-        from piti.data.sources import pictures
-
-        if self.condition is None or self.folders.conditions is None:
-            return None
-        data = _read(self.folders.conditions, self.condition)
-        if self.modality == "mask":
-            labels = pictures.decode_labels(data)
-            check_labels(labels, self.num_classes or 0)
-            return RawCondition(labels)
-        if self.modality == "sketch":
-            return RawCondition(pictures.decode_edges(data))
-        depth = pictures.decode_depth(data, self.depth_unit_metres)
-        if not depth.any():
-            raise RejectedItem("depth is unknown at every pixel")
-        if self.normals is None or self.folders.normals is None:
-            return RawCondition(depth)
-        return RawCondition(depth, pictures.decode_normals(_read(self.folders.normals, self.normals)))
-
-
 class PairedSource:
     """See PairedSourceConfig. Every picture file is an item; so is a condition without a picture (rejected)."""
 
     def __init__(self, config: PairedSourceConfig, data: DataConfig) -> None:
         self._config = config
         self._data = data
+        self._reading = Reading.of(data, config.depth_unit_metres)
 
     def _folders(self, split: Split) -> Folders:
         config = self._config
@@ -133,17 +94,13 @@ class PairedSource:
         return [place for place in dict.fromkeys(places) if place is not None]
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(_FORMAT_VERSION).encode())
-        for place in self._all_folders():
-            for entry in open_tree(place).entries():
-                digest.update(f"{place}|{entry.identity}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        return listing_fingerprint(_FORMAT_VERSION, self._all_folders())
 
     def problems(self) -> list[PitiError]:
         problems: list[PitiError] = []
         for place in self._all_folders():
             try:
-                if not _pictures(open_tree(place).entries()):
+                if not usable_among(open_tree(place).entries()):
                     problems.append(DataError(f"{place} holds no pictures", "correct the path in data.source"))
             except PitiError as error:
                 problems.append(error)
@@ -158,12 +115,12 @@ class PairedSource:
     def items(self, split: Split) -> Iterator[Item]:
         """In the order of paths. Raises DataError where a folder does not exist."""
         folders = self._folders(split)
-        images = _pictures(open_tree(folders.images).entries())
-        conditions = _by_stem(folders.conditions)
-        normals = _by_stem(folders.normals)
+        images = pictures_among(open_tree(folders.images).entries())
+        conditions = {} if folders.conditions is None else by_stem(open_tree(folders.conditions).entries())
+        normals = {} if folders.normals is None else by_stem(open_tree(folders.normals).entries())
         if self._config.validation_images is None:
-            chosen = _validation_stems(images, self._config.validation_share)
-            mine = [entry for entry in images if (_stem(entry.path) in chosen) == (split == "validation")]
+            chosen = validation_names({stem(entry.path) for entry in images}, self._config.validation_share)
+            mine = [entry for entry in images if (stem(entry.path) in chosen) == (split == "validation")]
         else:
             mine = images
         for entry in mine:
@@ -173,89 +130,29 @@ class PairedSource:
 
     def _item(
         self, folders: Folders, entry: Entry, conditions: dict[str, Entry], normals: dict[str, Entry]
-    ) -> PairedItem:
-        stem = _stem(entry.path)
-        condition, normal = conditions.get(stem), normals.get(stem)
+    ) -> FileItem:
+        name = stem(entry.path)
+        condition, normal = conditions.get(name), normals.get(name)
         fault = None
         if folders.conditions is not None and condition is None:
-            fault = f"no condition {stem}.* in {folders.conditions}"
+            fault = f"no condition {name}.* in {folders.conditions}"
         elif folders.normals is not None and normal is None:
-            fault = f"no normals {stem}.* in {folders.normals}"
-        identity = "|".join(part.identity for part in (entry, condition, normal) if part is not None)
-        return self._make(
-            folders, safe_key(entry.path), entry.path, identity,
-            condition.path if condition else None, normal.path if normal else None, fault,
+            fault = f"no normals {name}.* in {folders.normals}"
+        return FileItem(
+            safe_key(entry.path), entry.path, joint_identity(entry, condition, normal), self._reading,
+            TreeFile(folders.images, entry.path), _file(folders.conditions, condition), _file(folders.normals, normal),
+            fault=fault,
         )  # fmt: skip
 
-    def _orphans(self, folders: Folders, images: list[Entry], conditions: dict[str, Entry]) -> Iterator[PairedItem]:
-        stems = {_stem(entry.path) for entry in images}
-        for stem, entry in sorted(conditions.items()):
-            if stem not in stems:
-                key = safe_key(f"conditions/{entry.path}")
-                yield self._make(folders, key, entry.path, entry.identity, None, None, "condition without a picture")
-
-    def _make(
-        self,
-        folders: Folders,
-        key: str,
-        origin: str,
-        identity: str,
-        condition: str | None,
-        normals: str | None,
-        fault: str | None,
-    ) -> PairedItem:
-        data = self._data
-        return PairedItem(
-            folders, data.modality, data.num_classes, self._config.depth_unit_metres, key, origin, identity,
-            condition, normals, fault,
-        )  # fmt: skip
+    def _orphans(self, folders: Folders, images: list[Entry], conditions: dict[str, Entry]) -> Iterator[FileItem]:
+        stems = {stem(entry.path) for entry in images}
+        for name, entry in sorted(conditions.items()):
+            if name not in stems:
+                yield FileItem(
+                    safe_key(f"conditions/{entry.path}"), entry.path, entry.identity, self._reading, None,
+                    fault="condition without a picture",
+                )  # fmt: skip
 
 
-def check_labels(labels: object, num_classes: int) -> None:
-    """Raise RejectedItem unless all labels (an array) are below `num_classes` or 255, which means unlabelled."""
-    import numpy as np
-
-    found = np.unique(np.asarray(labels))
-    wrong = found[(found >= num_classes) & (found != 255)]
-    if wrong.size:
-        listed = ", ".join(str(value) for value in wrong[:5])
-        raise RejectedItem(f"label {listed} is outside 0..{num_classes - 1} (and not 255, unlabelled)")
-
-
-def _check_frame(picture: tuple[int, ...], other: tuple[int, ...], what: str) -> None:
-    """Raise RejectedItem where two arrays (H, W, ...) cannot show the same frame."""
-    ratio = (picture[1] / picture[0]) / (other[1] / other[0])
-    if abs(ratio - 1) > _SAME_ASPECT:
-        raise RejectedItem(f"{what} is {other[1]}x{other[0]} pixels, the picture {picture[1]}x{picture[0]}")
-
-
-def _read(folder: str, path: str) -> bytes:
-    try:
-        return open_tree(folder).read(path)
-    except OSError as error:
-        raise RejectedItem(f"{path} cannot be read ({error.strerror or error})") from error
-
-
-def _stem(path: str) -> str:
-    """A relative path without its file's suffix."""
-    folder, slash, name = path.rpartition("/")
-    return folder + slash + (name.rsplit(".", 1)[0] if "." in name else name)
-
-
-def _pictures(entries: Iterable[Entry]) -> list[Entry]:
-    from piti.data.sources.pictures import PICTURE_SUFFIXES
-
-    return [entry for entry in entries if "." + entry.path.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES]
-
-
-def _by_stem(folder: str | None) -> dict[str, Entry]:
-    return {} if folder is None else {_stem(entry.path): entry for entry in _pictures(open_tree(folder).entries())}
-
-
-def _validation_stems(images: list[Entry], share: float) -> set[str]:
-    """Stems drawn by their own hash, so that a picture keeps its split when others come or go; at least one."""
-    stems = {_stem(entry.path) for entry in images}
-    chosen = {stem for stem in stems if unit_hash("validation", stem) < share}
-    if not chosen and len(stems) > 1:
-        chosen = {min(stems, key=lambda stem: stable_hash("validation", stem))}
-    return chosen
+def _file(folder: str | None, entry: Entry | None) -> TreeFile | None:
+    return None if folder is None or entry is None else TreeFile(folder, entry.path)

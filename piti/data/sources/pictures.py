@@ -19,7 +19,6 @@ from PIL import Image, UnidentifiedImageError
 
 from piti.data.sources.base import RejectedItem
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF"})
 _KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 _EXIF_ORIENTATION = 0x0112

@@ -1,57 +1,63 @@
-"""A tree of files as a listing and a way to read one: a folder, local or in object storage, or a zip or tar archive."""
+"""A tree of files as a listing and a way to read one: a folder, local or in object storage, or inside an archive."""
 
 from __future__ import annotations
 
 import os
-import tarfile
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Any, Protocol
+from typing import Any
 
 from piti import storage
+from piti.data.sources.archives import TarTree, ZipTree, is_archive
+from piti.data.sources.entries import Entry, Tree, is_hidden
 from piti.errors import DataError
 
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+@lru_cache(maxsize=64)
+def open_tree(uri: str) -> Tree:
+    """The tree at `uri`, which may not exist yet: then listing it raises DataError. Cached for each process.
+
+    A folder, a prefix in an object store, a `.zip` or `.tar` (also compressed), or a folder inside one of these
+    (`/data/train2017.zip/train2017`).
+    """
+    archive, inside = split_archive(uri)
+    if archive is None:
+        return LocalTree(uri) if storage.is_local(uri) else RemoteTree(uri)
+    tree: Tree = ZipTree(archive) if archive.lower().endswith(".zip") else TarTree(archive)
+    return SubTree(tree, inside, uri) if inside else tree
 
 
-@dataclass(frozen=True, order=True)
-class Entry:
-    """One file: `path` relative to the tree with `/`, and what tells that its content may have changed."""
-
-    path: str
-    size_bytes: int
-    modified: str
-
-    @property
-    def identity(self) -> str:
-        return f"{self.path}|{self.size_bytes}|{self.modified}"
+def split_archive(uri: str) -> tuple[str | None, str]:
+    """The archive that a URI names or leads into, and the folder inside it ("": all of it). (None, "") without one."""
+    parts = uri.rstrip("/").split("/")
+    for count in range(1, len(parts) + 1):
+        beginning = "/".join(parts[:count])
+        if is_archive(beginning):
+            return beginning, "/".join(parts[count:])
+    return None, ""
 
 
-class Tree(Protocol):
-    """Files below one place."""
+class SubTree:
+    """A folder of another tree."""
+
+    def __init__(self, tree: Tree, folder: str, uri: str) -> None:
+        self._tree, self._prefix, self._uri = tree, f"{folder}/", uri
 
     def entries(self) -> list[Entry]:
-        """Every file, sorted by path; hidden ones (a component begins with a dot) left out."""
+        found = [
+            Entry(entry.path.removeprefix(self._prefix), entry.size_bytes, entry.modified)
+            for entry in self._tree.entries()
+            if entry.path.startswith(self._prefix)
+        ]
+        if not found:
+            raise DataError(f"there is nothing at {self._uri}", "correct the path in data.source")
+        return found
+
+    def holds(self, folder: str) -> bool:
+        return self._tree.holds(f"{self._prefix}{folder}".rstrip("/"))
 
     def read(self, path: str) -> bytes:
-        """Content of a file by its relative path. Raises OSError."""
-
-
-@lru_cache(maxsize=16)
-def open_tree(uri: str) -> Tree:
-    """The tree at `uri`, which may not exist yet: then listing it raises DataError. Cached for each process."""
-    if uri.endswith(".zip"):
-        return ZipTree(uri)
-    if uri.endswith(_ARCHIVE_SUFFIXES):
-        return TarTree(uri)
-    return LocalTree(uri) if storage.is_local(uri) else RemoteTree(uri)
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a component of a relative path begins with a dot, or is macOS's archive litter."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+        return self._tree.read(f"{self._prefix}{path}")
 
 
 class LocalTree:
@@ -87,6 +93,9 @@ class LocalTree:
             except OSError:  # a link to nowhere is listed, and rejected when it is read
                 yield Entry(path, 0, "unreadable")
 
+    def holds(self, folder: str) -> bool:
+        return os.path.isdir(os.path.join(self._root, folder))
+
     def read(self, path: str) -> bytes:
         with open(os.path.join(self._root, path), "rb") as stream:
             return stream.read()
@@ -111,79 +120,11 @@ class RemoteTree:
         ]
         return sorted(entries)
 
+    def holds(self, folder: str) -> bool:
+        return bool(storage.list_names(storage.join(self._uri, folder) if folder else self._uri))
+
     def read(self, path: str) -> bytes:
         return storage.read_bytes(storage.join(self._uri, path))
-
-
-class ZipTree:
-    """The members of a zip archive, read in place."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._archive: zipfile.ZipFile | None = None
-
-    def _open(self) -> zipfile.ZipFile:
-        if self._archive is None:
-            try:
-                self._archive = zipfile.ZipFile(_open_archive(self._uri))
-            except zipfile.BadZipFile as error:
-                raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
-        return self._archive
-
-    def entries(self) -> list[Entry]:
-        members = [
-            member for member in self._open().infolist() if not member.is_dir() and not is_hidden(member.filename)
-        ]
-        return sorted(Entry(member.filename, member.file_size, f"{member.CRC:08x}") for member in members)
-
-    def read(self, path: str) -> bytes:
-        try:
-            return self._open().read(path)
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise OSError(f"{path} in {self._uri} cannot be read ({error})") from error
-
-
-class TarTree:
-    """The members of a tar archive. Read in place where it is not compressed (a compressed one is slow to jump in)."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._archive: tarfile.TarFile | None = None
-        self._members: dict[str, tarfile.TarInfo] = {}
-
-    def _open(self) -> tarfile.TarFile:
-        if self._archive is None:
-            try:
-                self._archive = tarfile.open(fileobj=_open_archive(self._uri))  # noqa: SIM115 - kept open for reading
-                members = [member for member in self._archive.getmembers() if member.isfile()]
-            except tarfile.TarError as error:
-                raise DataError(f"{self._uri} is not a whole tar archive ({error})", "download it again") from error
-            self._members = {member.name.removeprefix("./"): member for member in members}
-        return self._archive
-
-    def entries(self) -> list[Entry]:
-        self._open()
-        found = ((path, member) for path, member in self._members.items() if not is_hidden(path))
-        return sorted(Entry(path, member.size, f"{member.offset}-{int(member.mtime)}") for path, member in found)
-
-    def read(self, path: str) -> bytes:
-        archive = self._open()
-        member = self._members.get(path)
-        stream = archive.extractfile(member) if member is not None else None
-        if stream is None:
-            raise OSError(f"{path} is not in {self._uri}")
-        with stream:
-            data = stream.read()
-        if member is not None and len(data) != member.size:
-            raise OSError(f"{path} in {self._uri} is cut short")
-        return data
-
-
-def _open_archive(uri: str) -> IO[bytes]:
-    try:
-        return storage.open_read(uri)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no archive {uri}", "correct the path in data.source") from error
 
 
 def _modified(about: dict[str, Any]) -> str:

@@ -1,0 +1,193 @@
+"""Zip and tar archives as trees of files, read in place; a compressed tar is unpacked into the local cache once."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import uuid
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, cast
+
+from piti import storage
+from piti.data.sources.entries import Entry, is_hidden
+from piti.errors import DataError
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
+CACHE_FOLDER_VARIABLE = "PITI_CACHE"
+_COPY_BYTES = 1 << 20
+_REMOTE_BLOCK_BYTES = 1 << 20  # so much is fetched at once: members are small, and not read in order
+
+
+def is_archive(uri: str) -> bool:
+    """Whether a URI names an archive by its suffix (and is not a local folder that happens to be called so)."""
+    if not uri.lower().endswith(ARCHIVE_SUFFIXES):
+        return False
+    return not (storage.is_local(uri) and storage.local_path(uri).is_dir())
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps copies of remote and unpacked files: `$PITI_CACHE`, else in the temporary folder."""
+    default = Path(tempfile.gettempdir()) / f"piti-cache-{os.getuid()}"
+    return Path(os.environ.get(CACHE_FOLDER_VARIABLE, default))
+
+
+class ZipTree:
+    """The members of a zip archive."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._archive: zipfile.ZipFile | None = None
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._archive is None:
+            try:
+                self._archive = zipfile.ZipFile(_open_archive(self._uri))
+            except zipfile.BadZipFile as error:
+                raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
+        return self._archive
+
+    def entries(self) -> list[Entry]:
+        members = [
+            member for member in self._open().infolist() if not member.is_dir() and not is_hidden(member.filename)
+        ]
+        return sorted(Entry(member.filename, member.file_size, f"{member.CRC:08x}") for member in members)
+
+    def holds(self, folder: str) -> bool:
+        prefix = f"{folder}/" if folder else ""
+        return storage.exists(self._uri) and any(name.startswith(prefix) for name in self._open().namelist())
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self._open().read(path)
+        except (KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise OSError(f"{path} in {self._uri} cannot be read ({error})") from error
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """Where a file lies in an uncompressed tar: `offset` of its content, in bytes."""
+
+    path: str
+    offset: int
+    size_bytes: int
+    modified: int
+
+
+class TarTree:
+    """The members of a tar archive."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._found: dict[str, TarMember] | None = None
+
+    @property
+    def _members(self) -> dict[str, TarMember]:
+        if self._found is None:
+            self._found = {member.path: member for member in tar_members(self._uri)}
+        return self._found
+
+    def entries(self) -> list[Entry]:
+        found = (member for path, member in self._members.items() if not is_hidden(path))
+        return sorted(Entry(member.path, member.size_bytes, f"{member.offset}-{member.modified}") for member in found)
+
+    def holds(self, folder: str) -> bool:
+        prefix = f"{folder}/" if folder else ""
+        return storage.exists(self._uri) and any(path.startswith(prefix) for path in self._members)
+
+    def read(self, path: str) -> bytes:
+        member = self._members.get(path)
+        if member is None:
+            raise OSError(f"{path} is not in {self._uri}")
+        return read_span(self._uri, member.offset, member.size_bytes)
+
+
+def tar_members(uri: str) -> list[TarMember]:
+    """The regular files of a tar in the order they lie in it. Raises DataError where it is missing or not whole."""
+    plain = plain_tar(uri)
+    try:
+        with _open_archive(plain) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            return [
+                TarMember(member.name.removeprefix("./"), member.offset_data, member.size, int(member.mtime))
+                for member in archive
+                if member.isfile()
+            ]
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{uri} is not a whole tar archive ({error})", "download it again") from error
+
+
+def read_span(uri: str, offset: int, size_bytes: int) -> bytes:
+    """A stretch of a tar's content. Raises OSError where the file ends before."""
+    plain = plain_tar(uri)
+    if storage.is_local(plain):
+        with storage.open_read(plain) as stream:
+            stream.seek(offset)
+            data = stream.read(size_bytes)
+    else:
+        fs, path = storage.filesystem(plain)
+        data = bytes(fs.cat_file(path, start=offset, end=offset + size_bytes)) if size_bytes else b""
+    if len(data) != size_bytes:
+        raise OSError(f"{uri} is cut short")
+    return data
+
+
+@lru_cache(maxsize=4096)
+def plain_tar(uri: str) -> str:
+    """URI of the uncompressed tar: `uri` itself, or a copy in the local cache, since a compressed one cannot be
+    jumped into. The copy is made once for each version of the archive and machine.
+
+    Raises DataError where the archive is missing or not whole.
+    """
+    if uri.lower().endswith(".tar"):
+        return uri
+    fs, path = storage.filesystem(uri)
+    try:
+        about = fs.info(path)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no archive {uri}", "correct the path in data.source") from error
+    version = "|".join(str(about.get(name)) for name in ("size", "mtime", "ETag", "LastModified", "updated"))
+    folder = cache_folder() / "archives"
+    target = folder / f"{hashlib.sha256(f'{uri}|{version}'.encode()).hexdigest()[:32]}.tar"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the one that unpacks, instead of each unpacking
+        if not target.exists():
+            _unpack(uri, target)
+    return str(target)
+
+
+def _unpack(uri: str, target: Path) -> None:
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with _open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(aside, "wb") as plain:
+            shutil.copyfileobj(stream, plain, _COPY_BYTES)
+        os.replace(aside, target)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise DataError(f"{uri} is not a whole compressed archive ({error})", "download it again") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _decompressed(packed: IO[bytes], uri: str) -> IO[bytes]:
+    if uri.lower().endswith(".xz"):
+        return cast(IO[bytes], lzma.LZMAFile(packed))
+    return cast(IO[bytes], gzip.GzipFile(fileobj=packed))
+
+
+def _open_archive(uri: str) -> IO[bytes]:
+    fs, path = storage.filesystem(uri)
+    try:
+        if storage.is_local(uri):
+            return storage.open_read(uri)
+        return cast(IO[bytes], fs.open(path, "rb", block_size=_REMOTE_BLOCK_BYTES))
+    except FileNotFoundError as error:
+        raise DataError(f"there is no archive {uri}", "correct the path in data.source") from error

@@ -1,0 +1,161 @@
+"""DIODE: photographs with dense depth and surface normals, indoors and outdoors, as distributed.
+
+    train/indoors/scene_00000/scan_00000/00000_00000_indoors_000_010.png
+                                         00000_00000_indoors_000_010_depth.npy        (768, 1024, 1) metres
+                                         00000_00000_indoors_000_010_depth_mask.npy   (768, 1024) 1 where depth counts
+                                         00000_00000_indoors_000_010_normal.npy       (768, 1024, 3)
+    val/...
+
+Normals are downloaded separately: they may lie beside the rest, or below train_normals/ and val_normals/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from piti.data.sources.base import SPLITS, Item, Split
+from piti.data.sources.entries import Entry, stem
+from piti.data.sources.files import FileItem, Reading, TreeFile, joint_identity, listing_fingerprint
+from piti.data.sources.keys import safe_key
+from piti.data.sources.places import find_place, forms
+from piti.data.sources.trees import open_tree
+from piti.errors import DataError, PitiError
+
+if TYPE_CHECKING:
+    from piti.config import DataConfig
+
+Scenes = Literal["indoors", "outdoor"]
+_FORMAT_VERSION = 1
+_FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
+_DEPTH, _MASK, _NORMAL = "_depth.npy", "_depth_mask.npy", "_normal.npy"
+_EXPECTED = (
+    "data.source.root must hold train/ and val/ with indoors/ and outdoor/ in them, or train.tar.gz and val.tar.gz"
+)
+
+
+class DiodeSourceConfig(BaseModel):
+    """`root`: the folder that holds train/ and val/, or their archives. `scenes`: which kinds are used.
+
+    `normals` false: normals are not used (their channels are black).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["diode"] = "diode"
+    root: str
+    scenes: Annotated[tuple[Scenes, ...], Field(min_length=1)] = ("indoors", "outdoor")
+    normals: bool = True
+
+
+class DiodeSource:
+    """See the module's text. Every picture is an item; so is depth without a picture (rejected)."""
+
+    def __init__(self, config: DiodeSourceConfig, data: DataConfig) -> None:
+        self._config, self._data = config, data
+
+    @property
+    def _uses_normals(self) -> bool:
+        return self._config.normals and self._data.modality == "geometry"
+
+    def _place(self, split: Split) -> str | None:
+        return find_place(self._config.root, forms(_FOLDERS[split]))
+
+    def _normal_places(self, split: Split) -> list[str]:
+        """Where normals of a split may lie: beside the rest, and in a folder or archive of their own."""
+        folder = _FOLDERS[split]
+        apart = find_place(self._config.root, [f"normals/{folder}", *forms(f"{folder}_normals", inside="")])
+        return [place for place in (self._place(split), apart) if place is not None]
+
+    def fingerprint(self) -> str:
+        places = [
+            place
+            for split in SPLITS
+            for place in (self._normal_places(split) if self._uses_normals else [self._place(split)])
+        ]
+        return listing_fingerprint(_FORMAT_VERSION, [place for place in places if place is not None])
+
+    def problems(self) -> list[PitiError]:
+        problems: list[PitiError] = []
+        if self._data.modality == "mask":
+            problems.append(DataError("DIODE has no label maps, which modality mask needs", "use modality geometry"))
+        for split in SPLITS:
+            place = self._place(split)
+            if place is None:
+                problems.append(
+                    DataError(f"DIODE: no {split} split at {self._config.root}/{_FOLDERS[split]}", _EXPECTED)
+                )
+            elif not self._pictures(open_tree(place).entries()):
+                problems.append(DataError(f"DIODE: {place} holds no pictures of {self._config.scenes}", _EXPECTED))
+            elif self._uses_normals and not self._normals(split):
+                problems.append(
+                    DataError(
+                        f"DIODE: there are no normals (*{_NORMAL}) for the {split} split",
+                        f"download {_FOLDERS[split]}_normals to {self._config.root}, or set data.source.normals to false",
+                    )
+                )
+        return problems
+
+    def items(self, split: Split) -> Iterator[Item]:
+        """In the order of paths. Raises DataError where the split is missing."""
+        place = self._place(split)
+        if place is None:
+            raise DataError(f"DIODE: no {split} split at {self._config.root}/{_FOLDERS[split]}", _EXPECTED)
+        entries = open_tree(place).entries()
+        files = {entry.path: entry for entry in entries}
+        normals = self._normals(split) if self._uses_normals else {}
+        pictures = self._pictures(entries)
+        for picture in pictures:
+            yield self._item(place, picture, files, normals)
+        names = {stem(picture.path) for picture in pictures}
+        if self._data.modality != "geometry":
+            return
+        for entry in entries:
+            name = entry.path.removesuffix(_DEPTH)
+            if name != entry.path and name not in names and self._is_wanted(entry.path):
+                reading = Reading.of(self._data)
+                fault = "depth without a picture"
+                yield FileItem(safe_key(entry.path), entry.path, entry.identity, reading, None, fault=fault)
+
+    def _item(
+        self, place: str, picture: Entry, files: dict[str, Entry], normals: dict[str, tuple[str, Entry]]
+    ) -> FileItem:
+        name, reading = stem(picture.path), Reading.of(self._data)
+        if self._data.modality != "geometry":
+            return FileItem(
+                safe_key(picture.path), picture.path, picture.identity, reading, TreeFile(place, picture.path)
+            )
+        depth, mask = files.get(f"{name}{_DEPTH}"), files.get(f"{name}{_MASK}")
+        normal = normals.get(f"{stem(picture.base_name)}{_NORMAL}")
+        fault = None
+        if depth is None or mask is None:
+            fault = f"no {name}{_DEPTH if depth is None else _MASK}"
+        elif self._uses_normals and normal is None:
+            fault = f"no {name}{_NORMAL}"
+        identity = joint_identity(picture, depth, mask, None if normal is None else normal[1])
+        return FileItem(
+            safe_key(picture.path), picture.path, identity, reading, TreeFile(place, picture.path),
+            None if depth is None else TreeFile(place, depth.path),
+            None if normal is None else TreeFile(normal[0], normal[1].path),
+            None if mask is None else TreeFile(place, mask.path),
+            fault,
+        )  # fmt: skip
+
+    def _pictures(self, entries: list[Entry]) -> list[Entry]:
+        return [entry for entry in entries if entry.path.lower().endswith(".png") and self._is_wanted(entry.path)]
+
+    def _is_wanted(self, path: str) -> bool:
+        """Whether a file's scene is of a wanted kind, which the first folder tells."""
+        kind = path.split("/", 1)[0]
+        return any(kind in (scenes, f"{scenes}s") for scenes in self._config.scenes)
+
+    def _normals(self, split: Split) -> dict[str, tuple[str, Entry]]:
+        """(place, entry) of each normal map by its base name, which is unique in DIODE."""
+        return {
+            entry.base_name: (place, entry)
+            for place in self._normal_places(split)
+            for entry in open_tree(place).entries()
+            if entry.path.endswith(_NORMAL)
+        }

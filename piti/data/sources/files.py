@@ -1,0 +1,189 @@
+"""An item that lies in files: a picture, and what goes with it. Shared by all sources that read files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from piti.data.sources.archives import read_span
+from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
+from piti.data.sources.entries import Entry, stem
+from piti.data.sources.trees import open_tree
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from piti.config import DataConfig
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+_SAME_ASPECT = 0.02  # relative difference of width / height up to which picture and condition show the same frame
+
+
+class FilePart(Protocol):
+    """One file of an item. Small and picklable."""
+
+    @property
+    def path(self) -> str:
+        """For people: where it lies in its dataset."""
+
+    def read(self) -> bytes:
+        """Its content. Raises OSError."""
+
+
+@dataclass(frozen=True)
+class TreeFile:
+    """A file of the tree at `place`."""
+
+    place: str
+    path: str
+
+    def read(self) -> bytes:
+        return open_tree(self.place).read(self.path)
+
+
+@dataclass(frozen=True)
+class TarSpan:
+    """A member of a tar by its place in it, so that the tar need not be listed again to read it."""
+
+    tar: str
+    path: str
+    offset: int
+    size_bytes: int
+
+    def read(self) -> bytes:
+        return read_span(self.tar, self.offset, self.size_bytes)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become values. `depth_unit_metres` is that of integer depth pictures."""
+
+    modality: str
+    num_classes: int | None
+    depth_unit_metres: float = 0.001
+
+    @classmethod
+    def of(cls, data: DataConfig, depth_unit_metres: float = 0.001) -> Reading:
+        return cls(data.modality, data.num_classes, depth_unit_metres)
+
+
+@dataclass(frozen=True)
+class FileItem:
+    """A picture with the files that go with it, or `fault`: why it cannot be a sample.
+
+    `condition` is a label map, a sketch or a depth map, a picture or `.npy`; None where a sketch is to be detected.
+    `validity` (geometry): where the depth counts, a `.npy` that is positive there.
+    """
+
+    key: str
+    origin: str
+    identity: str
+    reading: Reading
+    image: FilePart | None
+    condition: FilePart | None = None
+    normals: FilePart | None = None
+    validity: FilePart | None = None
+    fault: str | None = None
+
+    def load(self) -> LoadedItem:
+        """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""
+        from piti.data.sources.pictures import decode_picture
+
+        if self.fault is not None or self.image is None:
+            raise RejectedItem(self.fault or "no picture")
+        data = _read(self.image)
+        picture = decode_picture(data)
+        condition = self._condition()
+        if condition is not None:
+            _check_frame(picture.image.shape, condition.values.shape, "condition")
+            if condition.normals is not None:
+                _check_frame(picture.image.shape, condition.normals.shape, "normal map")
+        parts = (("condition", self.condition), ("normals", self.normals))
+        origins = {f"{name}_origin": None if part is None else part.path for name, part in parts}
+        original = None if picture.keep is None else (data, picture.keep)
+        return LoadedItem(picture.image, condition, {"format": picture.file_format, **origins}, original, picture.lossy)
+
+    def _condition(self) -> RawCondition | None:
+        from piti.data.sources import arrays, pictures
+
+        if self.condition is None:
+            return None
+        data, is_array = _read(self.condition), self.condition.path.lower().endswith(".npy")
+        if self.reading.modality == "mask":
+            labels = arrays.decode_labels(data) if is_array else pictures.decode_labels(data)
+            check_labels(labels, self.reading.num_classes or 0)
+            return RawCondition(labels)
+        if self.reading.modality == "sketch":
+            return RawCondition(pictures.decode_edges(data))
+        unit = self.reading.depth_unit_metres
+        depth = arrays.decode_depth(data) if is_array else pictures.decode_depth(data, unit)
+        if self.validity is not None:
+            depth = arrays.where_valid(depth, arrays.decode_validity(_read(self.validity)))
+        if not depth.any():
+            raise RejectedItem("depth is unknown at every pixel")
+        return RawCondition(depth, None if self.normals is None else _normals(self.normals))
+
+
+def _normals(part: FilePart) -> NDArray[np.float32]:
+    from piti.data.sources import arrays, pictures
+
+    data = _read(part)
+    return arrays.decode_normals(data) if part.path.lower().endswith(".npy") else pictures.decode_normals(data)
+
+
+def check_labels(labels: NDArray[Any], num_classes: int) -> None:
+    """Raise RejectedItem unless all labels are below `num_classes` or 255, which means unlabelled."""
+    import numpy as np
+
+    found = np.unique(labels)
+    wrong = found[(found >= num_classes) & (found != 255)]
+    if wrong.size:
+        listed = ", ".join(str(value) for value in wrong[:5])
+        raise RejectedItem(f"label {listed} is outside 0..{num_classes - 1} (and not 255, unlabelled)")
+
+
+def pictures_among(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries that are pictures by their suffix."""
+    return [entry for entry in entries if "." + entry.path.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES]
+
+
+def usable_among(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries that may be conditions: pictures and NumPy files."""
+    found = list(entries)
+    return [*(entry for entry in found if entry.path.lower().endswith(".npy")), *pictures_among(found)]
+
+
+def by_stem(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Pictures and NumPy files by their path without its suffix; of two alike, the picture."""
+    return {stem(entry.path): entry for entry in usable_among(entries)}
+
+
+def listing_fingerprint(version: int, places: Iterable[str]) -> str:
+    """Changes whenever the listing of a place does. Raises DataError where a place is missing."""
+    digest = hashlib.sha256(str(version).encode())
+    for place in places:
+        for entry in open_tree(place).entries():
+            digest.update(f"{place}|{entry.identity}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def joint_identity(*parts: Entry | None) -> str:
+    """Changes whenever one of an item's files may have changed."""
+    return "|".join(part.identity for part in parts if part is not None)
+
+
+def _check_frame(picture: tuple[int, ...], other: tuple[int, ...], what: str) -> None:
+    """Raise RejectedItem where two arrays (H, W, ...) cannot show the same frame."""
+    ratio = (picture[1] / picture[0]) / (other[1] / other[0])
+    if abs(ratio - 1) > _SAME_ASPECT:
+        raise RejectedItem(f"{what} is {other[1]}x{other[0]} pixels, the picture {picture[1]}x{picture[0]}")
+
+
+def _read(part: FilePart) -> bytes:
+    try:
+        return part.read()
+    except OSError as error:
+        raise RejectedItem(f"{part.path} cannot be read ({error.strerror or error})") from error

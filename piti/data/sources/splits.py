@@ -1,0 +1,111 @@
+"""Datasets with a fixed training and validation split: photographs in one folder, label maps of the same names in
+another. Which folders is what `ade20k.py` and `coco_stuff.py` say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from piti.data.sources.base import SPLITS, Item, Split
+from piti.data.sources.entries import stem
+from piti.data.sources.files import (
+    FileItem,
+    Reading,
+    TreeFile,
+    by_stem,
+    joint_identity,
+    listing_fingerprint,
+    pictures_among,
+)
+from piti.data.sources.keys import safe_key
+from piti.data.sources.places import find_place
+from piti.data.sources.trees import open_tree
+from piti.errors import DataError, PitiError
+
+if TYPE_CHECKING:
+    from piti.config import DataConfig
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a dataset is laid out: for each split, the folders below the root in which its parts may lie (first wins).
+
+    `num_classes`: one more than its largest label, 255 (unlabelled) aside. `expected` tells people the layout.
+    """
+
+    name: str
+    images: Mapping[Split, Sequence[str]]
+    labels: Mapping[Split, Sequence[str]]
+    num_classes: int
+    expected: str
+
+
+class SplitSource:
+    """Photographs with label maps (modality mask), or the photographs alone (modality sketch)."""
+
+    def __init__(self, root: str, layout: Layout, data: DataConfig) -> None:
+        self._root, self._layout, self._data = root, layout, data
+
+    @property
+    def _uses_labels(self) -> bool:
+        return self._data.modality == "mask"
+
+    def _images(self, split: Split) -> str | None:
+        return find_place(self._root, self._layout.images[split])
+
+    def _labels(self, split: Split) -> str | None:
+        return find_place(self._root, self._layout.labels[split]) if self._uses_labels else None
+
+    def fingerprint(self) -> str:
+        places = [place for split in SPLITS for place in (self._images(split), self._labels(split))]
+        return listing_fingerprint(_FORMAT_VERSION, [place for place in places if place is not None])
+
+    def problems(self) -> list[PitiError]:
+        layout, data = self._layout, self._data
+        problems: list[PitiError] = []
+        if data.modality == "geometry":
+            problem = f"{layout.name} has no depth, which modality geometry needs"
+            problems.append(DataError(problem, "use modality mask or sketch"))
+        if self._uses_labels and (data.num_classes or 0) < layout.num_classes:
+            problem = f"data.num_classes is {data.num_classes}, {layout.name} has labels 0 to {layout.num_classes - 1}"
+            problems.append(DataError(problem, f"set data.num_classes to {layout.num_classes}"))
+        for split in SPLITS:
+            problems += self._missing(self._images(split), layout.images[split], f"{split} pictures")
+            if self._uses_labels:
+                problems += self._missing(self._labels(split), layout.labels[split], f"{split} label maps")
+        return problems
+
+    def _missing(self, place: str | None, candidates: Sequence[str], what: str) -> Iterator[PitiError]:
+        if place is None:
+            yield DataError(
+                f"{self._layout.name}: no {what} at {self._root}/{candidates[0]}",
+                f"data.source.root must hold {self._layout.expected}",
+            )
+        elif not pictures_among(open_tree(place).entries()):
+            yield DataError(f"{self._layout.name}: {place} holds no pictures", "download and unpack it again")
+
+    def items(self, split: Split) -> Iterator[Item]:
+        """In the order of paths. Raises DataError where a folder is missing."""
+        images, labels = self._images(split), self._labels(split)
+        if images is None or (self._uses_labels and labels is None):
+            raise DataError(
+                f"{self._layout.name}: there is no {split} split in {self._root}",
+                f"data.source.root must hold {self._layout.expected}",
+            )
+        reading = Reading.of(self._data)
+        pictures = pictures_among(open_tree(images).entries())
+        maps = {} if labels is None else by_stem(open_tree(labels).entries())
+        for entry in pictures:
+            found = maps.pop(stem(entry.path), None)
+            fault = None if labels is None or found else f"no label map {stem(entry.path)}.* in {labels}"
+            yield FileItem(
+                safe_key(entry.path), entry.path, joint_identity(entry, found), reading, TreeFile(images, entry.path),
+                None if labels is None or found is None else TreeFile(labels, found.path), fault=fault,
+            )  # fmt: skip
+        for _, orphan in sorted(maps.items()):
+            fault = "label map without a picture"
+            yield FileItem(safe_key(f"labels/{orphan.path}"), orphan.path, orphan.identity, reading, None, fault=fault)

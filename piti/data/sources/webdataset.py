@@ -1,0 +1,188 @@
+"""Samples of existing WebDataset tars: files of one key, told apart by what follows the first dot of their name."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from piti import storage
+from piti.data.sources.archives import TarMember, is_archive, tar_members
+from piti.data.sources.base import SPLITS, Item, Split
+from piti.data.sources.entries import is_hidden
+from piti.data.sources.files import FileItem, Reading, TarSpan
+from piti.data.sources.keys import safe_key, validation_names
+from piti.errors import DataError, PitiError
+
+if TYPE_CHECKING:
+    from piti.config import DataConfig
+
+_FORMAT_VERSION = 1
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class WebdatasetSourceConfig(BaseModel):
+    """`train` and `validation` name tars: a folder that holds them, one tar, or many as `shard-{000000..000146}.tar`.
+
+    `images`, `condition` and `normals` are what follows the key in a member's name (`jpg`, `seg.png`), without the
+    dot in between. Without `condition` sketches are detected; without `validation` a share of the samples is drawn.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["webdataset"] = "webdataset"
+    train: str
+    validation: str | None = None
+    images: Annotated[tuple[str, ...], Field(min_length=1)] = ("jpg", "jpeg", "png", "webp")
+    condition: str | None = None
+    normals: str | None = None
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    depth_unit_metres: Annotated[float, Field(gt=0)] = 0.001
+
+    @model_validator(mode="after")
+    def _suffixes_without_dot(self) -> Self:
+        for suffix in (*self.images, self.condition, self.normals):
+            if suffix is not None and suffix.startswith("."):
+                raise ValueError(f"give the suffix {suffix!r} without its leading dot")
+        return self
+
+
+@dataclass
+class _Sample:
+    """The members of one key, by suffix; `repeated` is a suffix that came twice."""
+
+    key: str
+    members: dict[str, TarMember] = field(default_factory=dict)
+    repeated: str | None = None
+
+
+class WebdatasetSource:
+    """See WebdatasetSourceConfig. Every key of every tar is an item."""
+
+    def __init__(self, config: WebdatasetSourceConfig, data: DataConfig) -> None:
+        self._config, self._data = config, data
+
+    def _tars(self, split: Split) -> list[str]:
+        place = self._config.train if split == "train" else self._config.validation
+        return [] if place is None else expand_tars(place)
+
+    def fingerprint(self) -> str:
+        listed = [f"{tar}|{_version(tar)}" for split in SPLITS for tar in self._tars(split)]
+        return storage.sha256_bytes("\n".join([str(_FORMAT_VERSION), *listed]).encode())
+
+    def problems(self) -> list[PitiError]:
+        problems: list[PitiError] = []
+        wants_normals = self._config.normals is not None
+        if self._data.modality != "sketch" and self._config.condition is None:
+            problem = f"data.source has no condition, which modality {self._data.modality} needs"
+            problems.append(DataError(problem, "set data.source.condition to its suffix, seg.png say"))
+        if self._data.modality != "geometry" and wants_normals:
+            problem = f"data.source.normals does nothing with modality {self._data.modality}"
+            problems.append(DataError(problem, "leave it out"))
+        for place in (self._config.train, self._config.validation):
+            if place is not None:
+                problems += self._problems_at(place)
+        return problems
+
+    def _problems_at(self, place: str) -> Iterator[PitiError]:
+        tars = expand_tars(place)
+        missing = [tar for tar in tars if not storage.exists(tar)]
+        if not tars or missing:
+            what = f"there is no {missing[0]}" if missing else f"there are no tars in {place}"
+            yield DataError(what, "correct data.source.train or data.source.validation")
+            return
+        try:
+            found = {suffix for sample in _samples(tars[0]) for suffix in sample.members}
+        except PitiError as error:
+            yield error
+            return
+        listed = ", ".join(sorted(found)) or "nothing"
+        if not found & set(self._config.images):
+            yield DataError(f"{tars[0]} holds no pictures, only {listed}", "name their suffix in data.source.images")
+        for name in ("condition", "normals"):
+            suffix = getattr(self._config, name)
+            if suffix is not None and suffix not in found:
+                yield DataError(f"{tars[0]} holds no {suffix}, only {listed}", f"correct data.source.{name}")
+
+    def items(self, split: Split) -> Iterator[Item]:
+        """In the order of tars, and of keys in each. Raises DataError where a tar is missing or not whole."""
+        tars = self._tars("train" if self._config.validation is None else split)
+        every = [tar for part in SPLITS for tar in self._tars(part)]
+        common = posixpath.commonprefix([f"{tar.rpartition('/')[0]}/" for tar in every]).rpartition("/")[0]
+        samples = [(tar, tar.removeprefix(common).lstrip("/"), sample) for tar in tars for sample in _samples(tar)]
+        chosen: set[str] | None = None
+        if self._config.validation is None:
+            names = {f"{short}/{sample.key}" for _, short, sample in samples}
+            chosen = validation_names(names, self._config.validation_share)
+        versions = {tar: _version(tar) for tar in tars}
+        for tar, short, sample in samples:
+            name = f"{short}/{sample.key}"
+            if chosen is None or (name in chosen) == (split == "validation"):
+                yield self._item(tar, name, sample, versions[tar])
+
+    def _item(self, tar: str, name: str, sample: _Sample, version: str) -> FileItem:
+        config = self._config
+        image = next((sample.members[suffix] for suffix in config.images if suffix in sample.members), None)
+        condition, normals = (
+            None if suffix is None else sample.members.get(suffix) for suffix in (config.condition, config.normals)
+        )
+        fault = None
+        if image is None:
+            fault = "no picture among " + ", ".join(sorted(sample.members))
+        elif sample.repeated is not None:
+            fault = f"two files {sample.key}.{sample.repeated}"
+        elif config.condition is not None and condition is None:
+            fault = f"no {config.condition}"
+        elif config.normals is not None and normals is None:
+            fault = f"no {config.normals}"
+        used = [member for member in (image, condition, normals) if member is not None]
+        identity = "|".join([version, *(f"{member.offset}-{member.size_bytes}" for member in used)])
+        return FileItem(
+            safe_key(f"{name}.tar"), name, identity, Reading.of(self._data, config.depth_unit_metres),
+            _span(tar, image), _span(tar, condition), _span(tar, normals), fault=fault,
+        )  # fmt: skip
+
+
+def expand_tars(place: str) -> list[str]:
+    """The tars that a place names, in order: a folder's, or one for each number of `{000..146}`, or the one."""
+    match = _RANGE.search(place)
+    if match is not None:
+        first, last = match.group(1), match.group(2)
+        numbers = range(int(first), int(last) + 1)
+        names = [f"{place[: match.start()]}{number:0{len(first)}d}{place[match.end() :]}" for number in numbers]
+        return [tar for name in names for tar in expand_tars(name)]
+    if is_archive(place):
+        return [place]
+    names = storage.list_names(place)
+    return [storage.join(place, name) for name in names if is_archive(name) and not name.endswith(".zip")]
+
+
+def _samples(tar: str) -> list[_Sample]:
+    samples: dict[str, _Sample] = {}
+    for member in tar_members(tar):
+        if is_hidden(member.path):
+            continue
+        folder, slash, base = member.path.rpartition("/")
+        name, _, suffix = base.partition(".")
+        sample = samples.setdefault(f"{folder}{slash}{name}", _Sample(f"{folder}{slash}{name}"))
+        if suffix.lower() in sample.members:
+            sample.repeated = suffix.lower()
+        sample.members[suffix.lower()] = member
+    return list(samples.values())
+
+
+def _span(tar: str, member: TarMember | None) -> TarSpan | None:
+    return None if member is None else TarSpan(tar, member.path, member.offset, member.size_bytes)
+
+
+def _version(tar: str) -> str:
+    fs, path = storage.filesystem(tar)
+    try:
+        about = fs.info(path)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no {tar}", "correct data.source") from error
+    return "|".join(str(about.get(name) or "") for name in ("size", "mtime", "ETag", "LastModified", "updated"))
