@@ -118,12 +118,33 @@ class DiffusionConfig(Section):
     upsampler: ScheduleConfig = ScheduleConfig(schedule="linear")
 
 
+class SketchConfig(Section):
+    """How sketches are detected where the dataset has none: `hed` as published, or `canny`, which needs no weights.
+
+    `weights`: HED's network-bsds500.pytorch. `threshold`: probability above which HED sees an edge.
+    """
+
+    detector: Literal["canny", "hed"] = "canny"
+    weights: WeightsRef | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.6
+
+    @model_validator(mode="after")
+    def _weights_for_hed(self) -> Self:
+        if self.detector == "hed" and self.weights is None:
+            raise ValueError("detector hed needs weights (network-bsds500.pytorch)")
+        if self.detector == "canny" and (self.weights is not None or self.threshold != 0.6):
+            raise ValueError("weights and threshold do nothing with detector canny")
+        return self
+
+
 class DataConfig(Section):
     """What to shard, and how a picture becomes a training example.
 
     `image_size` is the side in pixels of a stored picture, the upsampler's output. `geometry`: `squash` resizes to
     the square as published, `center` crops the largest central square first, `random` keeps the native size and
-    crops at load time. `max_rejected_share` is the share of unusable items above which sharding fails.
+    crops at load time. `max_samples` training items are kept, drawn by the seed (None: all). Of masks, only those are
+    kept that show at least one of `require_classes` (None: all). `max_rejected_share` is the share of unusable items
+    above which sharding fails.
     """
 
     source: SourceConfig
@@ -133,6 +154,8 @@ class DataConfig(Section):
     geometry: Literal["squash", "center", "random"] = "squash"
     samples_per_shard: Positive = 1000
     max_samples: Positive | None = None
+    require_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    sketch: SketchConfig = SketchConfig()
     max_rejected_share: Share = 0.01
     horizontal_flip: bool = True
 
@@ -140,6 +163,12 @@ class DataConfig(Section):
     def _classes_for_masks(self) -> Self:
         if (self.modality == "mask") != (self.num_classes is not None):
             raise ValueError("num_classes is needed for modality mask, and only there")
+        if self.require_classes is not None and (
+            self.num_classes is None or max(self.require_classes) >= self.num_classes
+        ):
+            raise ValueError("require_classes must be label ids below num_classes, with modality mask")
+        if self.modality != "sketch" and self.sketch != SketchConfig():
+            raise ValueError("sketch does nothing with modality " + self.modality)
         return self
 
 

@@ -53,6 +53,7 @@ def weights_problems(config: Config) -> list[PitiError]:
             )
     configured = [(needed.key, needed.ref) for needed in feature_networks(config)]
     configured += [("pretrained.base", config.pretrained.base), ("pretrained.upsampler", config.pretrained.upsampler)]
+    configured.append(("data.sketch.weights", config.data.sketch.weights))
     for key, ref in configured:
         if ref is not None:
             problems.extend(_file_problems(key, ref))

@@ -18,8 +18,8 @@ from piti.config import DataConfig
 from piti.data.conditions import StoredCondition, encode_condition
 from piti.data.geometry import shrink_condition, shrink_photograph
 from piti.data.shards import ShardStats, ShardWriter
-from piti.data.sketch import DETECTOR, detect_edges
-from piti.data.sources import SPLITS, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
+from piti.data.sketch import detect_sketch, sketch_record
+from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
 from piti.data.sources.keys import stable_hash
 from piti.data.tars import shard_name
 from piti.errors import DataError
@@ -73,7 +73,8 @@ def _divide(items: list[Item], split: Split, data: DataConfig) -> list[ShardPlan
 def _plan(items: list[Item], data: DataConfig) -> str:
     settings = {
         "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
-        "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY, "detector": DETECTOR,
+        "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
+        "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for item in items:
@@ -93,6 +94,9 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
                 try:
                     loaded = item.load()
                     members = sample_members(item, loaded, data)
+                except FilteredItem as reason:
+                    writer.leave_out(item.key, str(reason), source=item.origin)
+                    continue
                 except RejectedItem as reason:
                     writer.reject(item.key, str(reason), source=item.origin)
                     continue
@@ -106,17 +110,18 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
 
 
 def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:
-    """The files of one sample: suffix to content, picture first, JSON last. Raises RejectedItem.
+    """The files of one sample: suffix to content, picture first, JSON last. Raises RejectedItem, FilteredItem.
 
     A picture whose size does not change keeps its own bytes where any decoder reads them alike; otherwise it is
     stored as PNG, or as JPEG of quality 95 if its file was lossy to begin with.
     """
+    _check_classes(loaded, data)
     image = shrink_photograph(loaded.image, data.geometry, data.image_size)
     detected = loaded.condition is None
     if loaded.condition is None:
         if data.modality != "sketch":
             raise RejectedItem(f"no condition for modality {data.modality}")
-        raw = RawCondition(detect_edges(image))
+        raw = RawCondition(detect_sketch(image, data.sketch))
     else:
         raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
     kept = image is loaded.image and loaded.original is not None
@@ -127,9 +132,17 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
         "geometry": data.geometry, "modality": data.modality, "bytes_kept": kept, **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":
-        about["sketch"] = DETECTOR if detected else {"name": "given"}
+        about["sketch"] = sketch_record(data.sketch) if detected else {"name": "given"}
     members["json"] = json.dumps(about, sort_keys=True).encode()
     return members
+
+
+def _check_classes(loaded: LoadedItem, data: DataConfig) -> None:
+    """Raise FilteredItem where a mask shows none of `data.require_classes`."""
+    if data.require_classes is None or loaded.condition is None:
+        return
+    if not np.isin(loaded.condition.values, data.require_classes).any():
+        raise FilteredItem("shows none of data.require_classes")
 
 
 def _picture_member(image: NDArray[np.uint8], loaded: LoadedItem, kept: bool) -> dict[str, bytes]:

@@ -4,7 +4,7 @@
     <uri>/stats/train-000000.parquet                        rows of one shard; written after its tar, whole
     <uri>/manifest.parquet                                  all rows; written last. A set without it is not finished.
 
-A row is a sample (where it lies, its hash, where it came from) or a rejected item with its reason.
+A row is a sample (where it lies, its hash, where it came from), or an item that is none with the reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -37,9 +38,11 @@ _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # accepted, rejected
-        pa.field("reason", pa.string()),  # of a rejection
-        pa.field("shard", pa.string()),  # name of the tar; null for a rejected item
+        pa.field(
+            "status", pa.string(), nullable=False
+        ),  # accepted, rejected (unusable), filtered (left out by the config)
+        pa.field("reason", pa.string()),  # of a rejection or of being left out
+        pa.field("shard", pa.string()),  # name of the tar; null for an item that is not in one
         pa.field("offset", pa.int64()),  # of the sample's first header in the tar
         pa.field("size", pa.int64()),  # bytes, headers included
         pa.field("sha256", pa.string()),  # of those bytes
@@ -77,6 +80,12 @@ class ShardStats:
     tar_sha256: str
     num_samples: int
     num_rejected: int
+    num_filtered: int = 0
+
+    @property
+    def num_items(self) -> int:
+        """All items that were looked at."""
+        return self.num_samples + self.num_rejected + self.num_filtered
 
 
 class ShardWriter:
@@ -117,13 +126,19 @@ class ShardWriter:
         """Record an item that gives no sample."""
         self._rows.append(Row(key, self._split, "rejected", source, reason=reason))
 
+    def leave_out(self, key: str, reason: str, *, source: str) -> None:
+        """Record a good item that the config does not want."""
+        self._rows.append(Row(key, self._split, "filtered", source, reason=reason))
+
     def publish(self) -> ShardStats:
         """Make the shard appear. A shard of rejected items alone has stats and no tar."""
         size, sha256 = self._tar.finish()
         self._tar.__exit__(None, None, None)
-        accepted = sum(row.status == "accepted" for row in self._rows)
-        stats = ShardStats(self._name, self._plan, size, sha256, accepted, len(self._rows) - accepted)
-        if accepted:
+        counts = Counter(row.status for row in self._rows)
+        stats = ShardStats(
+            self._name, self._plan, size, sha256, counts["accepted"], counts["rejected"], counts["filtered"]
+        )
+        if stats.num_samples:
             storage.publish_file(self._aside, storage.join(self._uri, self._name))
         table = _table(self._rows).replace_schema_metadata({"piti": json.dumps(asdict(stats))})
         storage.write_bytes(stats_uri(self._uri, self._name), _parquet(table))

@@ -1,12 +1,15 @@
-"""Sketches of photographs that come without one: edges by a Canny-type detector."""
+"""Sketches of photographs that come without one: edges by HED, or without its weights by a Canny-type detector."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from piti.config import SketchConfig
 
 _BLUR_SIGMA_PIXELS = 1.0
 _STRONG_SHARE = 0.9  # a gradient stronger than this share of all pixels' begins an edge
@@ -17,7 +20,27 @@ DETECTOR: dict[str, Any] = {
     "name": "canny", "library": "opencv", "blur_sigma_pixels": _BLUR_SIGMA_PIXELS, "strong_share": _STRONG_SHARE,
     "weak_to_strong": _WEAK_TO_STRONG, "floor": _FLOOR,
 }  # fmt: skip
-"""What each sample's JSON says about how its sketch came to be."""
+
+
+def detect_sketch(image: NDArray[np.uint8], sketch: SketchConfig) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) RGB -> edges uint8 (H, W), 255 on an edge, else 0, by the configured detector.
+
+    Raises CheckpointError where HED's weights cannot be used.
+    """
+    if sketch.detector == "canny":
+        return detect_edges(image)
+    from piti.data.hed import hed_edges  # imports torch, which nothing else here needs
+
+    return hed_edges(image, sketch)
+
+
+def sketch_record(sketch: SketchConfig) -> dict[str, Any]:
+    """What each sample's JSON says about how its sketch came to be. Raises CheckpointError as `detect_sketch` does."""
+    if sketch.detector == "canny":
+        return DETECTOR
+    from piti.data.hed import hed_record
+
+    return hed_record(sketch)
 
 
 def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

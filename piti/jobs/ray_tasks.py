@@ -31,14 +31,14 @@ def ray_connection() -> Iterator[None]:
 
 
 def run_tasks(
-    function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], num_cpus: float = 1.0
+    function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], num_cpus: float = 1.0, num_gpus: float = 0.0
 ) -> Iterator[Result]:
     """`function(*arguments)` for each entry as a Ray task; results in the order they finish.
 
     A task lost with its node is run again by Ray. A PitiError raised in a task is raised here as it was; remaining
     tasks are cancelled when this stops early for any reason.
     """
-    task = ray.remote(function).options(num_cpus=num_cpus)
+    task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     limit = max(1, int(resources.get("CPU", 1) / num_cpus)) * _QUEUED_PER_CPU
     waiting = list(reversed(arguments))

@@ -21,6 +21,7 @@ from piti.jobs.context import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 
 _NAMED_REJECTIONS = 5
+_HED_GPU_SHARE = 0.25  # decoding and encoding beside the network keep about four tasks' CPUs busy
 
 
 def run(context: JobContext) -> JobResult:
@@ -43,8 +44,10 @@ def run(context: JobContext) -> JobResult:
     )
     missing = [plan for plan in plans if plan.name not in finished]
     if missing:
+        work = [(plan, config.data, output) for plan in missing]
+        share = _HED_GPU_SHARE if config.cluster.use_gpu and config.data.sketch.detector == "hed" else 0.0
         with ray_connection():
-            for stats in run_tasks(write_shard, [(plan, config.data, output) for plan in missing]):
+            for stats in run_tasks(write_shard, work, num_gpus=share):
                 finished[stats.name] = stats
                 _report(context, finished, len(plans), total)
                 _check_rejected(output, finished, total, config.data.max_rejected_share)
@@ -57,7 +60,7 @@ def run(context: JobContext) -> JobResult:
 
 
 def _report(context: JobContext, finished: dict[str, ShardStats], num_shards: int, total: int) -> None:
-    done = sum(stats.num_samples + stats.num_rejected for stats in finished.values())
+    done = sum(stats.num_items for stats in finished.values())
     context.progress(done, total, f"{len(finished)} of {num_shards} shards")
 
 
@@ -85,7 +88,8 @@ def _check_splits(output: str, plans: Sequence[ShardPlan]) -> None:
         if not shards.num_samples(split):
             found = sum(len(plan.items) for plan in plans if plan.split == split)
             raise DataError(
-                f"none of the {found} items of the {split} split can be used", "see the manifest for reasons"
+                f"none of the {found} items of the {split} split became a sample",
+                f"`piti shards stats {output}` tells the reasons",
             )
 
 
@@ -94,6 +98,7 @@ def _result(output: str, seconds: float) -> JobResult:
     return {
         "samples": {split: shards.num_samples(split) for split in SPLITS},
         "rejected": len(shards.rejected()),
+        "filtered": sum(stats.num_filtered for stats in shards.stats.values()),
         "shards": {split: len(shards.shard_names(split)) for split in SPLITS},
         "bytes": sum(stats.tar_bytes for stats in shards.stats.values() if stats.num_samples),
         "seconds": round(seconds, 3),

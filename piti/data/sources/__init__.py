@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from piti.data.sources.ade20k import Ade20kSourceConfig, ade20k_source
-from piti.data.sources.base import SPLITS, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
+from piti.data.sources.base import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
 from piti.data.sources.bundled import BundledSource, BundledSourceConfig
 from piti.data.sources.coco_stuff import CocoStuffSourceConfig, coco_stuff_source
 from piti.data.sources.diode import DiodeSource, DiodeSourceConfig
@@ -30,7 +30,7 @@ SourceConfig = Annotated[
 ]
 
 __all__ = [
-    "SPLITS", "Ade20kSourceConfig", "BundledSourceConfig", "CocoStuffSourceConfig", "DiodeSourceConfig", "Item",
+    "SPLITS", "Ade20kSourceConfig", "BundledSourceConfig", "CocoStuffSourceConfig", "DiodeSourceConfig", "FilteredItem", "Item",
     "ListSourceConfig", "LoadedItem", "PairedSourceConfig", "RawCondition", "RejectedItem", "Source", "SourceConfig",
     "Split", "WebdatasetSourceConfig", "open_source",
 ]  # fmt: skip

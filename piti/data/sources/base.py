@@ -23,6 +23,10 @@ class RejectedItem(Exception):  # noqa: N818 - an outcome of loading that is rec
     """An item that cannot become a sample. `str()` is the reason that the manifest records."""
 
 
+class FilteredItem(RejectedItem):
+    """A good item that the config leaves out. `str()` says why; it does not count as unusable."""
+
+
 @dataclass(frozen=True)
 class RawCondition:
     """A condition as measured, before rendering.
