@@ -33,6 +33,8 @@ def shard(plan: Plan) -> State | Result:
 @task(name="degrade", task_run_name="degrade pictures", cache_policy=NO_CACHE)
 def degrade(plan: Plan) -> State | Result:
     """Tars -> companion tars with low-resolution variants (BSR, L0 smoothing)."""
+    if plan.degrade is None:
+        return Completed(name="Skipped", message="pictures are degraded as they are read (degradation.variants is 0)")
     return run_step(plan.degrade, plan.config)
 
 

@@ -173,10 +173,14 @@ class DataConfig(Section):
 
 
 class DegradationConfig(Section):
-    """How the upsampler's low-resolution training input is made. `variants` are stored for each picture."""
+    """How the upsampler's low-resolution training input is made.
+
+    `variants` are stored for each picture, and one of them drawn each epoch; 0: none is stored, a new one is made
+    each time a picture is read.
+    """
 
     recipe: Literal["light", "full"] = "light"
-    variants: Positive = 4
+    variants: Annotated[int, Field(ge=0)] = 4
 
 
 class PhaseConfig(Section):

@@ -92,7 +92,10 @@ class Plan:
         return self._step("shard", "shard", "shards", content, {})
 
     @cached_property
-    def degrade(self) -> Step:
+    def degrade(self) -> Step | None:
+        """None where pictures are degraded as they are read (degradation.variants 0)."""
+        if self.config.degradation.variants == 0:
+            return None
         content = {
             "degradation": _dump(self.config.degradation),
             "scale": self.config.scale,
@@ -114,7 +117,8 @@ class Plan:
             "shards": self.shard.fingerprint,
         }
         if stage == "upsampler":
-            content["degraded"] = self.degrade.fingerprint
+            online = {"degradation": _dump(config.degradation), "scale": config.scale}
+            content["degraded"] = online if self.degrade is None else self.degrade.fingerprint
         return self._step(stage, "train", "runs", content, {"shards": self.shard.output, **inputs})
 
     @cached_property
@@ -137,7 +141,7 @@ class Plan:
     @cached_property
     def upsampler(self) -> Step:
         init = {"weights": _weights(self.config.pretrained.upsampler)}
-        return self._train("upsampler", init, {"degraded": self.degrade.output})
+        return self._train("upsampler", init, {} if self.degrade is None else {"degraded": self.degrade.output})
 
     def train(self, stage: Stage) -> Step | None:
         """The step of a training stage."""
@@ -151,7 +155,7 @@ class Plan:
 
     @property
     def preparation(self) -> list[Step]:
-        return [self.shard, self.degrade]
+        return [step for step in (self.shard, self.degrade) if step is not None]
 
     def sample(self, checkpoint: str, upsampler_checkpoint: str) -> Step:
         """Pictures from one base checkpoint. Both checkpoints must be whole: their hashes are in the fingerprint."""

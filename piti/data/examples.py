@@ -10,13 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piti.config import DataConfig
+from piti.config import DataConfig, DegradationConfig
 from piti.data.conditions import StoredCondition, render_condition
-from piti.data.decoding import decode_condition, decode_image, decode_variant, num_variants
+from piti.data.decoding import LowResolution, decode_condition, decode_image, decode_variant, num_variants
+from piti.data.degrading import draw_variant
 from piti.data.geometry import CropBox, Modality, crop_nearest, crop_photograph, resize_edges
 from piti.data.order import draw_chances
 from piti.data.shard_reader import DamagedSample, ShardReader
+from piti.data.sources.keys import stable_hash
 from piti.errors import DataError
+
+Degraded = str | DegradationConfig | None
+"""Where low-resolution pictures come from: companions at a URI, a recipe applied as pictures are read, or nowhere."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,17 @@ class Draw:
 class ExampleReader:
     """Examples of a split by number, from a set of shards and, where given, its degraded companions.
 
+    `degraded`: URI of the companions, or a recipe by which pictures are degraded as they are read, or None for none.
+
     Raises DataError where a set is missing, was made for other settings, or companions do not match key by key.
     """
 
-    def __init__(self, shards: str, split: str, data: DataConfig, degraded: str | None, scale: int) -> None:
+    def __init__(self, shards: str, split: str, data: DataConfig, degraded: Degraded, scale: int) -> None:
         self._data = data
         self._reader = ShardReader(shards, split)
-        self._companions = None if degraded is None else ShardReader(degraded, split)
+        self._companions = ShardReader(degraded, split) if isinstance(degraded, str) else None
+        self._recipe = degraded if isinstance(degraded, DegradationConfig) else None
+        self._scale = scale
         self.keys = self._reader.index.keys
         self.shard = self._reader.index.shard
         if not self.keys:
@@ -83,8 +92,8 @@ class ExampleReader:
             chances = draw_chances(draw.seed, draw.epoch, key, num_variants=variants, crop_from=image.shape[:2])
             box, variant, flip = chances.box, chances.variant, chances.flip and data.horizontal_flip
         low_res = None
-        if companion is not None:
-            low = decode_variant(companion, variant)
+        low = self._low_resolution(key, image, companion, variant, draw)
+        if low is not None:
             box, low_res = low.box or box, low.image
         if data.geometry == "random":
             image = crop_photograph(image, box, data.image_size)
@@ -94,6 +103,19 @@ class ExampleReader:
             low_res = None if low_res is None else low_res[:, ::-1]
         rendered = render_condition(condition, data.modality, data.num_classes)
         return Example(key, picture_tensor(image), rendered, None if low_res is None else picture_tensor(low_res))
+
+    def _low_resolution(
+        self, key: str, image: NDArray[np.uint8], companion: dict[str, bytes] | None, variant: int, draw: Draw | None
+    ) -> LowResolution | None:
+        """The stored variant, or one drawn for (seed, epoch, key); validation draws the same one every time."""
+        if companion is not None:
+            return decode_variant(companion, variant)
+        if self._recipe is None:
+            return None
+        chance = ("validation",) if draw is None else (draw.seed, draw.epoch)
+        rng = np.random.default_rng(stable_hash("degrade online", *chance, key))
+        drawn = draw_variant(image, self._data, self._recipe, self._scale, rng)
+        return LowResolution(drawn.image, drawn.box)
 
 
 def picture_tensor(image: NDArray[np.uint8]) -> Tensor:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from piti.config import DataConfig
-from piti.data.examples import Draw, Example, ExampleReader
+from piti.data.examples import Degraded, Draw, Example, ExampleReader
 from piti.data.order import SampleOrder
 from piti.data.shard_reader import DamagedSample
 from piti.errors import DataError
@@ -47,8 +47,8 @@ class TrainingLoader:
     """Iterates forever over a rank's batches of the training split.
 
     A batch is a dict: `image` float32 (N, 3, S, S) in [-1, 1], `condition` float32 (N, C, S, S) in [-1, 1], `keys`
-    list of str, and, where `degraded` companions are given, `low_res` float32 (N, 3, s, s) in [-1, 1] with
-    s = S // `scale`. N is `batch_size` unless samples were damaged. `start_sample` is a position in the stream of all
+    list of str, and, where `degraded` is given (companions' URI, or a recipe that is applied as pictures are read),
+    `low_res` float32 (N, 3, s, s) in [-1, 1] with s = S // `scale`. N is `batch_size` unless samples were damaged. `start_sample` is a position in the stream of all
     ranks together. `num_workers` threads read ahead; with 0, reading happens when a batch is asked for.
 
     Raises DataError where a set of shards is missing, was made for another config, or its companions do not match.
@@ -59,7 +59,7 @@ class TrainingLoader:
         shards: str,
         data: DataConfig,
         *,
-        degraded: str | None,
+        degraded: Degraded,
         scale: int,
         batch_size: int,
         rank: int,
@@ -156,7 +156,7 @@ def validation_batches(
     shards: str,
     data: DataConfig,
     *,
-    degraded: str | None,
+    degraded: Degraded,
     scale: int,
     batch_size: int,
     limit: int | None,

@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from degradations import apply_recipe, draw_recipe
 from piti import storage
 from piti.config import DataConfig, DegradationConfig
 from piti.data.decoding import decode_image
-from piti.data.geometry import CropBox, crop_photograph
+from piti.data.degrading import draw_variant
 from piti.data.sharding import encode_png
 from piti.data.shards import (
     ShardSet,
@@ -116,11 +115,9 @@ def degrade_picture(
     variants = []
     for variant in range(degradation.variants):
         rng = np.random.default_rng(stable_hash("degrade", seed, key, variant))
-        box = CropBox.draw(rng, *image.shape[:2]) if data.geometry == "random" else None
-        picture = image if box is None else np.ascontiguousarray(crop_photograph(image, box, data.image_size))
-        recipe = draw_recipe(rng, scale, degradation.recipe)
-        members[f"lr{variant}.png"] = encode_png(apply_recipe(picture, recipe))
-        crop = None if box is None else [box.left, box.top, box.side]
-        variants.append({"crop": crop, "recipe": json.loads(recipe.to_json())})
+        drawn = draw_variant(image, data, degradation, scale, rng)
+        members[f"lr{variant}.png"] = encode_png(drawn.image)
+        crop = None if drawn.box is None else [drawn.box.left, drawn.box.top, drawn.box.side]
+        variants.append({"crop": crop, "recipe": json.loads(drawn.recipe.to_json())})
     members["json"] = json.dumps({"key": key, "scale": scale, "variants": variants}, sort_keys=True).encode()
     return members

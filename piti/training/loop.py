@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from piti.config import Stage
+from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
 from piti.errors import PitiError
 from piti.jobs.context import JobContext, JobResult
@@ -47,7 +48,7 @@ def train(
     if settings.compile:
         state.model.compile()
     network = workers.wrap(state.model)
-    validate = Validation(stage, spec.inputs["shards"], spec.inputs.get("degraded"), workers)
+    validate = Validation(stage, spec.inputs["shards"], degraded_input(context), workers)
     loader = _loader(context, stage, workers, start_sample=progress.step * settings.batch_size)
     batches = iter(loader)
     status = Status(context, state, workers)
@@ -100,12 +101,17 @@ def train(
     return _result(state, status, checkpoint or checkpoint_uri(run, progress.step), loader.statistics)
 
 
+def degraded_input(context: JobContext) -> Degraded:
+    """Companions that the degrade job stored, or the recipe by which pictures are degraded as they are read."""
+    return context.spec.inputs.get("degraded", context.config.degradation)
+
+
 def _loader(context: JobContext, stage: TrainingStage, workers: Workers, start_sample: int) -> TrainingLoader:
     config, inputs = context.config, context.spec.inputs
     return TrainingLoader(
         inputs["shards"],
         config.data,
-        degraded=inputs["degraded"] if stage.is_upsampler else None,
+        degraded=degraded_input(context) if stage.is_upsampler else None,
         scale=config.scale,
         batch_size=stage.settings.batch_size // workers.world_size,
         rank=workers.rank,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from piti.data.examples import Degraded
 from piti.data.loader import validation_batches
 from piti.data.shards import ShardSet
 from piti.errors import DataError
@@ -25,7 +26,7 @@ class Validation:
     so that a stage's first value equals the last one of the stage whose weights it took over.
     """
 
-    def __init__(self, stage: TrainingStage, shards: str, degraded: str | None, workers: Workers) -> None:
+    def __init__(self, stage: TrainingStage, shards: str, degraded: Degraded, workers: Workers) -> None:
         self._stage = stage
         self._shards = shards
         self._degraded = degraded if stage.is_upsampler else None

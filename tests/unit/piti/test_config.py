@@ -13,7 +13,7 @@ from piti.errors import ConfigError
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_is_valid_and_named_after_its_file(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("PITI_DATA", "PITI_WEIGHTS"):
+    for variable in ("PITI_DATA", "PITI_WEIGHTS", "PITI_ROOT"):
         monkeypatch.setenv(variable, "/somewhere")
     assert load_config(preset).name == preset
 

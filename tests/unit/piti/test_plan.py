@@ -50,6 +50,15 @@ def test_a_pretrained_base_replaces_pretraining() -> None:
     assert set(prints({"pretrained.base.path": "/weights/base.pt"})) == ALL - {"pretrain"}
 
 
+def test_pictures_degraded_as_they_are_read_need_no_step() -> None:
+    online = {"degradation.variants": 0}
+    assert set(prints(online)) == ALL - {"degrade"}
+    plan = Plan(load_config("demo", online))
+    assert plan.degrade is None
+    assert "degraded" not in plan.upsampler.inputs
+    assert prints({**online, "degradation.recipe": "full"})["upsampler"] != prints(online)["upsampler"]
+
+
 def write_checkpoint(uri: str, digest: str) -> str:
     storage.write_json(storage.join(uri, storage.MARKER), {"sha256": {"ema.safetensors": digest}, "step": 1})
     return uri
