@@ -289,7 +289,8 @@ class EvaluationConfig(Section):
 
 
 class ClusterConfig(Section):
-    """What a job asks of the Ray cluster. `num_workers` training workers, each with these resources."""
+    """What a job asks of the Ray cluster. `num_workers` training workers, each with these resources (fewer in a stage
+    whose batch has fewer pictures)."""
 
     num_workers: Positive = 1
     use_gpu: bool = False
@@ -342,7 +343,7 @@ class Config(Section):
             problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
         for stage in STAGES:
             settings = self.stage(stage)
-            if settings is not None and settings.batch_size % self.cluster.num_workers:
+            if settings is not None and settings.batch_size % self.num_workers(stage):
                 problems.append(
                     f"training.{stage}.batch_size {settings.batch_size} must be divisible by "
                     f"cluster.num_workers {self.cluster.num_workers}"
@@ -355,6 +356,11 @@ class Config(Section):
     def scale(self) -> int:
         """Enlargement factor of the upsampler."""
         return self.models.upsampler.image_size // self.models.base.image_size
+
+    def num_workers(self, stage: Stage) -> int:
+        """Training workers of a stage: `cluster.num_workers`, or one a picture where the batch is smaller than that."""
+        settings = self.stage(stage)
+        return self.cluster.num_workers if settings is None else min(self.cluster.num_workers, settings.batch_size)
 
     def stage(self, stage: Stage) -> StageConfig | None:
         """The settings of a training stage; None for a pretraining that is not configured."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from piti import storage
+from piti.config import Stage
 from piti.errors import PitiError
 from piti.jobs.context import JobContext, JobResult, JobSpec
 
@@ -96,7 +97,7 @@ def _trainer(context: JobContext) -> Any:
         cast(Callable[[dict[Any, Any]], None], _worker),
         train_loop_config=context.spec.model_dump(mode="json"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=context.config.num_workers(cast(Stage, context.spec.name)),
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
         ),

@@ -96,6 +96,23 @@ def test_published_sizes() -> None:
     assert (upsampler.image_size, upsampler.channel_mult, upsampler.num_res_blocks) == (256, (1, 1, 2, 2, 4, 4), 2)
 
 
+@pytest.mark.parametrize("preset", ["ade20k-mask", "coco-mask", "coco-sketch", "diode-geometry", "flickr-sketch"])
+def test_presets_of_datasets_have_the_published_settings(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PITI_DATA", "PITI_WEIGHTS", "PITI_ROOT"):
+        monkeypatch.setenv(variable, "/somewhere")
+    config = load_config(preset)
+    channels = config.models.base.condition_channels
+    assert config.models.base == ModelConfig.base(channels)
+    assert config.models.upsampler == ModelConfig.upsampler(channels)
+    phases = [(phase.steps, phase.learning_rate, phase.condition_dropout) for phase in config.training.stage1.phases]
+    assert phases == [(200_000, 3.5e-5, 0.0), (60_000, 2e-5, 0.2)]
+    stage2, upsampler = config.training.stage2, config.training.upsampler
+    assert (stage2.phases[0].learning_rate, stage2.batch_size, stage2.ema_rate) == (3.5e-5, 128, 0.9999)
+    assert (upsampler.phases[0].learning_rate, upsampler.batch_size, upsampler.timestep_sampler) == (1e-5, 4, "uniform")
+    assert (config.sampling.base_respacing, config.sampling.upsampler_respacing) == ("250", "fast27")
+    assert [config.num_workers(stage) for stage in ("stage1", "upsampler")] == [8, 4], "one worker a picture at most"
+
+
 def test_a_config_survives_json() -> None:
     config = load_config("demo")
     assert Config.model_validate(config.model_dump(mode="json")) == config
