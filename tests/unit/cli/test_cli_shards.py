@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "image_size": 32,
             "samples_per_shard": 5,
             "require_classes": [1, 2],
-        }  # fmt: skip
+        }
     )
     uri = str(root / "shards" / "abc")
     plans = plan_shards(open_source(data), data, seed=0)
