@@ -166,7 +166,11 @@ def _worker(spec: dict[str, Any]) -> JobResult:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
 
-    return train(context, workers, resume_from, report)
+    try:
+        return train(context, workers, resume_from, report)
+    except PitiError:
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # it would log a traceback, the driver says it better
+        raise
 
 
 def _log_to_driver(rank: int) -> None:
