@@ -1,0 +1,149 @@
+"""An S3-speaking server on loopback that now and then fails and dawdles: shard, verify and load through s3://."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import s3fs
+import torch
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from piti import storage
+from piti.config import DataConfig
+from piti.data.loader import TrainingLoader
+from piti.data.shards import ShardSet, verify_shards
+from piti.data.sources import open_source
+from piti.errors import DataError
+
+
+class Unreliable:
+    """A WSGI application that answers every seventh request with 500, every eleventh late, and passes on the rest."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+        self._lock = threading.Lock()
+        self.active = False
+        self.seen: Counter[str] = Counter()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self._lock:
+            self.seen["requests"] += self.active
+            number = self.seen["requests"]
+        if self.active and number % 7 == 3:
+            self.seen["failed"] += 1
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>InternalError</Code><Message>injected</Message></Error>"]
+        if self.active and number % 11 == 5:
+            self.seen["late"] += 1
+            time.sleep(0.2)
+        answer: Iterable[bytes] = self._application(environ, start_response)
+        return answer
+
+
+class Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *arguments: Any) -> None:  # noqa: A002 - werkzeug's name
+        """Requests are no news."""
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Unreliable]:
+    """The server, with an empty bucket `bucket`; faults begin once `active` is set."""
+    unreliable = Unreliable(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, unreliable, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_DEFAULT_REGION": "us-east-1", "PITI_CACHE": str(tmp_path / "cache")}  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="bucket")
+    yield unreliable
+    client.close()
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_shards_in_a_bucket_equal_those_on_a_disk(
+    s3: Unreliable, picture_folder: Path, sketch_data: DataConfig, sketch_set: ShardSet,
+    make_data: Callable[..., DataConfig], shard_now: Callable[..., ShardSet],
+) -> None:  # fmt: skip
+    for path in sorted(picture_folder.rglob("*.*")):
+        storage.write_bytes(f"s3://bucket/pictures/{path.relative_to(picture_folder)}", path.read_bytes())
+    data = make_data("s3://bucket/pictures")
+    s3.active = True
+    assert open_source(data).problems() == []
+    shards = shard_now(data, "s3://bucket/shards/abc")
+    assert list(verify_shards(shards.uri)) == []
+    assert shards.keys("train") == sketch_set.keys("train")
+    for name in sketch_set.stats:
+        assert shards.stats[name].tar_sha256 == sketch_set.stats[name].tar_sha256
+
+    def batches(uri: str) -> list[dict[str, Any]]:
+        loader = TrainingLoader(
+            uri, sketch_data, degraded=None, scale=4, batch_size=8, rank=0, world_size=1, num_workers=2, seed=1
+        )
+        iterator = iter(loader)
+        found = list(islice(iterator, 6))
+        iterator.close()  # type: ignore[attr-defined]
+        assert loader.statistics["samples_skipped"] == 0
+        return found
+
+    for there, here in zip(batches(shards.uri), batches(sketch_set.uri), strict=True):
+        assert there["keys"] == here["keys"]
+        assert torch.equal(there["image"], here["image"])
+    assert s3.seen["failed"] > 5
+    assert s3.seen["late"] > 3
+
+
+def test_damage_in_a_bucket_is_found(
+    s3: Unreliable, sketch_data: DataConfig, shard_now: Callable[..., ShardSet]
+) -> None:
+    shards = shard_now(sketch_data, "s3://bucket/shards/abc")
+    first, second = shards.shard_names("train")[:2]
+    row = next(row for row in shards.manifest.to_pylist() if row["shard"] == first)
+    content = bytearray(storage.read_bytes(shards.shard_uri(first)))
+    content[row["offset"] + row["size"] // 2] ^= 1
+    storage.write_bytes(shards.shard_uri(first), bytes(content))
+    storage.remove(shards.shard_uri(second))
+    s3.active = True
+    problems = {(problem.shard, problem.key) for problem in verify_shards(shards.uri)}
+    assert problems == {(first, row["key"]), (second, None)}
+
+
+def test_an_empty_place_in_a_bucket_is_said_so(s3: Unreliable, make_data: Callable[..., DataConfig]) -> None:
+    with pytest.raises(DataError, match="no finished set of shards"):
+        ShardSet("s3://bucket/nothing")
+    assert "there is nothing at s3://bucket/nothing" in str(open_source(make_data("s3://bucket/nothing")).problems()[0])
+    assert not s3.active
+
+
+def test_archives_in_a_bucket_are_read_in_place(
+    s3: Unreliable, picture_folder: Path, make_data: Callable[..., DataConfig], tmp_path: Path
+) -> None:
+    import shutil
+
+    here = list(open_source(make_data(picture_folder)).items("train"))
+    for kind in ("zip", "tar", "gztar"):
+        packed = Path(shutil.make_archive(str(tmp_path / "pictures"), kind, picture_folder))
+        storage.write_bytes(f"s3://bucket/{packed.name}", packed.read_bytes())
+        s3.active = True
+        there = list(open_source(make_data(f"s3://bucket/{packed.name}")).items("train"))
+        assert [item.key for item in there] == [item.key for item in here]
+        np.testing.assert_array_equal(there[5].load().image, here[5].load().image)
+        s3.active = False
