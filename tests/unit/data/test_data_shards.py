@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -68,6 +70,28 @@ def test_the_webdataset_package_reads_the_tars(sketch_set: ShardSet, sketch_comp
         assert [sample["key"] for sample in samples] == shards.keys("train")
         assert all(suffixes <= set(sample["suffixes"]) for sample in samples)
         assert all(sample["about"] == sample["key"] for sample in samples)
+
+
+_READ_WITH_DATASETS = """
+import json, sys
+from datasets import load_dataset
+samples = load_dataset("webdataset", data_files={"train": json.loads(sys.argv[1])}, split="train", streaming=True)
+found = [{"key": s["__key__"], "about": s["json"]["key"], "edges": s["cond.png"].size} for s in samples]
+print(json.dumps(found))
+"""
+
+
+def test_the_hugging_face_loader_reads_the_tars(sketch_set: ShardSet, tmp_path: Path) -> None:
+    """In a process of its own, without a network."""
+    if find_spec("datasets") is None:
+        pytest.skip("Hugging Face's datasets is not installed")
+    urls = [sketch_set.shard_uri(name) for name in sketch_set.shard_names("train")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", _READ_WITH_DATASETS, json.dumps(urls)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=offline)
+    found = json.loads(done.stdout)
+    assert [sample["key"] for sample in found] == [sample["about"] for sample in found] == sketch_set.keys("train")
+    assert {tuple(sample["edges"]) for sample in found} == {(64, 64)}
 
 
 def test_the_manifest_says_where_each_sample_lies(sketch_set: ShardSet) -> None:
