@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from piti import storage
 from piti.data.sources import SourceConfig
@@ -42,6 +42,11 @@ class WeightsRef(Section):
 
     path: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        return storage.absolute(path)  # jobs run in another folder
 
 
 class ModelConfig(Section):

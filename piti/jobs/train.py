@@ -167,10 +167,23 @@ def _worker(spec: dict[str, Any]) -> JobResult:
         )
 
     try:
-        return train(context, workers, resume_from, report)
+        result = train(context, workers, resume_from, report)
     except PitiError:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # it would log a traceback, the driver says it better
         raise
+    if workers.is_first:
+        _draw_curve(context.spec)
+    return result
+
+
+def _draw_curve(spec: JobSpec) -> None:
+    """curve.png beside metrics.jsonl: the flow shows it in the Prefect UI."""
+    from eval.curves import loss_curve_png
+    from piti.reporting import loss_curve
+    from piti.training.metrics import read_metrics
+
+    curve = loss_curve(cast(Stage, spec.name), read_metrics(spec.output))
+    storage.write_bytes(storage.join(spec.output, "curve.png"), loss_curve_png(curve))
 
 
 def _log_to_driver(rank: int) -> None:

@@ -98,7 +98,8 @@ def train(
         status.step(losses, learning_rate)
 
     status.close()
-    return _result(state, status, checkpoint or checkpoint_uri(run, progress.step), loader.statistics)
+    result = _result(state, status, checkpoint or checkpoint_uri(run, progress.step), loader.statistics)
+    return {**result, "resumed_from_step": None if resume_from is None else resumed_step}
 
 
 def degraded_input(context: JobContext) -> Degraded:

@@ -32,7 +32,7 @@ def test_missing_file_is_said_so(tmp_path: Path) -> None:
 def test_file_that_is_no_yaml_mapping(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match="mine.yaml"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
         load_config(str(path))
 
 
@@ -46,7 +46,10 @@ def test_file_that_is_no_yaml_mapping(tmp_path: Path, text: str) -> None:
         ({"data.source.train_crop": 8}, "did you mean 'data.source.train_crops'"),
         ({"sampling.guidance_scale": "much"}, "sampling.guidance_scale: Input should be a valid number"),
         ({"models.base.condition_size": 64}, "models.base.condition_size is 64, data.image_size is 128"),
-        ({"training.stage1.batch_size": 15}, "training.stage1.batch_size 15 must be divisible by cluster.num_workers 2"),
+        (
+            {"training.stage1.batch_size": 15},
+            "training.stage1.batch_size 15 must be divisible by cluster.num_workers 2",
+        ),
         ({"training.pretrain": None}, "give pretrained.base"),
         ({"data.modality": "mask"}, "num_classes is needed"),
         ({"name.x": 1}, "'name' is a value, it has no keys below it"),
@@ -85,7 +88,9 @@ def test_relative_root_is_taken_from_the_working_directory(tmp_path: Path, monke
 
 
 def test_phases_follow_each_other() -> None:
-    stage = load_config("demo", {"training.stage1.phases.0.steps": 3, "training.stage1.phases.1.steps": 2}).training.stage1
+    stage = load_config(
+        "demo", {"training.stage1.phases.0.steps": 3, "training.stage1.phases.1.steps": 2}
+    ).training.stage1
     rates = [stage.phase_at(step).learning_rate for step in range(stage.total_steps)]
     assert rates == [stage.phases[0].learning_rate] * 3 + [stage.phases[1].learning_rate] * 2
 
