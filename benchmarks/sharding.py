@@ -1,0 +1,197 @@
+"""Times sharding and degrading on one core and two, beside loops that do only the unavoidable part.
+
+    python benchmarks/sharding.py [--pictures 400] [--degraded 60] [--keys 1000 10000 100000] [--json FILE]
+
+Pictures are 640x480 JPEGs cut from scikit-image's photographs. Processor time is counted (user and system, of all
+processes of a contender), except for the step from one core to two, which is about elapsed time: run that on an idle
+machine. Prints a table, and the same as one line of JSON.
+
+  kept     geometry random: files keep their bytes. Beside it: read, hash, write.
+  squash   geometry squash at 256x256, sketches detected. Beside it: decode, resize, detect, encode, hash, write, with the
+           same libraries.
+  keys     memory that planning and the manifest take, by number of pictures in the source (listed, not read).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+from PIL import Image
+
+from piti.config import DataConfig, DegradationConfig
+from piti.data.sharding import encode_png, plan_shards, write_shard
+from piti.data.shards import ShardSet, write_manifest
+from piti.data.sketch import detect_edges
+from piti.data.sources import open_source
+from piti.data.sources.bundled import PHOTOGRAPHS, _photograph
+from piti.jobs.degrade import degrade_shard
+
+SIDE = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times of sharding and degrading.")
+    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--degraded", type=int, default=60, help="pictures to degrade on one core, then on two")
+    parser.add_argument("--keys", type=int, nargs="*", default=[1000, 10_000, 100_000])
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    figures: dict[str, Any] = {"load": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        files = write_pictures(root / "pictures", options.pictures)
+        figures["kept"] = compare(root, files, "random", bare_copy)
+        figures["squash"] = compare(root, files, "squash", bare_squash)
+        figures["degrade"] = degrade_on_cores(root, options.degraded)
+        figures["keys"] = {count: planning_memory_mib(root, count) for count in options.keys}
+    for name, value in figures.items():
+        print(f"{name:8s} {value}")
+    print(json.dumps(figures))
+    if options.json:
+        options.json.write_text(json.dumps(figures) + "\n")
+
+
+def write_pictures(folder: Path, count: int) -> list[Path]:
+    """`count` different 640x480 JPEGs of quality 90."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        image = _photograph(PHOTOGRAPHS[number % len(PHOTOGRAPHS)]).image
+        side = int(rng.integers(200, min(image.shape[:2])))
+        top, left = (int(rng.integers(0, extent - side + 1)) for extent in image.shape[:2])
+        crop = image[top : top + side * 3 // 4, left : left + side]
+        paths.append(folder / f"{number:05d}.jpg")
+        Image.fromarray(np.ascontiguousarray(crop)).resize((640, 480)).save(paths[-1], quality=90)
+    return paths
+
+
+def data_of(images: Path, geometry: str, samples_per_shard: int = 200) -> DataConfig:
+    return DataConfig.model_validate(
+        {
+            "source": {"kind": "paired", "images": str(images)},
+            "modality": "sketch",
+            "geometry": geometry,
+            "image_size": SIDE,
+            "samples_per_shard": samples_per_shard,
+        }
+    )
+
+
+def processor_seconds(work: Callable[[], None]) -> float:
+    before = time.process_time()
+    work()
+    return time.process_time() - before
+
+
+def compare(root: Path, files: list[Path], geometry: str, bare: Callable[[list[Path], Path], None]) -> dict[str, float]:
+    """Milliseconds a picture of sharding and of the bare loop, and the share of the bare loop's rate."""
+    data = data_of(root / "pictures", geometry)
+    out = root / f"shards-{geometry}"
+
+    def shard() -> None:
+        plans = plan_shards(open_source(data), data, 0)
+        for plan in plans:
+            write_shard(plan, data, str(out))
+        about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
+        write_manifest(str(out), [plan.name for plan in plans], about)
+
+    bare(files[:20], root / "warm")
+    bare_seconds = processor_seconds(lambda: bare(files, root / f"bare-{geometry}"))
+    ours_seconds = processor_seconds(shard)
+    each = 1000 / len(files)
+    return {
+        "ours_ms": round(ours_seconds * each, 2),
+        "bare_ms": round(bare_seconds * each, 2),
+        "share_of_bare_rate": round(bare_seconds / ours_seconds, 3),
+    }
+
+
+def bare_copy(files: list[Path], target: Path) -> None:
+    """Read, hash, write: what a disk and a hash can do."""
+    with open(target, "wb") as stream:
+        for path in files:
+            content = path.read_bytes()
+            hashlib.sha256(content).digest()
+            stream.write(content)
+
+
+def bare_squash(files: list[Path], target: Path) -> None:
+    """The same libraries' calls, without anything around them."""
+    with open(target, "wb") as stream:
+        for path in files:
+            with Image.open(path) as picture:
+                image = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+            content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+            edges = encode_png(detect_edges(image))
+            for part in (content.tobytes(), edges):
+                hashlib.sha256(part).digest()
+                stream.write(part)
+
+
+def degrade_on_cores(root: Path, count: int) -> dict[str, float]:
+    """Pictures a second, 4 variants each, in one process and in two side by side."""
+    images = root / "few"
+    write_pictures(images, count)
+    data = data_of(images, "squash", samples_per_shard=max(1, count // 8))
+    uri = str(root / "few-shards")
+    plans = plan_shards(open_source(data), data, 0)
+    for plan in plans:
+        write_shard(plan, data, uri)
+    write_manifest(uri, [plan.name for plan in plans], {})
+    names = ShardSet(uri).shard_names("train")
+    rates = {}
+    for processes in (1, 2):
+        out = str(root / f"low-{processes}")
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            pool.starmap(degrade, [(uri, names[0], f"{out}-warm-{number}", data) for number in range(2 * processes)], 1)
+            before = time.perf_counter()
+            pool.starmap(degrade, [(uri, name, out, data) for name in names], 1)
+            seconds = time.perf_counter() - before
+        rates[processes] = sum(ShardSet(uri).stats[name].num_samples for name in names) / seconds
+    return {
+        "one_core_per_s": round(rates[1], 1), "two_cores_per_s": round(rates[2], 1),
+        "speedup": round(rates[2] / rates[1], 2),
+    }  # fmt: skip
+
+
+def degrade(uri: str, name: str, out: str, data: DataConfig) -> None:
+    cv2.setNumThreads(1)
+    degrade_shard(uri, name, out, "benchmark", data, DegradationConfig(variants=4), 4, 0)
+
+
+def planning_memory_mib(root: Path, count: int) -> float:
+    """Resident memory that planning takes at most, in a process of its own, over that of an empty source."""
+    folder = root / f"keys-{count}"
+    for number in range(count):
+        path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(plan_and_measure, (str(folder),))
+
+
+def plan_and_measure(folder: str) -> float:
+    before = psutil.Process().memory_info().rss
+    data = data_of(Path(folder), "squash", samples_per_shard=1000)
+    plans = plan_shards(open_source(data), data, 0)
+    after = psutil.Process().memory_info().rss
+    del plans
+    return round((after - before) / 2**20, 1)
+
+
+if __name__ == "__main__":
+    main()
