@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, Literal, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -135,10 +135,11 @@ def _lpips_network(trunk: Literal["alex", "vgg"]) -> nn.Module:
 
 def _seed_trunk(network: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for place in _TRUNK_LAYERS.values():
-        layer = cast(nn.Conv2d, network.get_submodule(f"net.{place}"))
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(cast(Tensor, layer.bias))
+    trunk = cast(nn.Module, network.net)
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(cast(Tensor, layer.bias))
 
 
 def _load_trunk(network: nn.Module, path: Path) -> None:
