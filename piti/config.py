@@ -7,6 +7,7 @@ Unknown keys, wrong types and contradictions are found here, all at once, before
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Iterator, Mapping
@@ -386,7 +387,7 @@ def load_config(config: str, overrides: Mapping[str, Any] | None = None) -> Conf
     """
     tree = _read_tree(config)
     for dotted, value in (overrides or {}).items():
-        _override(tree, dotted, value)
+        _override(tree, dotted, copy.deepcopy(value))
     try:
         parsed = Config.model_validate(_expand(tree, config))
     except ValidationError as error:

@@ -27,7 +27,6 @@ def tiny_overrides(root: Path, **more: Any) -> dict[str, Any]:
         "models.upsampler.condition_size": 64,
         "models.upsampler.encoder_width": 64,
         "models.upsampler.encoder_layers": 1,
-        "training.stage1.phases": [{"steps": 4, "learning_rate": 1e-3, "condition_dropout": 0.0}],
         "training.upsampler.picture_losses_from_step": 2,
         "sampling.num_samples": 8,
         "sampling.base_respacing": "4",
@@ -36,10 +35,9 @@ def tiny_overrides(root: Path, **more: Any) -> dict[str, Any]:
         "evaluation.grid_samples": 4,
         "evaluation.bootstrap_samples": 20,
     }
-    for stage, steps in {"pretrain": 6, "stage2": 6, "upsampler": 4}.items():
-        overrides[f"training.{stage}.phases.0.steps"] = steps
-    for stage in ("pretrain", "stage1", "stage2", "upsampler"):
+    for stage, steps in {"pretrain": 6, "stage1": 4, "stage2": 6, "upsampler": 4}.items():
         overrides |= {
+            f"training.{stage}.phases": [{"steps": steps, "learning_rate": 1e-3, "condition_dropout": 0.2}],
             f"training.{stage}.batch_size": 4,
             f"training.{stage}.validation_samples": 4,
             f"training.{stage}.validate_every_steps": 100,
