@@ -8,7 +8,12 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -76,6 +81,8 @@ def report(step: Step, checkpoint_name: str) -> str:
     )
     key = f"report-{step.fingerprint[:12]}"
     create_markdown_artifact(markdown, key=key, description=f"evaluation of {result['checkpoint']}")
+    link = storage.as_link(result["report"])
+    create_link_artifact(link, link_text=f"report of {checkpoint_name}", key=f"link-{step.fingerprint[:12]}")
     get_run_logger().info("report: %s", result["report"])
     return str(result["report"])
 

@@ -42,6 +42,11 @@ def absolute(uri: str) -> str:
     return str(local_path(uri).absolute()) if is_local(uri) else uri.rstrip("/")
 
 
+def as_link(uri: str) -> str:
+    """What a browser needs to open `uri` where it can: `file://` for a local path, a remote URI as it is."""
+    return local_path(uri).absolute().as_uri() if is_local(uri) else uri
+
+
 def join(uri: str, *parts: str) -> str:
     """Append path components with single slashes."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])

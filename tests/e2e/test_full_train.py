@@ -44,13 +44,14 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert {"fid", "kid", "lpips", "lpips_diversity"} <= set(metrics["metrics"])
     assert metrics["num_samples"] == 8
     assert {"step", "checkpoint", "provenance"} <= set(metrics)
-    assert "not comparable" in (report / "report.html").read_text().lower()
+    assert "cannot be compared with published" in (report / "report.html").read_text()
     kinds = [(artifact["type"], artifact["key"] or "") for artifact in prefect.artifacts(finished.id)]
     assert sum(kind == "progress" for kind, _ in kinds) == 8
     assert sum(key.startswith("curve-") for _, key in kinds) == 4
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").startswith("report-")]
     assert "data:image/png;base64," in page["data"]
     assert "| fid |" in page["data"]
+    assert any(key.startswith("link-") for _, key in kinds)
 
 
 def test_again_does_nothing_twice(finished: FlowRun, root: Path, prefect: Prefect) -> None:

@@ -88,3 +88,8 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
         assert len(content) == 1_000_000
         assert len(set(content)) == 1
     assert storage.list_names(str(tmp_path)) == ["state.json"]
+
+
+def test_links_open_in_a_browser() -> None:
+    assert storage.as_link("/data/my runs/report.html") == "file:///data/my%20runs/report.html"
+    assert storage.as_link("s3://bucket/report.html") == "s3://bucket/report.html"
