@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class PerceptualNetwork(Protocol):
 
 
 class LpipsNetwork(nn.Module):
-    """LPIPS v0.1 with an AlexNet trunk (VGG16 if untrained) and the lpips package's own linear heads.
+    """LPIPS v0.1 with an AlexNet trunk and the lpips package's own linear heads.
 
     Args:
         trunk: AlexNet in torchvision's layout (`features.*`); None gives a seeded untrained trunk, whose distances
@@ -50,15 +50,13 @@ class LpipsNetwork(nn.Module):
         self, trunk: Path | None = None, sha256: str | None = None, seed: int = 0, device: str = "cpu"
     ) -> None:
         super().__init__()
+        self.network = _lpips_alexnet()
         if trunk is None:
-            # Untrained, VGG16's small filters still tell structure from noise; AlexNet's large ones hardly do.
-            self.network = _lpips_network("vgg")
             _seed_trunk(self.network, seed)
             self.weights_sha256 = parameters_sha256(self.network)
             self.comparable = False
-            self.name = f"LPIPS (VGG16 trunk untrained, seed {seed})"
+            self.name = f"LPIPS (AlexNet trunk untrained, seed {seed})"
         else:
-            self.network = _lpips_network("alex")
             self.weights_sha256 = checked_sha256(trunk, sha256)
             _load_trunk(self.network, trunk)
             self.comparable = self.weights_sha256.startswith(ALEXNET_SHA256_PREFIXES)
@@ -123,23 +121,22 @@ def lpips_diversity(
     return mean_with_bounds(np.array(means), bootstrap_samples, seed)
 
 
-def _lpips_network(trunk: Literal["alex", "vgg"]) -> nn.Module:
+def _lpips_alexnet() -> nn.Module:
     ensure_torchvision_importable()
     import lpips
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # lpips still calls torchvision with the `pretrained` argument; the trunk's weights are set right after.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models")
-        return cast(nn.Module, lpips.LPIPS(net=trunk, version="0.1", pnet_rand=True, verbose=False))
+        return cast(nn.Module, lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False))
 
 
 def _seed_trunk(network: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    trunk = cast(nn.Module, network.net)
-    for layer in trunk.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(cast(Tensor, layer.bias))
+    for place in _TRUNK_LAYERS.values():
+        layer = cast(nn.Conv2d, network.get_submodule(f"net.{place}"))
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(cast(Tensor, layer.bias))
 
 
 def _load_trunk(network: nn.Module, path: Path) -> None:

@@ -100,7 +100,7 @@ class Evaluation:
             truth = self.truth(key)
             pictures = self.sets["base"].picture(key), self.sets["final"].picture(key)
             rows.append([truth.condition, *pictures, truth.picture])
-        columns = ["condition", f"base {base}×{base}", f"generated {final}×{final}", "ground truth"]
+        columns = ["condition", f"base {base}x{base}", f"generated {final}x{final}", "ground truth"]
         return PictureGrid(columns, rows, self._shown, "The first conditions of the validation split, not chosen.")
 
     def stages_grid(self, labels: Sequence[str]) -> PictureGrid:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from eval import InceptionFeatures, LpipsNetwork, UntrainedFeatures, WeightsError
-from eval.lpips import _lpips_network
 from eval.torchvision_operators import ensure_torchvision_importable
 
 
@@ -108,7 +107,7 @@ def test_lpips_trunk_in_torchvision_layout_gives_the_lpips_package_figure(tmp_pa
     path = tmp_path / "alexnet.pth"
     torch.save(trunk.state_dict(), path)
     network = LpipsNetwork(path)
-    reference = _lpips_network("alex")
+    reference = LpipsNetwork(seed=3).network
     for name, layers in (("slice1", (0,)), ("slice2", (3,)), ("slice3", (6,)), ("slice4", (8,)), ("slice5", (10,))):
         for layer in layers:
             reference.get_submodule(f"net.{name}.{layer}").load_state_dict(trunk.features[layer].state_dict())
@@ -123,7 +122,7 @@ def test_lpips_heads_are_the_published_ones() -> None:
     """The wheel's linear heads are in place: their weights are what its file holds."""
     import lpips
 
-    file = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
+    file = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
     heads = torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
     own = LpipsNetwork().network.state_dict()
     assert len(heads) == 5
