@@ -5,6 +5,7 @@ from eval.fid import fid
 from eval.kid import kid
 from eval.lpips import LpipsNetwork, lpips_distance, lpips_diversity
 from eval.pictures import Metric, Pictures, WeightsError
+from eval.pixels import pixel_distance
 
 __all__ = [
     "FeatureExtractor",
@@ -18,4 +19,5 @@ __all__ = [
     "kid",
     "lpips_distance",
     "lpips_diversity",
+    "pixel_distance",
 ]

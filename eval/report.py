@@ -28,13 +28,22 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class StageDistance:
+    """How far one network's pictures are from the truth: LPIPS, and root mean square in levels of 0..255."""
+
+    label: str
+    lpips: Metric
+    rmse: Metric
+
+
+@dataclass(frozen=True)
 class ReportData:
     """All that a report shows. Texts are plain, not HTML.
 
     Args:
         facts: (what, value) pairs: config, data, code commit, checkpoint, sampler, networks ...
         warnings: sentences that stand above everything else.
-        comparison: (label, distance to the truth) from the least to the most trained network.
+        comparison: distances to the truth from the least to the most trained network.
         grids: pictures side by side, each with its caption.
         timings: (what, seconds).
         seeds: (picture key, seed).
@@ -46,7 +55,7 @@ class ReportData:
     warnings: Sequence[str]
     metrics: Sequence[MetricRow]
     curves: Sequence[LossCurve]
-    comparison: Sequence[tuple[str, Metric]]
+    comparison: Sequence[StageDistance]
     grids: Sequence[PictureGrid]
     timings: Sequence[tuple[str, float]]
     config_text: str
@@ -69,7 +78,7 @@ def render_report(report: ReportData) -> str:
         "data_uri": data_uri,
         "curve": lambda curve: Markup(loss_curve_svg(curve)),
     }
-    worst = max((metric.value for _, metric in report.comparison if math.isfinite(metric.value)), default=0.0)
+    worst = max((row.rmse.value for row in report.comparison if math.isfinite(row.rmse.value)), default=0.0)
     template = environment.get_template("report.html.jinja")
     return template.render(report=report, longest_bar=worst or 1.0, isfinite=math.isfinite)
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import Metric, lpips_distance, lpips_diversity
+from eval import Metric, lpips_distance, lpips_diversity, pixel_distance
 from eval.features import FeatureExtractor, features_of
 from eval.fid import fid_from_features
 from eval.grid import PictureGrid
@@ -82,13 +82,18 @@ class Evaluation:
             metrics["lpips_diversity"] = lpips_diversity(groups, network, bootstrap_samples=draws, seed=seed)
         return metrics
 
-    def comparison(self, network: PerceptualNetwork) -> dict[str, Metric]:
-        """LPIPS to the truth at the base network's size for each set of that size: untrained, stage1, base."""
+    def comparison(self, network: PerceptualNetwork) -> dict[str, dict[str, Metric]]:
+        """`lpips` and `rmse` to the truth at the base network's size for each set of that size: untrained, stage1, base."""
         draws, seed = self._config.evaluation.bootstrap_samples, self._config.seed
         return {
-            name: lpips_distance(
-                self._generated(name), self._truths(small=True), network, bootstrap_samples=draws, seed=seed
-            )
+            name: {
+                "lpips": lpips_distance(
+                    self._generated(name), self._truths(small=True), network, bootstrap_samples=draws, seed=seed
+                ),
+                "rmse": pixel_distance(
+                    self._generated(name), self._truths(small=True), bootstrap_samples=draws, seed=seed
+                ),
+            }
             for name in self.stage_sets
         }
 

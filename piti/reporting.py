@@ -15,7 +15,7 @@ from eval.curves import LossCurve
 from eval.features import FeatureExtractor
 from eval.grid import PictureGrid
 from eval.lpips import PerceptualNetwork
-from eval.report import MetricRow, ReportData
+from eval.report import MetricRow, ReportData, StageDistance
 from piti import storage
 from piti.config import STAGES, Config, Stage
 from piti.jobs.context import JobSpec
@@ -115,7 +115,7 @@ def report_data(
     checkpoint: Checkpoint,
     origin: Mapping[str, Any],
     metrics: Mapping[str, Metric],
-    comparison: Mapping[str, Metric],
+    comparison: Mapping[str, Mapping[str, Metric]],
     grids: Sequence[PictureGrid],
     keys: Sequence[str],
 ) -> ReportData:
@@ -131,7 +131,10 @@ def report_data(
         warnings=_warnings(origin),
         metrics=[_metric_row(name, metric) for name, metric in metrics.items()],
         curves=loss_curves(config, spec.inputs),
-        comparison=list(zip(labels, comparison.values(), strict=True)),
+        comparison=[
+            StageDistance(label, distances["lpips"], distances["rmse"])
+            for label, distances in zip(labels, comparison.values(), strict=True)
+        ],
         grids=grids,
         timings=_timings(spec.inputs),
         config_text=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -76,7 +76,7 @@ def score(context: JobContext, device: str = "cpu") -> JobResult:
         "step": checkpoint.step,
         "num_samples": len(evaluation.keys),
         "metrics": metric_values(metrics),
-        "comparison": metric_values(comparison),
+        "comparison": {name: metric_values(distances) for name, distances in comparison.items()},
     }
     report, grid = storage.join(spec.output, "report.html"), storage.join(spec.output, "grid.png")
     storage.write_bytes(grid, grid_png(final_grid))

@@ -12,7 +12,15 @@ from PIL import Image
 from eval import Metric
 from eval.curves import LossCurve, loss_curve_png, loss_curve_svg
 from eval.grid import PictureGrid, grid_png
-from eval.report import MetricRow, ReportData, format_duration, format_number, format_percent, render_report
+from eval.report import (
+    MetricRow,
+    ReportData,
+    StageDistance,
+    format_duration,
+    format_number,
+    format_percent,
+    render_report,
+)
 
 NAN = math.nan
 
@@ -31,7 +39,10 @@ def report(**changes: object) -> ReportData:
         "title": "Evaluation of demo", "subtitle": "two pictures", "facts": [("code commit", "abc123")],
         "warnings": ["Not comparable <at all>."],
         "metrics": [MetricRow("FID", "how far", Metric(12.3456, 11, 14, "biased upwards"))],
-        "curves": [curve()], "comparison": [("untrained", Metric(0.8, 0.7, 0.9)), ("stage 2", Metric(0.4, 0.3, 0.5))],
+        "curves": [curve()], "comparison": [
+            StageDistance("untrained", Metric(0.8, 0.7, 0.9), Metric(91.0, 80.0, 99.0)),
+            StageDistance("stage 2", Metric(0.4, 0.3, 0.5), Metric(45.5, 40.0, 50.0)),
+        ],
         "grids": [PictureGrid(["base", "truth"], rows, ["k1", "k2"])], "timings": [("sampling", 61.0)],
         "config_text": "name: demo\n", "seeds": [("k1", 123)],
     }  # fmt: skip
@@ -100,7 +111,7 @@ def test_light_and_dark_define_the_same_colours() -> None:
 def test_missing_and_infinite_numbers_are_dashes() -> None:
     odd = report(
         metrics=[MetricRow("KID", "x", Metric(NAN, -math.inf, math.inf))],
-        comparison=[("a", Metric(NAN, NAN, NAN))],
+        comparison=[StageDistance("a", Metric(NAN, NAN, NAN), Metric(NAN, NAN, NAN))],
         curves=[LossCurve("empty"), LossCurve("odd", [(0, NAN), (1, math.inf)], [(0, None)]), LossCurve("flat", [], [(0, 0.0), (5, 0.0)])],
         timings=[("sampling", NAN)],
     )  # fmt: skip

@@ -148,7 +148,10 @@ def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec
     result = score.score(JobContext(job_spec("score", samples=str(tmp_path / "perfect"))))
     assert result["metrics"]["lpips"]["value"] == 0
     assert result["metrics"]["fid"]["value"] < 1e-5
-    assert result["comparison"]["base"]["value"] == 0
+    assert {name: distance["value"] for name, distance in result["comparison"]["base"].items()} == {
+        "lpips": 0,
+        "rmse": 0,
+    }
     assert "lpips_diversity" not in result["metrics"]
 
 

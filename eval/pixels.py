@@ -1,0 +1,26 @@
+"""Distance in pixels: needs no network, so it says something also where none with published weights is at hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+
+from eval.pictures import Metric, Pictures, batches, mean_with_bounds
+
+
+def pixel_distance(
+    generated: Pictures, truth: Pictures, *, bootstrap_samples: int = 200, seed: int = 0, batch_size: int = 64
+) -> Metric:
+    """Mean over pictures of the root mean square difference to the truth at the same position, in levels of 0..255.
+
+    uint8 (N,H,W,3) or iterables of them. 0 for equal pictures. Raises ValueError if the two do not pair up.
+    """
+    distances: list[torch.Tensor] = []
+    for a, b in itertools.zip_longest(batches(generated, batch_size), batches(truth, batch_size)):
+        if a is None or b is None or a.shape != b.shape:
+            raise ValueError("generated pictures and truth differ in number or size")
+        distances.append((a.double() - b.double()).square().mean(dim=(1, 2, 3)).sqrt())
+    values = torch.cat(distances).numpy() if distances else np.empty(0)
+    return mean_with_bounds(values, bootstrap_samples, seed)
