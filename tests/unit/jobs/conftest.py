@@ -30,7 +30,9 @@ OVERRIDES = {
     "models.upsampler": {
         **_NETWORK, "image_size": 32, "super_resolution": True, "condition_channels": 1, "condition_size": 32,
     },
+    "sampling.base_sampler": "dpm++",
     "sampling.base_respacing": "3",
+    "sampling.guidance_scale": 1.5,
     "sampling.upsampler_respacing": "2",
     "sampling.num_samples": 6,
     "sampling.batch_size": 4,

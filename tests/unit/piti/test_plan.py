@@ -36,7 +36,7 @@ ALL = {"shard", "degrade", "pretrain", "stage1", "stage2", "upsampler"}
         ({"seed": 1}, ALL),
         ({"data.samples_per_shard": 64}, ALL),
         ({"degradation.variants": 3}, {"degrade", "upsampler"}),
-        ({"training.stage1.batch_size": 8}, {"stage1", "stage2"}),
+        ({"training.stage1.batch_size": 32}, {"stage1", "stage2"}),
         ({"training.stage2.phases.0.steps": 3}, {"stage2"}),
         ({"models.upsampler.dropout": 0.1}, {"upsampler"}),
         ({"models.base.encoder_layers": 1}, {"pretrain", "stage1", "stage2"}),
