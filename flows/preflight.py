@@ -10,11 +10,12 @@ from prefect.cache_policies import NO_CACHE
 from flows.cluster import Cluster, Resources
 from flows.parameters import Overrides
 from piti import storage
-from piti.config import STAGES, Config, load_config
+from piti.config import STAGES, Config
 from piti.data.sources import open_source
 from piti.diffusion.schedule import betas_of, respaced_timesteps
 from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
+from piti.presets import load_config
 from piti.weights import weights_problems
 
 

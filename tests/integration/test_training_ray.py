@@ -15,7 +15,6 @@ import pytest
 import ray
 
 from piti import storage
-from piti.config import load_config
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import write_manifest
 from piti.data.sources import open_source
@@ -24,6 +23,7 @@ from piti.jobs import train as job
 from piti.jobs.context import JobContext, JobSpec
 from piti.models.checkpoints import load_model
 from piti.plan import Plan
+from piti.presets import load_config
 from piti.training.metrics import read_metrics
 from tests.e2e.tiny import tiny_overrides
 

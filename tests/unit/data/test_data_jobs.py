@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from degradations import Recipe, apply_recipe
-from piti.config import Config, load_config
+from piti.config import Config
 from piti.data.decoding import decode_image, decode_variant
 from piti.data.geometry import crop_photograph
 from piti.data.shards import ShardSet, stats_uri, verify_shards
@@ -20,6 +20,7 @@ from piti.errors import DataError
 from piti.jobs import degrade, shard
 from piti.jobs.context import JobContext, JobSpec
 from piti.plan import Plan, Step
+from piti.presets import load_config
 
 pytestmark = pytest.mark.integration
 

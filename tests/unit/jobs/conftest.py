@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from piti import storage
-from piti.config import Config, load_config
+from piti.config import Config
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import write_manifest
 from piti.data.sources import open_source
@@ -18,6 +18,7 @@ from piti.jobs.context import JobSpec
 from piti.models import ModelConfig, build_model
 from piti.models.checkpoints import write_checkpoint
 from piti.plan import JobKind
+from piti.presets import load_config
 
 _NETWORK = {
     "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [8],

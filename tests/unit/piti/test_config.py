@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from piti.config import PRESETS, Config, ModelConfig, known_keys, load_config, preset_names
+from piti.config import Config, ModelConfig
 from piti.errors import ConfigError
+from piti.presets import PRESETS, known_keys, load_config, preset_names
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from piti import storage
-from piti.config import load_config
+from piti.presets import load_config
 from piti.weights import weights_problems
 
 
