@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eval.calibration import calibration_photographs, standardize_on
 from eval.features import checked_sha256, load_state_dict_file, parameters_sha256
 from eval.pictures import Metric, PictureArray, Pictures, WeightsError, batches, mean_with_bounds
 from eval.torchvision_operators import ensure_torchvision_importable
@@ -39,8 +40,9 @@ class LpipsNetwork(nn.Module):
     """LPIPS v0.1 with an AlexNet trunk and the lpips package's own linear heads.
 
     Args:
-        trunk: AlexNet in torchvision's layout (`features.*`); None gives a seeded untrained trunk, whose distances
-            order pictures but are not comparable with published ones.
+        trunk: AlexNet in torchvision's layout (`features.*`); None gives a seeded untrained trunk, its channels
+            standardized on photographs (`eval.calibration`). Its distances grow with noise, blur and wrong colours,
+            but are not comparable with published ones.
         sha256: what the trunk file's content must hash to; None accepts any file that fits.
         seed: of the untrained trunk.
     Raises WeightsError if the file is missing, damaged, of another layout, or has another hash.
@@ -55,7 +57,7 @@ class LpipsNetwork(nn.Module):
             _seed_trunk(self.network, seed)
             self.weights_sha256 = parameters_sha256(self.network)
             self.comparable = False
-            self.name = f"LPIPS (AlexNet trunk untrained, seed {seed})"
+            self.name = f"LPIPS (AlexNet trunk untrained, seed {seed}, standardized on photographs)"
         else:
             self.weights_sha256 = checked_sha256(trunk, sha256)
             _load_trunk(self.network, trunk)
@@ -137,6 +139,10 @@ def _seed_trunk(network: nn.Module, seed: int) -> None:
         layer = cast(nn.Conv2d, network.get_submodule(f"net.{place}"))
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
         nn.init.zeros_(cast(Tensor, layer.bias))
+    photographs = calibration_photographs().double() / 127.5 - 1
+    scaled = cast(nn.Module, network.scaling_layer)(photographs)
+    slices = (cast(nn.Sequential, network.get_submodule(f"net.slice{number}")) for number in range(1, 6))
+    standardize_on(scaled, itertools.chain.from_iterable(slices))
 
 
 def _load_trunk(network: nn.Module, path: Path) -> None:

@@ -31,6 +31,37 @@ def test_distance_is_zero_for_equal_pictures_and_grows_with_blur(network: LpipsN
     assert 0 < light.low < light.value < light.high < heavy.low
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_untrained_trunk_orders_known_damage(seed: int) -> None:
+    """What damages more is farther; nothing is as far from a photograph as white noise, neither grey nor another photograph.
+
+    The photographs are not among those that the trunk's channels are standardized on.
+    """
+    network, rng = LpipsNetwork(seed=seed), np.random.default_rng(0)
+    rocket, hubble, retina = photographs.rocket(), photographs.hubble_deep_field(), photographs.retina()
+    pictures = np.stack(
+        [
+            picture[y : y + 128, x : x + 128]
+            for picture in (rocket, hubble, retina[400:])
+            for y in (0, 200)
+            for x in (250, 450)
+        ]
+    )
+
+    def distance(damaged: np.ndarray) -> float:
+        return lpips_distance(damaged.clip(0, 255).astype(np.uint8), pictures, network).value
+
+    noisy = [distance(pictures + rng.normal(0, sigma, pictures.shape)) for sigma in (5, 20, 80)]
+    blurry = [distance(blurred(pictures, sigma)) for sigma in (1, 3, 9)]
+    tinted = [distance(pictures + shift * np.array([-1, 0, 1])) for shift in (10, 40)]
+    saturated = distance(255 * rng.integers(0, 2, pictures.shape))
+    grey, other = distance(np.full(pictures.shape, 118)), distance(np.roll(pictures, 4, axis=0))
+    for series in (noisy, blurry, tinted):
+        assert series == sorted(series)
+    assert max(blurry[-1], noisy[-2], tinted[-1]) < min(grey, other)
+    assert max(grey, other) < saturated
+
+
 def test_pictures_smaller_than_the_trunk_sees_are_enlarged(network: LpipsNetwork, pictures: np.ndarray) -> None:
     """16-pixel pictures would be smaller than the network's receptive steps; they still tell blur from none."""
     small = pictures[:, ::4, ::4]
