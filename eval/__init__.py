@@ -5,7 +5,7 @@ from eval.fid import fid
 from eval.kid import kid
 from eval.lpips import LpipsNetwork, lpips_distance, lpips_diversity
 from eval.pictures import Metric, Pictures, WeightsError
-from eval.pixels import pixel_distance
+from eval.pixels import pixel_distances
 
 __all__ = [
     "FeatureExtractor",
@@ -19,5 +19,5 @@ __all__ = [
     "kid",
     "lpips_distance",
     "lpips_diversity",
-    "pixel_distance",
+    "pixel_distances",
 ]

@@ -17,27 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_PHOTOGRAPHS = ("astronaut", "cat", "coffee", "immunohistochemistry")
 _REDUCED_SIDE_PIXELS = 256
 _PATCH_PIXELS = 128
 _SIGNIFICANT_DIGITS = 5
 
 
 def calibration_photographs() -> Tensor:
-    """Patches of photographs that come with scikit-image: uint8 (20, 3, 128, 128), the same on every machine.
+    """Patches of photographs that come with scikit-image: uint8 (16, 3, 128, 128), the same on every machine.
 
-    Each of five is reduced to a short side of 256 pixels and its middle square cut in four. All are stored without
+    Each of four is reduced to a short side of 256 pixels and its middle square cut in four. All are stored without
     loss, so that no decoder's rounding gets into weights.
     """
     from skimage import data
 
-    photographs = [
-        data.astronaut(),
-        data.cat(),
-        data.coffee(),
-        data.immunohistochemistry(),
-        data.stereo_motorcycle()[0],
-    ]
-    return torch.cat([_patches(photograph) for photograph in photographs])
+    return torch.cat([_patches(getattr(data, name)()) for name in _PHOTOGRAPHS])
 
 
 def standardize_on(inputs: Tensor, layers: Iterable[nn.Module]) -> None:

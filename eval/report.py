@@ -29,11 +29,15 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class StageDistance:
-    """How far one network's pictures are from the truth: LPIPS, and root mean square in levels of 0..255."""
+    """How far one network's pictures are from the truth: LPIPS, and root mean square in levels of 0..255.
+
+    `lpips_gain`: by how much they are closer than the network's before, picture by picture; None for the first.
+    """
 
     label: str
     lpips: Metric
     rmse: Metric
+    lpips_gain: Metric | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from flows.parameters import Overrides
 from piti import storage
 from piti.config import STAGES, Config
 from piti.data.sources import open_source
+from piti.data.sources.trees import shared_listings
 from piti.diffusion.schedule import betas_of, respaced_timesteps
 from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
@@ -23,16 +24,17 @@ from piti.weights import weights_problems
 def preflight(config: str, overrides: Overrides = None) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
     settings = load_config(config, overrides)
-    problems = [
-        *source_problems(settings),
-        *sampling_problems(settings),
-        *weights_problems(settings),
-        *cluster_problems(settings),
-    ]
-    if problems:
-        raise PreflightError(problems)
-    plan = Plan(settings)
-    get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
+    with shared_listings():
+        problems = [
+            *source_problems(settings),
+            *sampling_problems(settings),
+            *weights_problems(settings),
+            *cluster_problems(settings),
+        ]
+        if problems:
+            raise PreflightError(problems)
+        plan = Plan(settings)
+        get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
     return plan
 
 

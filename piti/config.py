@@ -256,7 +256,8 @@ class SamplingConfig(Section):
     """How pictures are drawn. `guidance_scale` is s = 1 + w of equation 7; 1 means no guidance.
 
     `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN`, `fast27`, or
-    `logsnrN`: N steps at even distances of log-SNR, the spacing for `dpm++`.
+    `logsnrN`: N steps at even distances of log-SNR, the spacing for `dpm++`. A worker draws `pictures_per_part`
+    pictures, `batch_size` of them at a time, before they are kept: that much is lost where it is killed.
     """
 
     base_sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
@@ -267,10 +268,19 @@ class SamplingConfig(Section):
     upsampler_respacing: str = "fast27"
     upsampler_noise_scale: Annotated[float, Field(gt=0)] = 0.997
     num_samples: Positive | None = None
+    pictures_per_part: Positive = 64
     batch_size: Positive = 16
     precision: Literal["fp32", "bf16"] = "bf16"
     diversity_conditions: Annotated[int, Field(ge=0)] = 0
     diversity_samples: Annotated[int, Field(ge=2)] = 4
+
+    @model_validator(mode="after")
+    def _batches_fit_parts(self) -> Self:
+        if self.batch_size > self.pictures_per_part:
+            raise ValueError(
+                f"batch_size {self.batch_size} is larger than pictures_per_part ({self.pictures_per_part}): raise that too"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

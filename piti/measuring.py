@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import Metric, lpips_distance, lpips_diversity, pixel_distance
+from eval import Metric, lpips_distance, lpips_diversity
 from eval.features import FeatureExtractor, features_of
 from eval.fid import fid_from_features
 from eval.grid import PictureGrid
 from eval.kid import kid_from_features
-from eval.lpips import PerceptualNetwork
+from eval.lpips import PerceptualNetwork, lpips_distances
+from eval.pictures import mean_with_bounds
+from eval.pixels import pixel_distances
 from piti.config import Config
 from piti.data.conditions import condition_picture
 from piti.data.examples import ExampleReader
@@ -83,19 +85,23 @@ class Evaluation:
         return metrics
 
     def comparison(self, network: PerceptualNetwork) -> dict[str, dict[str, Metric]]:
-        """`lpips` and `rmse` to the truth at the base network's size for each set of that size: untrained, stage1, base."""
+        """Distances to the truth at the base network's size for each set of that size: untrained, stage1, base.
+
+        `lpips` and `rmse` (levels of 0..255); after the first set also `lpips_gain`, by how much it is closer than
+        the set before it: conditions and noise are the same, so the mean of the pictures' own differences.
+        """
         draws, seed = self._config.evaluation.bootstrap_samples, self._config.seed
-        return {
-            name: {
-                "lpips": lpips_distance(
-                    self._generated(name), self._truths(small=True), network, bootstrap_samples=draws, seed=seed
-                ),
-                "rmse": pixel_distance(
-                    self._generated(name), self._truths(small=True), bootstrap_samples=draws, seed=seed
-                ),
-            }
-            for name in self.stage_sets
-        }
+        comparison: dict[str, dict[str, Metric]] = {}
+        previous: NDArray[np.float64] | None = None
+        for name in self.stage_sets:
+            lpips = lpips_distances(self._generated(name), self._truths(small=True), network)
+            rmse = pixel_distances(self._generated(name), self._truths(small=True))
+            measured = {"lpips": lpips, "rmse": rmse}
+            if previous is not None:
+                measured["lpips_gain"] = previous - lpips
+            comparison[name] = {kind: mean_with_bounds(values, draws, seed) for kind, values in measured.items()}
+            previous = lpips
+        return comparison
 
     def final_grid(self) -> PictureGrid:
         """Condition, base, generated and true pictures of the first conditions."""

@@ -29,7 +29,6 @@ Drawing = Literal["cascade", "stage1", "untrained", "diversity"]
 """What draws a part: base and upsampler one after the other, or the base network of some stage alone."""
 
 SET_NAMES: tuple[PictureSetName, ...] = get_args(PictureSetName)
-PICTURES_PER_PART = 32
 _PRODUCTS: dict[Drawing, tuple[PictureSetName, ...]] = {
     "cascade": ("base", "final"),
     "diversity": ("diversity",),
@@ -74,11 +73,12 @@ class Part:
 def plan_parts(config: Config, num_conditions: int) -> list[Part]:
     """All parts of a sample step, the expensive ones first. They do not depend on batch size or workers."""
     sampling = config.sampling
-    parts = _cut("cascade", num_conditions)
+    size = sampling.pictures_per_part
+    parts = _cut("cascade", num_conditions, size)
     diverse = min(sampling.diversity_conditions, num_conditions)
-    parts += _cut("diversity", diverse, tuple(range(1, sampling.diversity_samples + 1)))
+    parts += _cut("diversity", diverse, size, tuple(range(1, sampling.diversity_samples + 1)))
     if config.evaluation.compare_stages:
-        parts += _cut("stage1", num_conditions) + _cut("untrained", num_conditions)
+        parts += _cut("stage1", num_conditions, size) + _cut("untrained", num_conditions, size)
     return parts
 
 
@@ -86,8 +86,8 @@ def _file_name(product: PictureSetName, number: int) -> str:
     return f"{product}-{number:06d}.tar"
 
 
-def _cut(drawing: Drawing, num_conditions: int, variants: tuple[int, ...] = (0,)) -> list[Part]:
-    size = max(1, PICTURES_PER_PART // len(variants))
+def _cut(drawing: Drawing, num_conditions: int, pictures: int, variants: tuple[int, ...] = (0,)) -> list[Part]:
+    size = max(1, pictures // len(variants))
     return [
         Part(drawing, number, first, min(first + size, num_conditions), variants)
         for number, first in enumerate(range(0, num_conditions, size))

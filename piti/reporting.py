@@ -132,7 +132,7 @@ def report_data(
         metrics=[_metric_row(name, metric) for name, metric in metrics.items()],
         curves=loss_curves(config, spec.inputs),
         comparison=[
-            StageDistance(label, distances["lpips"], distances["rmse"])
+            StageDistance(label, distances["lpips"], distances["rmse"], distances.get("lpips_gain"))
             for label, distances in zip(labels, comparison.values(), strict=True)
         ],
         grids=grids,

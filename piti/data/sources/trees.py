@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 from piti import storage
 from piti.data.sources.archives import TarTree, ZipTree, is_archive
 from piti.data.sources.entries import Entry, Tree, is_hidden
 from piti.errors import DataError
+
+AnyTree = TypeVar("AnyTree", bound=Tree)
+
+_shared: ContextVar[dict[Tree, list[Entry]] | None] = ContextVar("shared_listings", default=None)
+
+
+@contextmanager
+def shared_listings() -> Iterator[None]:
+    """Within this block each folder is listed once, however often it is asked for.
+
+    For looking at a dataset from several sides in one go: millions of files in object storage take minutes to list.
+    """
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def _shareable(lister: Callable[[AnyTree], list[Entry]]) -> Callable[[AnyTree], list[Entry]]:
+    @wraps(lister)
+    def entries(tree: AnyTree) -> list[Entry]:
+        shared = _shared.get()
+        if shared is None:
+            return lister(tree)
+        if tree not in shared:
+            shared[tree] = lister(tree)
+        return shared[tree]
+
+    return entries
 
 
 @lru_cache(maxsize=64)
@@ -66,6 +98,7 @@ class LocalTree:
     def __init__(self, uri: str) -> None:
         self._root = str(storage.local_path(uri))
 
+    @_shareable
     def entries(self) -> list[Entry]:
         if not os.path.isdir(self._root):
             raise DataError(f"there is no folder {self._root}", "correct the path in data.source")
@@ -108,6 +141,7 @@ class RemoteTree:
         self._uri = uri.rstrip("/")
         self._fs, self._path = storage.filesystem(self._uri)
 
+    @_shareable
     def entries(self) -> list[Entry]:
         found: dict[str, dict[str, Any]] = self._fs.find(self._path, detail=True)
         if not found:

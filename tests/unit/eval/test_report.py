@@ -41,7 +41,7 @@ def report(**changes: object) -> ReportData:
         "metrics": [MetricRow("FID", "how far", Metric(12.3456, 11, 14, "biased upwards"))],
         "curves": [curve()], "comparison": [
             StageDistance("untrained", Metric(0.8, 0.7, 0.9), Metric(91.0, 80.0, 99.0)),
-            StageDistance("stage 2", Metric(0.4, 0.3, 0.5), Metric(45.5, 40.0, 50.0)),
+            StageDistance("stage 2", Metric(0.4, 0.3, 0.5), Metric(45.5, 40.0, 50.0), Metric(0.41, 0.32, 0.53)),
         ],
         "grids": [PictureGrid(["base", "truth"], rows, ["k1", "k2"])], "timings": [("sampling", 61.0)],
         "config_text": "name: demo\n", "seeds": [("k1", 123)],
@@ -90,7 +90,17 @@ def test_the_page_is_whole_and_refers_to_nothing_outside() -> None:
 
 def test_the_page_shows_what_it_was_given() -> None:
     page = render_report(report())
-    for words in ("Evaluation of demo", "abc123", "12.35", "11 to 14", "biased upwards", "−75 %", "1 min 01 s", "123"):
+    for words in (
+        "Evaluation of demo",
+        "abc123",
+        "12.35",
+        "11 to 14",
+        "biased upwards",
+        "−75 %",
+        "0.32 to 0.53",
+        "1 min 01 s",
+        "123",
+    ):
         assert words in page
     assert page.count("<img") == 4
 

@@ -1,5 +1,6 @@
 """The jobs as a cluster runs them: sample, restart after losses, score; on a Ray of two CPUs in this process."""
 
+import itertools
 import json
 import os
 import signal
@@ -119,7 +120,11 @@ def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: Spec
     assert len(origin["extractor"]["weights_sha256"]) == 64
     assert origin["data_fingerprint"] == "shards"
     assert origin["versions"]["torch"]
-    assert set(metrics["comparison"]) == {"untrained", "stage1", "base"}
+    comparison = metrics["comparison"]
+    assert list(comparison) == ["untrained", "stage1", "base"]
+    for before, after in itertools.pairwise(comparison.values()):
+        gain = before["lpips"]["value"] - after["lpips"]["value"]
+        assert after["lpips_gain"]["value"] == pytest.approx(gain)
     assert result["metrics"] == metrics["metrics"]
     grid = np.asarray(Image.open(storage.local_path(result["grid"])))
     assert grid.shape[2] == 3
