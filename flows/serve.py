@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
 
+from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
 from flows.full_train import full_train
 from flows.prepare import prepare
@@ -34,6 +36,7 @@ def deployments() -> list[RunnerDeployment]:
 def main() -> None:
     """Serve until interrupted."""
     wait_until_prefect_answers()  # `piti up` starts this beside the server
+    asyncio.run(ensure_crashed_runs_are_marked())
     serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
 
 

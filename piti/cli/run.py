@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import urllib.error
 from pathlib import Path
@@ -21,6 +22,7 @@ from piti.stack.http import prefect_answers, request_json, served_deployments
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
 FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+_REPORT = re.compile(r"^Whole report: `(?P<uri>[^`]+)`", re.MULTILINE)  # of flows/steps.py's markdown
 _COLORS = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
 
 _console = Console(soft_wrap=True, highlight=False)
@@ -138,13 +140,13 @@ class Follower:
         return "; ".join(f"{artifact['description']} {artifact['data']:.0f} %" for artifact in running[:2]) or "running"
 
     def _reports(self) -> list[str]:
-        logs = self._ask("logs", {"logs": {"flow_run_id": {"any_": [self._id]}}, "sort": "TIMESTAMP_ASC"}, by_run=False)
-        messages = [entry["message"] for entry in logs]
-        return [message.removeprefix("report: ") for message in messages if message.startswith("report: ")]
+        """As the artifacts tell, which are there when the run ends; its log arrives later."""
+        query = {"artifacts": {"type": {"any_": ["markdown"]}}, "sort": "CREATED_DESC"}
+        found = [_REPORT.search(str(artifact["data"])) for artifact in self._ask("artifacts", query)]
+        return [match["uri"] for match in found if match is not None]
 
-    def _ask(self, what: str, query: dict[str, Any], by_run: bool = True) -> list[dict[str, Any]]:
-        if by_run:
-            query = {**query, "flow_runs": {"id": {"any_": [self._id]}}}
+    def _ask(self, what: str, query: dict[str, Any]) -> list[dict[str, Any]]:
+        query = {**query, "flow_runs": {"id": {"any_": [self._id]}}}
         found: list[dict[str, Any]] = request_json(f"{self._api}/{what}/filter", body=query)
         return found
 

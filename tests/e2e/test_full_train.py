@@ -77,6 +77,16 @@ def test_evaluate_with_other_guidance_only_samples_and_scores(finished: FlowRun,
     assert len(list((root / "reports").iterdir())) == 2
 
 
+def test_piti_run_tells_where_the_report_is(finished: FlowRun, root: Path, stack: RunningStack) -> None:
+    told = stack.piti(
+        "run", "evaluate", "--param", f"overrides={json.dumps(tiny_overrides(root))}", "--param", "checkpoints=latest"
+    )
+    assert told.returncode == 0, told.stderr
+    reports = [line.removeprefix("report:").strip() for line in told.stdout.splitlines() if line.startswith("report:")]
+    assert len(reports) == 1
+    assert Path(reports[0]).read_text().startswith("<!doctype html>")
+
+
 def test_evaluating_an_unknown_checkpoint_fails_in_one_line(finished: FlowRun, root: Path, prefect: Prefect) -> None:
     run = prefect.run("evaluate", config="demo", overrides=tiny_overrides(root), checkpoints=["/nowhere/step-00000001"])
     assert run.state == "FAILED"

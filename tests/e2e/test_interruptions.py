@@ -79,7 +79,8 @@ def test_killed_driver_and_killed_serving_process(stack: RunningStack, prefect: 
     for step in (plan.shard, plan.degrade, plan.pretrain, plan.stage1):
         assert step is not None
         assert step.require_result() == done_before[step.name], f"{step.name} was done again"
-    assert prefect.inspect(interrupted).state in {"RUNNING", "COMPLETED", "CRASHED", "FAILED"}
+    wait_for("the killed run to be marked", lambda: prefect.inspect(interrupted).state == "CRASHED", 180)
+    assert "Run it again" in prefect.inspect(interrupted).message
 
 
 def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, root: Path) -> None:
