@@ -32,7 +32,6 @@ def train_stages(plan: Plan) -> None:
 
 
 def _train_base(plan: Plan) -> None:
-    if plan.pretrain is not None:
-        steps.train(plan, "pretrain")
+    steps.train(plan, "pretrain")
     steps.train(plan, "stage1")
     steps.train(plan, "stage2")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from piti import storage
-from piti.config import Config, WeightsRef
+from piti.config import Config, ModelConfig, WeightsRef
 from piti.errors import CheckpointError, PitiError
 
 
@@ -51,13 +51,28 @@ def weights_problems(config: Config) -> list[PitiError]:
                     f"download {needed.origin} and set {needed.key}.path to where you put it",
                 )
             )
-    configured = [(needed.key, needed.ref) for needed in feature_networks(config)]
-    configured += [("pretrained.base", config.pretrained.base), ("pretrained.upsampler", config.pretrained.upsampler)]
-    configured.append(("data.sketch.weights", config.data.sketch.weights))
-    for key, ref in configured:
+    for needed in feature_networks(config):
+        if needed.ref is not None:
+            problems.extend(_file_problems(needed.key, needed.ref))
+    if config.data.sketch.weights is not None:
+        problems.extend(_file_problems("data.sketch.weights", config.data.sketch.weights))
+    for network, ref in (("base", config.pretrained.base), ("upsampler", config.pretrained.upsampler)):
         if ref is not None:
-            problems.extend(_file_problems(key, ref))
+            problems.extend(_pretrained_problems(f"pretrained.{network}", ref, getattr(config.models, network)))
     return problems
+
+
+def _pretrained_problems(key: str, ref: WeightsRef, model: ModelConfig) -> Iterator[PitiError]:
+    """Files on this machine are also looked into; what lies elsewhere is when the stage that needs it fetches it."""
+    if not storage.is_local(ref.path) or not storage.exists(ref.path):
+        yield from _file_problems(key, ref)
+        return
+    from piti.models.checkpoints import check_pretrained  # imports torch, which most preflights can do without
+
+    try:
+        check_pretrained(model, ref)
+    except CheckpointError as problem:
+        yield CheckpointError(f"{key}: {problem}")
 
 
 def _file_problems(key: str, ref: WeightsRef) -> Iterator[PitiError]:

@@ -92,24 +92,17 @@ def load_pretrained(model: PITIModel, ref: WeightsRef) -> dict[str, Any]:
     {"path", "kind", "loaded": "model"|"decoder"|"encoder", "sha256"}. Raises CheckpointError if the file is
     missing or damaged, if its hash is not `ref.sha256`, or if it does not fit; then `model` is unchanged.
     """
-    path = _weights_path(ref.path)
-    if not storage.exists(path):
-        raise CheckpointError(f"there are no weights at {path}", "download them, or correct the path in the config")
-    digest = storage.sha256_file(path)
-    if ref.sha256 is not None and digest != ref.sha256:
-        raise CheckpointError(
-            f"{path} has sha256 {digest}, the config pins {ref.sha256}", "download it again, or correct the pin"
-        )
-    layout = identify(_read(path))
-    if layout.part is None:
-        raise CheckpointError(
-            f"{path} cannot be loaded: it looks like {layout.description}",
-            "give GLIDE's base.pt or upsample.pt, a PITI checkpoint, or one of ours",
-        )
-    target: nn.Module = {"model": model, "decoder": model.decoder, "encoder": model.encoder}[layout.part]
-    _check_fit(target, layout.state, f"{path} (it looks like {layout.description})")
+    layout, about = _fitting_layout(model, ref)
+    target: nn.Module = {"model": model, "decoder": model.decoder, "encoder": model.encoder}[about["loaded"]]
     target.load_state_dict(layout.state, strict=True)
-    return {"path": path, "kind": layout.kind.name.lower(), "loaded": layout.part, "sha256": digest}
+    return about
+
+
+def check_pretrained(config: ModelConfig, ref: WeightsRef) -> None:
+    """Raise CheckpointError where `load_pretrained` would for a network of this config: for preflight."""
+    with torch.device("meta"):
+        model = PITIModel(config)
+    _fitting_layout(model, ref)
 
 
 def inspect_checkpoint(path: str) -> dict[str, Any]:
@@ -133,6 +126,27 @@ def export_piti(model: PITIModel, path: str) -> None:
         aside = Path(folder) / f"{uuid.uuid4().hex}.pt"
         torch.save(_portable(model.state_dict()), aside)
         storage.publish_file(aside, path)
+
+
+def _fitting_layout(model: PITIModel, ref: WeightsRef) -> tuple[Layout, dict[str, Any]]:
+    """Weights that fit `model` or its part, and what `load_pretrained` says about them. Raises as it does."""
+    path = _weights_path(ref.path)
+    if not storage.exists(path):
+        raise CheckpointError(f"there are no weights at {path}", "download them, or correct the path in the config")
+    digest = storage.sha256_file(path)
+    if ref.sha256 is not None and digest != ref.sha256:
+        raise CheckpointError(
+            f"{path} has sha256 {digest}, the config pins {ref.sha256}", "download it again, or correct the pin"
+        )
+    layout = identify(_read(path))
+    if layout.part is None:
+        raise CheckpointError(
+            f"{path} cannot be loaded: it looks like {layout.description}",
+            "give GLIDE's base.pt or upsample.pt, a PITI checkpoint, or one of ours",
+        )
+    target: nn.Module = {"model": model, "decoder": model.decoder, "encoder": model.encoder}[layout.part]
+    _check_fit(target, layout.state, f"{path} (it looks like {layout.description})")
+    return layout, {"path": path, "kind": layout.kind.name.lower(), "loaded": layout.part, "sha256": digest}
 
 
 def _weights_path(path: str) -> str:
@@ -213,6 +227,7 @@ def _check_plain(value: Any, where: str) -> None:
 
 __all__ = [
     "Kind",
+    "check_pretrained",
     "export_piti",
     "inspect_checkpoint",
     "load_model",

@@ -96,11 +96,6 @@ def generator_term(discriminator: nn.Module, predicted: Tensor) -> Tensor:
     return -scores.flatten(1).mean(dim=1)
 
 
-def check_vgg19(weights: WeightsRef) -> None:
-    """Raise CheckpointError unless the weights can be loaded: for preflight."""
-    _read_vgg19(weights)
-
-
 def _seeded_weights(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from piti import storage
+from piti.models import build_model
+from piti.models.checkpoints import export_piti
 from piti.presets import load_config
 from piti.weights import weights_problems
 
@@ -24,10 +26,22 @@ def test_without_permission_every_missing_network_is_named() -> None:
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     weights = tmp_path / "base.pt"
-    weights.write_bytes(b"weights")
+    export_piti(build_model(load_config("demo").models.base, seed=0), str(weights))
     right = {"pretrained.base.path": str(weights), "pretrained.base.sha256": storage.sha256_file(str(weights))}
     assert weights_problems(load_config("demo", right)) == []
     wrong = {**right, "pretrained.base.sha256": "0" * 64, "evaluation.inception.path": str(tmp_path / "nowhere.pth")}
     messages = "\n".join(str(problem) for problem in weights_problems(load_config("demo", wrong)))
-    assert "expected 0000" in messages
+    assert "pretrained.base:" in messages
+    assert "the config pins 0000" in messages
     assert "there is no file" in messages
+
+
+def test_weights_of_another_width_and_other_files_are_found_before_training(tmp_path: Path) -> None:
+    base = load_config("demo").models.base
+    wide, nonsense = tmp_path / "wide.pt", tmp_path / "nonsense.pt"
+    export_piti(build_model(base.model_copy(update={"model_channels": 64}), seed=0), str(wide))
+    nonsense.write_bytes(b"weights")
+    for path, words in ((wide, "of the wrong shape"), (nonsense, "nonsense.pt")):
+        (problem,) = weights_problems(load_config("demo", {"pretrained.base.path": str(path)}))
+        assert str(problem).startswith("pretrained.base:")
+        assert words in str(problem)

@@ -15,7 +15,7 @@ from piti import storage
 from piti.config import WeightsRef
 from piti.errors import CheckpointError
 from piti.models import PatchDiscriminator
-from piti.training.losses import PerceptualLoss, check_vgg19, critic_terms, generator_term
+from piti.training.losses import PerceptualLoss, critic_terms, generator_term
 
 GOLDEN = Path(__file__).parent / "golden"
 Maker = Callable[[str, tuple[int, ...]], Tensor]
@@ -135,11 +135,11 @@ def test_without_weights_the_network_is_seeded_and_says_so() -> None:
 def test_other_files_are_refused(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "vgg19.pth")
     with pytest.raises(CheckpointError, match=message):
-        check_vgg19(WeightsRef(path=str(tmp_path / "vgg19.pth")))
+        PerceptualLoss(WeightsRef(path=str(tmp_path / "vgg19.pth")))
 
 
 def test_missing_or_altered_weights_are_refused_with_the_place_to_put_them(vgg19: WeightsRef, tmp_path: Path) -> None:
-    check_vgg19(vgg19)
+    PerceptualLoss(vgg19)
     with pytest.raises(CheckpointError, match=r"training\.upsampler\.vgg19\.path"):
         PerceptualLoss(WeightsRef(path=str(tmp_path / "nothing.pth")))
     with pytest.raises(CheckpointError, match="the config pins 11"):
