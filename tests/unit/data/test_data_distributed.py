@@ -17,6 +17,7 @@ from PIL import Image
 from piti.config import DataConfig
 from piti.data.shards import ShardSet
 from piti.data.sources import Item, RejectedItem, open_source
+from piti.data.sources.trees import open_tree, shared_listings
 
 Cut = Callable[[int], np.ndarray]
 Shard = Callable[..., ShardSet]
@@ -337,3 +338,13 @@ def test_a_changed_file_changes_the_fingerprint(ade: Path, tmp_path: Path) -> No
     assert open_source(ade_data(root)).fingerprint() == before
     write(root / "annotations" / "training" / "ADE_train_00000001.png", np.ones((80, 96), np.uint8))
     assert open_source(ade_data(root)).fingerprint() != before
+
+
+def test_within_shared_listings_a_folder_is_listed_once(tmp_path: Path) -> None:
+    tree = open_tree(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"a")
+    with shared_listings():
+        assert len(tree.entries()) == 1
+        (tmp_path / "b.png").write_bytes(b"b")
+        assert len(tree.entries()) == 1
+    assert len(tree.entries()) == 2
