@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import Normalize
+from skimage import data
 
 from piti.data.conditions import (
     StoredCondition,
@@ -63,6 +65,14 @@ def test_sketches_are_city_block_distances_to_the_nearest_edge() -> None:
     np.testing.assert_array_equal(as_uint8(rendered)[0], np.clip(brute, 0, 255))
     picture = condition_picture(rendered, "sketch")
     np.testing.assert_array_equal(picture[..., 1], 255 - edges)
+
+
+def test_a_sketch_is_rendered_as_published() -> None:
+    green = data.astronaut()[::8, ::8, 1].astype(int)
+    edges = np.zeros((64, 64), dtype=np.uint8)
+    edges[:, 1:][np.abs(np.diff(green, axis=1)) > 120] = 255
+    expected = np.load(Path(__file__).parent / "golden" / "sketch-condition.npy")
+    np.testing.assert_array_equal(render_condition(StoredCondition(edges), "sketch").numpy(), expected)
 
 
 def test_a_sketch_without_edges_is_far_from_everything() -> None:
