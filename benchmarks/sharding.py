@@ -21,13 +21,13 @@ import multiprocessing
 import os
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import psutil
 from PIL import Image
 
 from piti.config import DataConfig, DegradationConfig
@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times of sharding and degrading.")
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--degraded", type=int, default=60, help="pictures to degrade on one core, then on two")
+    parser.add_argument("--only", nargs="*", default=["kept", "squash", "degrade", "keys"], help="parts to measure")
     parser.add_argument("--keys", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -53,10 +54,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         files = write_pictures(root / "pictures", options.pictures)
-        figures["kept"] = compare(root, files, "random", bare_copy)
-        figures["squash"] = compare(root, files, "squash", bare_squash)
-        figures["degrade"] = degrade_on_cores(root, options.degraded)
-        figures["keys"] = {count: planning_memory_mib(root, count) for count in options.keys}
+        if "kept" in options.only:
+            figures["kept"] = compare(root, files, "random", bare_copy)
+        if "squash" in options.only:
+            figures["squash"] = compare(root, files, "squash", bare_squash)
+        if "degrade" in options.only:
+            figures["degrade"] = degrade_on_cores(root, options.degraded)
+        if "keys" in options.only:
+            figures["keys"] = {count: planning_memory(root, count) for count in options.keys}
     for name, value in figures.items():
         print(f"{name:8s} {value}")
     print(json.dumps(figures))
@@ -173,8 +178,8 @@ def degrade(uri: str, name: str, out: str, data: DataConfig) -> None:
     degrade_shard(uri, name, out, "benchmark", data, DegradationConfig(variants=4), 4, 0)
 
 
-def planning_memory_mib(root: Path, count: int) -> float:
-    """Resident memory that planning takes at most, in a process of its own, over that of an empty source."""
+def planning_memory(root: Path, count: int) -> dict[str, float]:
+    """Memory of planning in a process of its own; see `plan_and_measure`."""
     folder = root / f"keys-{count}"
     for number in range(count):
         path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"
@@ -184,13 +189,15 @@ def planning_memory_mib(root: Path, count: int) -> float:
         return pool.apply(plan_and_measure, (str(folder),))
 
 
-def plan_and_measure(folder: str) -> float:
-    before = psutil.Process().memory_info().rss
+def plan_and_measure(folder: str) -> dict[str, float]:
+    """MiB that Python and NumPy allocate: at most while planning, and for the finished plan."""
     data = data_of(Path(folder), "squash", samples_per_shard=1000)
-    plans = plan_shards(open_source(data), data, 0)
-    after = psutil.Process().memory_info().rss
+    source = open_source(data)
+    tracemalloc.start()
+    plans = plan_shards(source, data, 0)
+    kept, peak = tracemalloc.get_traced_memory()
     del plans
-    return round((after - before) / 2**20, 1)
+    return {"peak_mib": round(peak / 2**20, 1), "plan_mib": round(kept / 2**20, 2)}
 
 
 if __name__ == "__main__":

@@ -110,9 +110,7 @@ class TrainingLoader:
             try:
                 for part in parts:
                     room = self._examples.room(len(part))
-                    reading = [
-                        pool.submit(self._load, position, room, place) for place, position in enumerate(part)
-                    ]
+                    reading = [pool.submit(self._load, position, room, place) for place, position in enumerate(part)]
                     ahead.append((part, room, reading))
                     if len(ahead) > _AHEAD_BATCHES:
                         first, written, futures = ahead.popleft()

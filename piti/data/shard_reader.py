@@ -82,7 +82,7 @@ class ShardReader:
         index = self.index
         offset, size = int(index.offset[sample]), int(index.size[sample])
         data = self._read_span(index.shards[int(index.shard[sample])], offset, size)
-        if hashlib.sha256(data).digest() != index.sha256[sample]:
+        if hashlib.sha256(data).digest() != index.sha256[sample].tobytes():
             raise DamagedSample(
                 "bytes do not have the hash in the manifest" if len(data) == size else "tar is cut short"
             )

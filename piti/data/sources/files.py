@@ -33,7 +33,7 @@ class FilePart(Protocol):
         """Its content. Raises OSError."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TreeFile:
     """A file of the tree at `place`."""
 
@@ -44,7 +44,7 @@ class TreeFile:
         return open_tree(self.place).read(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TarSpan:
     """A member of a tar by its place in it, so that the tar need not be listed again to read it."""
 
@@ -57,7 +57,7 @@ class TarSpan:
         return read_span(self.tar, self.offset, self.size_bytes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reading:
     """How files become values. `depth_unit_metres` is that of integer depth pictures."""
 
@@ -70,7 +70,7 @@ class Reading:
         return cls(data.modality, data.num_classes, depth_unit_metres)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileItem:
     """A picture with the files that go with it, or `fault`: why it cannot be a sample.
 
