@@ -153,7 +153,7 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
                 except RejectedItem as reason:
                     writer.reject(item.key, str(reason), source=item.origin)
                     continue
-                height, width = loaded.image.shape[:2]
+                height, width = loaded.shape[:2]
                 writer.add(item.key, members, source=item.origin, width=width, height=height)
             return writer.publish()
     except OSError as error:
@@ -169,7 +169,11 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     stored as PNG, or as JPEG of quality 95 if its file was lossy to begin with.
     """
     _check_classes(loaded, data)
-    image = shrink_photograph(loaded.image, data.geometry, data.image_size)
+    whole = data.geometry == "random" or loaded.shape[:2] == (data.image_size, data.image_size)
+    if data.geometry == "random" or whole:
+        image = loaded.image
+    else:
+        image = shrink_photograph(loaded.pixels, data.geometry, data.image_size)
     detected = loaded.condition is None
     if loaded.condition is None:
         if data.modality != "sketch":
@@ -177,11 +181,11 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
         raw = RawCondition(detect_sketch(image, data.sketch))
     else:
         raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
-    kept = image is loaded.image and loaded.original is not None
+    kept = whole and loaded.original is not None
     members = _picture_member(image, loaded, kept)
     members |= _condition_members(encode_condition(raw, data.modality))
     about: dict[str, Any] = {
-        "key": item.key, "source": item.origin, "width": loaded.image.shape[1], "height": loaded.image.shape[0],
+        "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
         "geometry": data.geometry, "modality": data.modality, "bytes_kept": kept, **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":

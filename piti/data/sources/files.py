@@ -98,13 +98,14 @@ class FileItem:
         picture = decode_picture(data)
         condition = self._condition()
         if condition is not None:
-            _check_frame(picture.image.shape, condition.values.shape, "condition")
+            shape = picture.rgb.size[::-1]
+            _check_frame(shape, condition.values.shape, "condition")
             if condition.normals is not None:
-                _check_frame(picture.image.shape, condition.normals.shape, "normal map")
+                _check_frame(shape, condition.normals.shape, "normal map")
         parts = (("condition", self.condition), ("normals", self.normals))
         origins = {f"{name}_origin": None if part is None else part.path for name, part in parts}
         original = None if picture.keep is None else (data, picture.keep)
-        return LoadedItem(picture.image, condition, {"format": picture.file_format, **origins}, original, picture.lossy)
+        return LoadedItem(picture.rgb, condition, {"format": picture.file_format, **origins}, original, picture.lossy)
 
     def _condition(self) -> RawCondition | None:
         from piti.data.sources import arrays, pictures
