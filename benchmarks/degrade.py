@@ -7,7 +7,8 @@ installed here (with SciPy 1.14 or later its uses of scipy.interpolate.interp2d,
 scipy.ndimage.filters need replacing; draws that still crash are counted and left out). FOLDER of --contrib holds
 opencv-contrib, as `pip install --target FOLDER --no-deps opencv-contrib-python-headless` makes it; it is timed in a
 process of its own. All contenders take turns within a round, and processor time is counted, so that a busy machine
-disturbs little and all alike. Torch's CPU tensors take the numpy path; its own path is what a GPU runs.
+disturbs little and all alike. Torch's CPU tensors take the numpy path; its own path is what a GPU runs. Last, that path
+is timed in batches on one thread and two: elapsed time, for an idle machine.
 Prints a table, and the same as one line of JSON.
 """
 
@@ -59,12 +60,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=150, help="draws of each BSR recipe")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
     cpu = use_one_core()
     picture = cv2.resize(data.astronaut(), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     figures = {
         "cpu": cpu,
         "l0": time_l0(picture, arguments.published, arguments.contrib, arguments.rounds),
         "bsr": time_bsr(picture, arguments.published, arguments.draws),
+        "l0_torch": time_l0_torch(picture, cores),
     }
     print_table(figures)
     print(json.dumps(figures))
@@ -115,6 +118,35 @@ def time_l0(picture: NDArray[np.uint8], published: Path | None, contrib: Path | 
     lams = [float(lam) for lam in rng.uniform(0.0012, 0.004, rounds)]
     times = [{name: contender(lam) for name, contender in contenders.items()} for lam in lams]
     return {name: summary([entry[name] for entry in times]) for name in contenders}
+
+
+def time_l0_torch(picture: NDArray[np.uint8], cores: set[int]) -> dict[str, float]:
+    """Elapsed milliseconds a picture of torch's batched path, by number of threads, and of numpy's on one core.
+
+    Batches of 8 at lambda 0.002; least of five rounds, in which all take turns. Leaves this process on all `cores`.
+    """
+    if cores:
+        os.sched_setaffinity(0, cores)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = torch.from_numpy(np.stack([np.roll(picture, 16 * shift, axis=0) for shift in range(8)])).to(device)
+    pictures = batch.cpu().numpy()
+    times: dict[str, list[float]] = {}
+    for number in range(6):
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            times.setdefault(f"torch on {device}, {threads} threads", []).append(
+                elapsed(lambda: smooth_batch(batch, 0.002, 2.0).cpu())
+            )
+        times.setdefault("numpy, one core", []).append(elapsed(lambda: [l0_smooth(one, 0.002) for one in pictures]))
+        if number == 0:
+            times.clear()  # what is compiled and planned
+    return {name: round(min(values) / len(batch), 2) for name, values in times.items()}
+
+
+def elapsed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -206,6 +238,7 @@ def print_table(figures: dict[str, Any]) -> None:
             print(f"{name:40}{row['mean_ms']:10.2f}{row['median_ms']:10.2f}{row['min_ms']:10.2f}{ratio:10.2f}")
             for error, count in row.get("crashed", {}).items():
                 print(f"    {count} draws crashed: {error}")
+    print(f"\nL0 in batches of 8, elapsed milliseconds a picture: {figures['l0_torch']}")
     print()
 
 

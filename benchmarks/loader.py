@@ -1,10 +1,17 @@
 """Times the loader beside a bare loop over the same files, and decoders beside each other.
 
-    python benchmarks/loader.py [--pictures 300] [--json FILE]
+    python benchmarks/loader.py [--pictures 300] [--only squash random decoders] [--json FILE]
 
-Processor time on one thread, so that a busy machine disturbs little. Decoders read 640x480 JPEGs and give 256x256 RGB;
-those that scale while decoding lose something, told as PSNR to the picture that Pillow decodes whole and reduces
-(bicubic, antialiased). simplejpeg and PyTurboJPEG are timed where they are installed. Prints a table, and JSON.
+Processor time on one thread, so that a busy machine disturbs little; contenders take turns within a round.
+
+  squash   shards at training size: beside the loader, a loop that only decodes the same pictures and conditions.
+  random   shards of kept 640x480 JPEGs: a loop that only decodes the same files, crops the same boxes and resizes them.
+  Both: also a loop that goes on to what the network needs (conditions rendered, float planes, one batch), and one that
+  decodes and resizes the original JPEGs alone, without any condition.
+
+Decoders read 640x480 JPEGs and give 256x256 RGB;
+those that scale while decoding lose something, told as PSNR to the picture that OpenCV decodes whole and reduces by
+area averages. simplejpeg and PyTurboJPEG are timed where they are installed. Prints a table, and JSON.
 """
 
 from __future__ import annotations
@@ -31,8 +38,11 @@ from sharding import SIDE, data_of, write_pictures
 
 from piti.config import DegradationConfig
 from piti.data.conditions import StoredCondition, render_condition
-from piti.data.examples import Degraded, picture_tensor
+from piti.data.decoding import decode_image
+from piti.data.examples import Degraded
+from piti.data.geometry import crop_photograph, resize_edges
 from piti.data.loader import TrainingLoader
+from piti.data.order import draw_chances
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet, write_manifest
 from piti.data.sources import open_source
@@ -44,6 +54,7 @@ Decoder = Callable[[bytes], NDArray[np.uint8]]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times of the loader and of JPEG decoders.")
     parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--only", nargs="*", default=["squash", "random", "decoders"], help="parts to measure")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -51,9 +62,10 @@ def main() -> None:
     figures: dict[str, Any] = {"load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
         files = write_pictures(Path(folder) / "pictures", options.pictures)
-        figures["loader"] = loader_figures(Path(folder))
-        contents = [path.read_bytes() for path in files[:100]]
-        figures["decoders"] = {name: decoder_figures(decode, contents) for name, decode in decoders().items()}
+        for geometry in {"squash", "random"}.intersection(options.only):
+            figures[geometry] = loader_figures(Path(folder), geometry)
+        if "decoders" in options.only:
+            figures["decoders"] = decoder_figures([path.read_bytes() for path in files[:100]])
     for name, value in figures.items():
         print(f"{name:8s} {value}")
     print(json.dumps(figures))
@@ -61,10 +73,10 @@ def main() -> None:
         options.json.write_text(json.dumps(figures) + "\n")
 
 
-def loader_figures(root: Path) -> dict[str, float]:
-    """Milliseconds a picture of the loader, of a bare loop, and of the loader when it degrades as it reads."""
-    data = data_of(root / "pictures", "squash")
-    uri = str(root / "shards")
+def loader_figures(root: Path, geometry: str) -> dict[str, float]:
+    """Milliseconds a picture of the loader and of the loops that it is compared with, and shares of their rates."""
+    data = data_of(root / "pictures", geometry)
+    uri = str(root / f"shards-{geometry}")
     plans = plan_shards(open_source(data), data, 0)
     for plan in plans:
         write_shard(plan, data, uri)
@@ -80,26 +92,59 @@ def loader_figures(root: Path) -> dict[str, float]:
         for _ in islice(loader, steps):
             pass
 
-    samples = [members for name in shards.shard_names("train") for _, members in shards.samples(name)][: steps * BATCH]
+    samples = [entry for name in shards.shard_names("train") for entry in shards.samples(name)][: steps * BATCH]
 
-    def bare() -> None:
+    def decoded(key: str, members: dict[str, bytes]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        image = cv2.imdecode(np.frombuffer(members["jpg"], np.uint8), cv2.IMREAD_COLOR_RGB)
+        edges = cv2.imdecode(np.frombuffer(members["cond.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+        if geometry == "random":
+            box = boxes[key]
+            image, edges = crop_photograph(image, box, SIDE), resize_edges(box.cut(edges), SIDE, SIDE)
+        return image, edges
+
+    boxes = {
+        key: draw_chances(0, 0, key, num_variants=0, crop_from=decode_image(members).shape).box
+        for key, members in samples
+    }
+
+    def decode() -> None:
+        for key, members in samples:
+            decoded(key, members)
+
+    def render() -> None:
         for first in range(0, len(samples), BATCH):
             images, conditions = [], []
-            for members in samples[first : first + BATCH]:
-                image = cv2.imdecode(
-                    np.frombuffer(members["jpg" if "jpg" in members else "png"], np.uint8), cv2.IMREAD_COLOR_RGB
-                )
-                edges = cv2.imdecode(np.frombuffer(members["cond.png"], np.uint8), cv2.IMREAD_UNCHANGED)
-                images.append(picture_tensor(np.asarray(image, dtype=np.uint8)))
-                conditions.append(render_condition(StoredCondition(np.asarray(edges)), "sketch"))
+            for key, members in samples[first : first + BATCH]:
+                image, edges = decoded(key, members)
+                images.append(torch.from_numpy(image).permute(2, 0, 1).float().div_(127.5).sub_(1.0))
+                conditions.append(render_condition(StoredCondition(edges), "sketch"))
             torch.stack(images), torch.stack(conditions)
 
-    bare()
-    read(None)
+    originals = [path.read_bytes() for path in sorted((root / "pictures").iterdir())][: len(samples)]
+    original = by_opencv(cv2.IMREAD_COLOR)
     online = DegradationConfig(variants=0)
-    seconds = {"bare": best(bare), "loader": best(lambda: read(None)), "online": best(lambda: read(online), rounds=2)}
+    contenders: dict[str, Callable[[], None]] = {
+        "loader": lambda: read(None),
+        "decode": decode,
+        "decode_and_render": render,
+        "originals": lambda: [original(content) for content in originals] and None,
+        "degrading_online": lambda: read(online),
+    }
+    seconds = best_in_turns(contenders)
     each = {f"{name}_ms": round(1000 * value / len(samples), 2) for name, value in seconds.items()}
-    return {**each, "share_of_bare_rate": round(seconds["bare"] / seconds["loader"], 3)}
+    shares = {
+        f"share_of_{name}_rate": round(seconds[name] / seconds["loader"], 3)
+        for name in ("decode", "decode_and_render", "originals")
+    }
+    return {**each, **shares}
+
+
+def best_in_turns(contenders: dict[str, Callable[[], None]], rounds: int = 4) -> dict[str, float]:
+    """Least processor seconds of each contender over a few rounds, in which all take turns."""
+    for work in contenders.values():
+        work()
+    times = [{name: best(work, rounds=1) for name, work in contenders.items()} for _ in range(rounds)]
+    return {name: min(entry[name] for entry in times) for name in contenders}
 
 
 def best(work: Callable[[], None], rounds: int = 3) -> float:
@@ -139,6 +184,9 @@ def decoders() -> dict[str, Decoder]:
         "opencv": by_opencv(cv2.IMREAD_COLOR),
         "opencv scaled": by_opencv(cv2.IMREAD_REDUCED_COLOR_2),
     }
+    for name in ("simplejpeg", "turbojpeg"):
+        if importlib.util.find_spec(name) is None:
+            print(f"{name} is not installed, and left out")
     if importlib.util.find_spec("simplejpeg"):
         simplejpeg = importlib.import_module("simplejpeg")
         found["simplejpeg"] = lambda content: reduced(simplejpeg.decode_jpeg(content))
@@ -147,17 +195,33 @@ def decoders() -> dict[str, Decoder]:
         )
     if importlib.util.find_spec("turbojpeg"):
         turbo = importlib.import_module("turbojpeg")
-        jpeg = turbo.TurboJPEG()
+        try:
+            jpeg = turbo.TurboJPEG()
+        except RuntimeError:
+            print("PyTurboJPEG is there without its library, and left out")
+            return found
         found["turbojpeg"] = lambda content: reduced(jpeg.decode(content, pixel_format=turbo.TJPF_RGB))
+        found["turbojpeg scaled"] = lambda content: reduced(
+            jpeg.decode(content, pixel_format=turbo.TJPF_RGB, scaling_factor=(5, 8))
+        )
     return found
 
 
-def decoder_figures(decode: Decoder, contents: list[bytes]) -> dict[str, float]:
-    """Milliseconds a picture, and mean PSNR in dB to Pillow's whole decoding."""
-    seconds = best(lambda: [decode(content) for content in contents] and None)
-    errors = [np.mean((decode(content).astype(float) - by_pillow(content)) ** 2) for content in contents]
-    psnr = [10 * np.log10(255**2 / max(error, 1e-6)) for error in errors]
-    return {"ms": round(1000 * seconds / len(contents), 2), "psnr_db": round(float(np.mean(psnr)), 1)}
+def decoder_figures(contents: list[bytes]) -> dict[str, dict[str, float]]:
+    """For each decoder milliseconds a picture, and mean PSNR in dB to OpenCV's whole decoding."""
+
+    def over_all(decode: Decoder) -> Callable[[], None]:
+        return lambda: [decode(content) for content in contents] and None
+
+    found, truth = decoders(), by_opencv(cv2.IMREAD_COLOR)
+    seconds = best_in_turns({name: over_all(decode) for name, decode in found.items()})
+    figures = {}
+    for name, decode in found.items():
+        errors = [np.mean((decode(content).astype(float) - truth(content)) ** 2) for content in contents]
+        psnr = [10 * np.log10(255**2 / max(error, 1e-10)) for error in errors]
+        each = 1000 * seconds[name] / len(contents)
+        figures[name] = {"ms": round(each, 2), "psnr_db": round(float(np.mean(psnr)), 1)}
+    return figures
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ sample is loaded: colours for masks, a distance transform for sketches, stacked 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from piti.data.geometry import Modality
 from piti.data.sources.base import RawCondition
+
+CHANNELS: Mapping[Modality, int] = {"mask": 3, "sketch": 1, "geometry": 6}
+"""How many channels a rendered condition has."""
 
 _NEAREST_METRES = 0.5
 _FARTHEST_METRES = 300.0
@@ -45,7 +49,7 @@ class StoredCondition:
 
     def flipped(self) -> StoredCondition:
         """Mirrored left to right; the x component of each normal changes its sign with it."""
-        values = np.ascontiguousarray(self.values[:, ::-1])
+        values = np.asarray(cv2.flip(self.values, 1))
         if self.normals is None:
             return StoredCondition(values)
         normals = np.ascontiguousarray(self.normals[:, ::-1])
@@ -90,7 +94,16 @@ def render_condition(stored: StoredCondition, modality: Modality, num_classes: i
     Masks: the colour of each label, black where it is not below `num_classes`. Sketches: the L1 distance (mask 3) to
     the nearest edge, clipped to 255. Geometry: normals, then depth in colours; black where unknown.
     """
-    return torch.from_numpy(_paint(stored, modality, num_classes).astype(np.float32) / 127.5 - 1.0)
+    painted = paint_condition(stored, modality, num_classes)
+    rendered = np.empty(painted.shape, dtype=np.float32)
+    scale_levels(painted, rendered)
+    return torch.from_numpy(rendered)
+
+
+def scale_levels(levels: NDArray[np.uint8], target: NDArray[np.float32]) -> None:
+    """Write 0..255 as -1..1 into `target` of the same shape."""
+    np.multiply(levels, np.float32(1 / 127.5), out=target)
+    np.subtract(target, np.float32(1), out=target)
 
 
 def null_condition(like: Tensor) -> Tensor:
@@ -126,15 +139,15 @@ def label_colors(num_classes: int) -> NDArray[np.uint8]:
     return colors
 
 
-def _paint(stored: StoredCondition, modality: Modality, num_classes: int | None) -> NDArray[np.uint8]:
-    """uint8 (C, H, W): what the published data pipeline holds as pictures."""
+def paint_condition(stored: StoredCondition, modality: Modality, num_classes: int | None) -> NDArray[np.uint8]:
+    """uint8 (C, H, W): what the published data pipeline holds as pictures; see `render_condition`."""
     if modality == "mask":
         if num_classes is None:
             raise ValueError("masks need num_classes")
         return np.ascontiguousarray(_color_table(num_classes)[stored.values].transpose(2, 0, 1))
     if modality == "sketch":
-        distance = cv2.distanceTransform(np.uint8(255) - stored.values, cv2.DIST_L1, 3)
-        return np.clip(distance, 0, 255).astype(np.uint8)[None]
+        distance = cv2.distanceTransform(cv2.bitwise_not(stored.values), cv2.DIST_L1, 3, dstType=cv2.CV_8U)
+        return np.asarray(distance, dtype=np.uint8)[None]  # in 8 bits, so clipped
     depth = _jet()[_jet_index(stored.values)] * (stored.values > 0)[..., None].astype(np.uint8)
     normals = np.zeros_like(depth) if stored.normals is None else _paint_normals(stored.normals)
     return np.ascontiguousarray(np.concatenate([normals, depth], axis=2).transpose(2, 0, 1))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from piti.config import DataConfig, DegradationConfig
-from piti.data.conditions import StoredCondition, render_condition
+from piti.data.conditions import CHANNELS, StoredCondition, paint_condition, scale_levels
 from piti.data.decoding import LowResolution, decode_condition, decode_image, decode_variant, num_variants
 from piti.data.degrading import draw_variant
 from piti.data.geometry import CropBox, Modality, crop_nearest, crop_photograph, resize_edges
@@ -32,6 +33,22 @@ class Example:
     image: Tensor
     condition: Tensor
     low_res: Tensor | None
+
+
+class BatchRoom:
+    """Room for `count` examples, each written where the batch will hold it, so that nothing is copied once more.
+
+    `image` float32 (N, 3, S, S), `condition` float32 (N, C, S, S), `low_res` float32 (N, 3, s, s) or None. NumPy
+    allocates, since it asks Linux for huge pages: touching a new batch's small ones takes longer than filling them.
+    """
+
+    def __init__(self, count: int, data: DataConfig, low_res_size: int | None) -> None:
+        size = data.image_size
+        self.image = np.empty((count, 3, size, size), dtype=np.float32)
+        self.condition = np.empty((count, CHANNELS[data.modality], size, size), dtype=np.float32)
+        self.low_res = None
+        if low_res_size is not None:
+            self.low_res = np.empty((count, 3, low_res_size, low_res_size), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -71,17 +88,31 @@ class ExampleReader:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def example(self, number: int, draw: Draw | None) -> Example:
-        """Example `number`; `draw` None (validation): not flipped, central crop, variant 0. Raises DamagedSample."""
+    def room(self, count: int) -> BatchRoom:
+        """Room for `count` of these examples."""
+        has_low_res = self._companions is not None or self._recipe is not None
+        return BatchRoom(count, self._data, self._data.image_size // self._scale if has_low_res else None)
+
+    def example(self, number: int, draw: Draw | None, room: BatchRoom | None = None, place: int = 0) -> Example:
+        """Example `number`; `draw` None (validation): not flipped, central crop, variant 0. Raises DamagedSample.
+
+        Its tensors are those at `place` of `room`; without one, of their own.
+        """
         members = self._reader.read(number)
         companion = None if self._companions is None else self._companions.read(number)
         try:
-            return self._build(self.keys[number], members, companion, draw)
+            return self._build(self.keys[number], members, companion, draw, room or self.room(1), place)
         except ValueError as error:
             raise DamagedSample(str(error)) from error
 
     def _build(
-        self, key: str, members: dict[str, bytes], companion: dict[str, bytes] | None, draw: Draw | None
+        self,
+        key: str,
+        members: dict[str, bytes],
+        companion: dict[str, bytes] | None,
+        draw: Draw | None,
+        room: BatchRoom,
+        place: int,
     ) -> Example:
         data = self._data
         image, condition = decode_image(members), decode_condition(members)
@@ -99,10 +130,15 @@ class ExampleReader:
             image = crop_photograph(image, box, data.image_size)
             condition = _crop_condition(condition, data.modality, box, data.image_size)
         if flip:
-            image, condition = image[:, ::-1], condition.flipped()
-            low_res = None if low_res is None else low_res[:, ::-1]
-        rendered = render_condition(condition, data.modality, data.num_classes)
-        return Example(key, picture_tensor(image), rendered, None if low_res is None else picture_tensor(low_res))
+            image, condition = _mirrored(image), condition.flipped()
+            low_res = None if low_res is None else _mirrored(low_res)
+        scale_levels(paint_condition(condition, data.modality, data.num_classes), room.condition[place])
+        _write_picture(image, room.image[place])
+        small = None
+        if low_res is not None and room.low_res is not None:
+            _write_picture(low_res, room.low_res[place])
+            small = torch.from_numpy(room.low_res[place])
+        return Example(key, torch.from_numpy(room.image[place]), torch.from_numpy(room.condition[place]), small)
 
     def _low_resolution(
         self, key: str, image: NDArray[np.uint8], companion: dict[str, bytes] | None, variant: int, draw: Draw | None
@@ -118,10 +154,16 @@ class ExampleReader:
         return LowResolution(drawn.image, drawn.box)
 
 
-def picture_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """uint8 (H, W, 3) -> float32 (3, H, W) in [-1, 1]."""
-    channels = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return torch.from_numpy(channels).to(torch.float32).div_(127.5).sub_(1.0)
+def _write_picture(image: NDArray[np.uint8], target: NDArray[np.float32]) -> None:
+    """uint8 (H, W, 3) -> float32 (3, H, W) in [-1, 1]. Raises ValueError where the sizes differ."""
+    if image.shape[:2] != target.shape[1:]:
+        raise ValueError(f"picture is {image.shape[1]}x{image.shape[0]}, not {target.shape[2]}x{target.shape[1]}")
+    for plane, scaled in zip(cv2.split(image), target, strict=True):
+        scale_levels(np.asarray(plane, dtype=np.uint8), scaled)
+
+
+def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.flip(image, 1), dtype=np.uint8)
 
 
 def _crop_condition(stored: StoredCondition, modality: Modality, box: CropBox, size: int) -> StoredCondition:

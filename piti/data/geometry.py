@@ -43,16 +43,15 @@ class CropBox:
         return array[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
-def shrink_photograph(image: NDArray[np.uint8], geometry: Geometry, size: int) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) -> (size, size, 3) for `squash` and `center`, bicubic with antialiasing as published.
-
-    `random` leaves the picture as it is (so does a picture that is (size, size) already).
-    """
-    if geometry == "random" or image.shape[:2] == (size, size):
-        return image
-    box = CropBox.central(*image.shape[:2]) if geometry == "center" else None
-    cut = image if box is None else np.ascontiguousarray(box.cut(image))
-    return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BICUBIC))
+def shrink_photograph(
+    image: NDArray[np.uint8] | Image.Image, geometry: Literal["squash", "center"], size: int
+) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3), or an RGB picture of Pillow's, -> (size, size, 3), bicubic with antialiasing as published."""
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    if geometry == "center":
+        box = CropBox.central(picture.height, picture.width)
+        picture = picture.crop((box.left, box.top, box.left + box.side, box.top + box.side))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def shrink_condition(

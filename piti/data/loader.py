@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from piti.config import DataConfig
-from piti.data.examples import Degraded, Draw, Example, ExampleReader
+from piti.data.examples import BatchRoom, Degraded, Draw, Example, ExampleReader
 from piti.data.order import SampleOrder
 from piti.data.shard_reader import DamagedSample
 from piti.errors import DataError
@@ -101,17 +101,22 @@ class TrainingLoader:
         parts = self._parts()
         if self._num_workers == 0:
             for part in parts:
-                yield self._batch(part, [self._load(position) for position in part])
+                room = self._examples.room(len(part))
+                yield self._batch(
+                    part, room, [self._load(position, room, place) for place, position in enumerate(part)]
+                )
         with ThreadPoolExecutor(self._num_workers, thread_name_prefix="piti-loader") as pool:
-            ahead: deque[tuple[range, list[Future[Example | Damage]]]] = deque()
+            ahead: deque[tuple[range, BatchRoom, list[Future[Example | Damage]]]] = deque()
             try:
                 for part in parts:
-                    ahead.append((part, [pool.submit(self._load, position) for position in part]))
+                    room = self._examples.room(len(part))
+                    reading = [pool.submit(self._load, position, room, place) for place, position in enumerate(part)]
+                    ahead.append((part, room, reading))
                     if len(ahead) > _AHEAD_BATCHES:
-                        first, futures = ahead.popleft()
-                        yield self._batch(first, [future.result() for future in futures])
+                        first, written, futures = ahead.popleft()
+                        yield self._batch(first, written, [future.result() for future in futures])
             finally:
-                for _, futures in ahead:
+                for _, _, futures in ahead:
                     for future in futures:
                         future.cancel()
 
@@ -122,14 +127,14 @@ class TrainingLoader:
             yield range(first, first + self._batch_size)
             first += self._batch_size * self._world_size
 
-    def _load(self, position: int) -> Example | Damage:
+    def _load(self, position: int, room: BatchRoom | None = None, place: int = 0) -> Example | Damage:
         epoch, number = self._order.at(position)
         try:
-            return self._examples.example(number, Draw(self._seed, epoch))
+            return self._examples.example(number, Draw(self._seed, epoch), room, place)
         except DamagedSample as error:
             return Damage(self._examples.keys[number], str(error))
 
-    def _batch(self, part: range, loaded: Sequence[Example | Damage]) -> Batch:
+    def _batch(self, part: range, room: BatchRoom, loaded: Sequence[Example | Damage]) -> Batch:
         examples = [entry for entry in loaded if isinstance(entry, Example)]
         for entry in loaded:
             if isinstance(entry, Damage):
@@ -137,10 +142,11 @@ class TrainingLoader:
                 self._skipped.append({"key": entry.key, "reason": entry.reason})
                 logger.warning("skipped damaged sample %s: %s", entry.key, entry.reason)
         if not examples:
-            examples = [self._stand_in(part.stop)]
             self._num_substituted += 1
+            self._num_read += 1
+            return collate([self._stand_in(part.stop)])
         self._num_read += len(examples)
-        return collate(examples)
+        return whole_batch(room, examples) if len(examples) == len(part) else collate(examples)
 
     def _stand_in(self, first: int) -> Example:
         for position in range(first, first + _TRIED_STAND_INS):
@@ -180,6 +186,18 @@ def validation_batches(
                 logger.warning("left out damaged sample %s: %s", examples.keys[number], error)
         if batch:
             yield collate(batch)
+
+
+def whole_batch(room: BatchRoom, examples: Sequence[Example]) -> Batch:
+    """The batch that `examples`, all of them written into `room`, make up; see TrainingLoader."""
+    batch: Batch = {
+        "image": torch.from_numpy(room.image),
+        "condition": torch.from_numpy(room.condition),
+        "keys": [example.key for example in examples],
+    }
+    if room.low_res is not None:
+        batch["low_res"] = torch.from_numpy(room.low_res)
+    return batch
 
 
 def collate(examples: Sequence[Example]) -> Batch:

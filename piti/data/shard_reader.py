@@ -70,7 +70,9 @@ class ShardReader:
         self.shards = ShardSet(uri)
         self.index: SampleIndex = self.shards.index(split)
         self._cache = cache or ShardCache()
-        self._is_local = storage.is_local(uri)
+        self._paths: dict[str, str] = {}
+        if storage.is_local(uri):
+            self._paths = {name: str(storage.local_path(self.shards.shard_uri(name))) for name in self.index.shards}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -80,7 +82,7 @@ class ShardReader:
         index = self.index
         offset, size = int(index.offset[sample]), int(index.size[sample])
         data = self._read_span(index.shards[int(index.shard[sample])], offset, size)
-        if hashlib.sha256(data).digest() != index.sha256[sample]:
+        if hashlib.sha256(data).digest() != index.sha256[sample].tobytes():
             raise DamagedSample(
                 "bytes do not have the hash in the manifest" if len(data) == size else "tar is cut short"
             )
@@ -90,17 +92,26 @@ class ShardReader:
             raise DamagedSample(str(error)) from error
 
     def _read_span(self, name: str, offset: int, size: int) -> bytes:
-        uri = self.shards.shard_uri(name)
         for _ in range(3):  # another process may delete a cached file between its being found and being opened
             try:
-                path = (
-                    storage.local_path(uri)
-                    if self._is_local
-                    else self._cache.path(uri, self.shards.stats[name].tar_sha256)
-                )
-                with open(path, "rb") as stream:
-                    stream.seek(offset)
-                    return stream.read(size)
+                return _read_part(self._path(name), offset, size)
             except FileNotFoundError:
                 continue
-        raise DataError(f"{uri} is missing", "run `piti shards verify`, then piti/prepare again")
+        raise DataError(
+            f"{self.shards.shard_uri(name)} is missing", "run `piti shards verify`, then piti/prepare again"
+        )
+
+    def _path(self, name: str) -> str:
+        if name in self._paths:
+            return self._paths[name]
+        return str(self._cache.path(self.shards.shard_uri(name), self.shards.stats[name].tar_sha256))
+
+
+def _read_part(path: str, offset: int, size: int) -> bytes:
+    """Part of a local file, shorter where the file ends before. Raises OSError."""
+    with open(path, "rb", buffering=0) as stream:
+        stream.seek(offset)
+        data = stream.read(size)
+        while len(data) < size and (more := stream.read(size - len(data))):
+            data += more
+        return data

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import heapq
 import json
+import pickle
+import tempfile
+import zlib
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -30,12 +33,24 @@ _JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The items of one shard. `plan` changes with anything that could change the shard's bytes."""
+    """The items of one shard, packed: a source has many. `plan` changes with anything that could change its bytes."""
 
     name: str
     split: Split
-    items: list[Item]
+    num_items: int
+    packed: bytes
     plan: str
+
+    @classmethod
+    def of(cls, name: str, split: Split, items: list[Item], data: DataConfig) -> ShardPlan:
+        packed = zlib.compress(pickle.dumps(items, pickle.HIGHEST_PROTOCOL), 1)
+        return cls(name, split, len(items), packed, _plan(items, data))
+
+    @property
+    def items(self) -> list[Item]:
+        """Unpacked anew each time."""
+        items: list[Item] = pickle.loads(zlib.decompress(self.packed))
+        return items
 
 
 def plan_shards(source: Source, data: DataConfig, seed: int) -> list[ShardPlan]:
@@ -47,26 +62,64 @@ def plan_shards(source: Source, data: DataConfig, seed: int) -> list[ShardPlan]:
     """
     plans: list[ShardPlan] = []
     for split in SPLITS:
-        items: Iterable[Item] = source.items(split)
-        if split == "train" and data.max_samples is not None:
-            items = heapq.nsmallest(data.max_samples, items, key=lambda item: stable_hash("subset", seed, item.key))
-        found = list(items)
-        if not found:
-            raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
-        plans += _divide(found, split, data)
+        with tempfile.TemporaryFile() as spill:
+            found = _spill_items(source.items(split), spill)
+            if not found.offset.size:
+                raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
+            chosen = np.arange(found.offset.size)
+            if split == "train" and data.max_samples is not None and data.max_samples < chosen.size:
+                chosen = _subset(spill, found, data.max_samples, seed)
+            plans += _divide(spill, found, chosen, split, data)
     return plans
 
 
-def _divide(items: list[Item], split: Split, data: DataConfig) -> list[ShardPlan]:
-    count = -(-len(items) // data.samples_per_shard)
-    buckets: list[list[Item]] = [[] for _ in range(count)]
+@dataclass(frozen=True)
+class _Spilled:
+    """Items in a file: where each lies, and the hashes of its key that decide on its shard and its place there."""
+
+    offset: NDArray[np.uint64]
+    shard_hash: NDArray[np.uint64]
+    order_hash: NDArray[np.uint64]
+
+
+def _spill_items(items: Iterable[Item], spill: IO[bytes]) -> _Spilled:
+    offset, shard_hash, order_hash = array("Q"), array("Q"), array("Q")
     for item in items:
-        buckets[(stable_hash("shard", item.key) * count) >> 64].append(item)
+        offset.append(spill.tell())
+        shard_hash.append(stable_hash("shard", item.key))
+        order_hash.append(stable_hash("order", item.key))
+        pickle.dump(item, spill, pickle.HIGHEST_PROTOCOL)
+    return _Spilled(*(np.frombuffer(column, dtype=np.uint64) for column in (offset, shard_hash, order_hash)))
+
+
+def _spilled(spill: IO[bytes], found: _Spilled, number: int) -> Item:
+    spill.seek(int(found.offset[number]))
+    item: Item = pickle.load(spill)
+    return item
+
+
+def _subset(spill: IO[bytes], found: _Spilled, count: int, seed: int) -> NDArray[np.intp]:
+    """The numbers of `count` items, drawn by `seed`."""
+    numbers = range(found.offset.size)
+    hashes = np.array(
+        [stable_hash("subset", seed, _spilled(spill, found, number).key) for number in numbers], np.uint64
+    )
+    return np.argsort(hashes, kind="stable")[:count]
+
+
+def _divide(
+    spill: IO[bytes], found: _Spilled, chosen: NDArray[np.intp], split: Split, data: DataConfig
+) -> list[ShardPlan]:
+    count = -(-chosen.size // data.samples_per_shard)
+    shard = np.array([(int(value) * count) >> 64 for value in found.shard_hash[chosen]], dtype=np.int64)
+    order = np.lexsort((found.order_hash[chosen], shard))
+    bounds = np.searchsorted(shard[order], np.arange(count + 1))
     plans = []
-    for number, bucket in enumerate(buckets):
-        if bucket:
-            bucket.sort(key=lambda item: stable_hash("order", item.key))
-            plans.append(ShardPlan(shard_name(split, number), split, bucket, _plan(bucket, data)))
+    for number in range(count):
+        bucket = chosen[order[bounds[number] : bounds[number + 1]]]
+        if bucket.size:
+            items = [_spilled(spill, found, int(entry)) for entry in bucket]
+            plans.append(ShardPlan.of(shard_name(split, number), split, items, data))
     return plans
 
 
@@ -100,7 +153,7 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
                 except RejectedItem as reason:
                     writer.reject(item.key, str(reason), source=item.origin)
                     continue
-                height, width = loaded.image.shape[:2]
+                height, width = loaded.shape[:2]
                 writer.add(item.key, members, source=item.origin, width=width, height=height)
             return writer.publish()
     except OSError as error:
@@ -116,7 +169,11 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     stored as PNG, or as JPEG of quality 95 if its file was lossy to begin with.
     """
     _check_classes(loaded, data)
-    image = shrink_photograph(loaded.image, data.geometry, data.image_size)
+    whole = data.geometry == "random" or loaded.shape[:2] == (data.image_size, data.image_size)
+    if data.geometry == "random" or whole:
+        image = loaded.image
+    else:
+        image = shrink_photograph(loaded.pixels, data.geometry, data.image_size)
     detected = loaded.condition is None
     if loaded.condition is None:
         if data.modality != "sketch":
@@ -124,11 +181,11 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
         raw = RawCondition(detect_sketch(image, data.sketch))
     else:
         raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
-    kept = image is loaded.image and loaded.original is not None
+    kept = whole and loaded.original is not None
     members = _picture_member(image, loaded, kept)
     members |= _condition_members(encode_condition(raw, data.modality))
     about: dict[str, Any] = {
-        "key": item.key, "source": item.origin, "width": loaded.image.shape[1], "height": loaded.image.shape[0],
+        "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
         "geometry": data.geometry, "modality": data.modality, "bytes_kept": kept, **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":

@@ -233,14 +233,14 @@ def write_manifest(uri: str, names: Sequence[str], about: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """Where the samples of a split lie, in order; `shard` numbers index `shards`. `sha256` holds 32 bytes each."""
+    """Where the samples of a split lie, in order; `shard` numbers index `shards`. `sha256` is uint8 (n, 32)."""
 
     shards: list[str]
     keys: list[str]
     shard: np.ndarray[Any, np.dtype[np.int32]]
     offset: np.ndarray[Any, np.dtype[np.int64]]
     size: np.ndarray[Any, np.dtype[np.int64]]
-    sha256: list[bytes]
+    sha256: np.ndarray[Any, np.dtype[np.uint8]]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -297,7 +297,7 @@ class ShardSet:
         numbers = {name: number for number, name in enumerate(names)}
         shard = np.array([numbers[name] for name in table["shard"].to_pylist()], dtype=np.int32)
         offset, size = (table[column].to_numpy().astype(np.int64) for column in ("offset", "size"))
-        digests = [bytes.fromhex(value) for value in table["sha256"].to_pylist()]
+        digests = np.frombuffer(bytes.fromhex("".join(table["sha256"].to_pylist())), dtype=np.uint8).reshape(-1, 32)
         return SampleIndex(names, table["key"].to_pylist(), shard, offset, size, digests)
 
     def samples(self, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -37,7 +37,7 @@ def run(context: JobContext) -> JobResult:
     finished = published_shards(output, wanted)
     adopted = adopt_shards(output, {name: plan for name, plan in wanted.items() if name not in finished})
     finished |= adopted
-    total = sum(len(plan.items) for plan in plans)
+    total = sum(plan.num_items for plan in plans)
     context.info(
         f"{total} items in {len(plans)} shards, {len(finished)} of them already there"
         + (f" ({len(adopted)} copied from an earlier set)" if adopted else "")
@@ -86,7 +86,7 @@ def _check_splits(output: str, plans: Sequence[ShardPlan]) -> None:
     shards = ShardSet(output)
     for split in SPLITS:
         if not shards.num_samples(split):
-            found = sum(len(plan.items) for plan in plans if plan.split == split)
+            found = sum(plan.num_items for plan in plans if plan.split == split)
             raise DataError(
                 f"none of the {found} items of the {split} split became a sample",
                 f"`piti shards stats {output}` tells the reasons",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from piti.errors import PitiError
@@ -14,6 +15,7 @@ from piti.errors import PitiError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -44,16 +46,35 @@ class RawCondition:
 class LoadedItem:
     """One photograph with its condition.
 
-    `image`: uint8 (H, W, 3) RGB, upright. `condition`: None where a sketch is still to be detected. `original` is the
+    `pixels`: upright RGB, uint8 (H, W, 3) or as Pillow decoded it, since both ways between the two take a copy; `image`
+    is always the array. `condition`: None where a sketch is still to be detected. `original` is the
     picture's file content and suffix if decoding it gives exactly `image` without further handling, so that it may
     be stored as it is. `lossy` says that the file was compressed with loss. `provenance` is JSON-able.
     """
 
-    image: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | Image.Image
     condition: RawCondition | None
     provenance: dict[str, Any] = field(default_factory=dict)
     original: tuple[bytes, str] | None = None
     lossy: bool = False
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3) RGB."""
+        import numpy as np
+
+        return np.asarray(self.pixels, dtype=np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+        import numpy as np
+
+        if isinstance(self.pixels, np.ndarray):
+            height, width = self.pixels.shape[:2]
+        else:
+            width, height = self.pixels.size
+        return height, width, 3
 
 
 class Item(Protocol):

@@ -33,7 +33,7 @@ class FilePart(Protocol):
         """Its content. Raises OSError."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TreeFile:
     """A file of the tree at `place`."""
 
@@ -44,7 +44,7 @@ class TreeFile:
         return open_tree(self.place).read(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TarSpan:
     """A member of a tar by its place in it, so that the tar need not be listed again to read it."""
 
@@ -57,7 +57,7 @@ class TarSpan:
         return read_span(self.tar, self.offset, self.size_bytes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reading:
     """How files become values. `depth_unit_metres` is that of integer depth pictures."""
 
@@ -70,7 +70,7 @@ class Reading:
         return cls(data.modality, data.num_classes, depth_unit_metres)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileItem:
     """A picture with the files that go with it, or `fault`: why it cannot be a sample.
 
@@ -98,13 +98,14 @@ class FileItem:
         picture = decode_picture(data)
         condition = self._condition()
         if condition is not None:
-            _check_frame(picture.image.shape, condition.values.shape, "condition")
+            shape = picture.rgb.size[::-1]
+            _check_frame(shape, condition.values.shape, "condition")
             if condition.normals is not None:
-                _check_frame(picture.image.shape, condition.normals.shape, "normal map")
+                _check_frame(shape, condition.normals.shape, "normal map")
         parts = (("condition", self.condition), ("normals", self.normals))
         origins = {f"{name}_origin": None if part is None else part.path for name, part in parts}
         original = None if picture.keep is None else (data, picture.keep)
-        return LoadedItem(picture.image, condition, {"format": picture.file_format, **origins}, original, picture.lossy)
+        return LoadedItem(picture.rgb, condition, {"format": picture.file_format, **origins}, original, picture.lossy)
 
     def _condition(self) -> RawCondition | None:
         from piti.data.sources import arrays, pictures

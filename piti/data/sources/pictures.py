@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -33,12 +34,16 @@ _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 @dataclass(frozen=True)
 class Picture:
-    """`image` uint8 (H, W, 3) RGB; `keep` is the file's suffix if its bytes decode to just that; see LoadedItem."""
+    """`rgb` upright, and as `image` uint8 (H, W, 3); `keep` is the file's suffix if its bytes decode to just that; see LoadedItem."""
 
-    image: NDArray[np.uint8]
+    rgb: Image.Image
     keep: str | None
     lossy: bool
     file_format: str
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        return np.asarray(self.rgb, dtype=np.uint8)
 
 
 def decode_picture(data: bytes) -> Picture:
@@ -51,10 +56,9 @@ def decode_picture(data: bytes) -> Picture:
     keep = _KEPT_SUFFIXES.get(file_format) if _is_plain(picture, data) else None
     turn = _UPRIGHT.get(_orientation(picture))
     rgb = _to_rgb(picture if turn is None else picture.transpose(turn))
-    image = np.asarray(rgb, dtype=np.uint8)
-    if min(image.shape[:2]) < _MIN_SIDE_PIXELS:
-        raise RejectedItem(f"picture is only {image.shape[1]}x{image.shape[0]} pixels")
-    return Picture(image, keep, file_format in _LOSSY_FORMATS, file_format)
+    if min(rgb.size) < _MIN_SIDE_PIXELS:
+        raise RejectedItem(f"picture is only {rgb.size[0]}x{rgb.size[1]} pixels")
+    return Picture(rgb, keep, file_format in _LOSSY_FORMATS, file_format)
 
 
 def decode_labels(data: bytes) -> NDArray[Any]:
