@@ -67,7 +67,8 @@ def draw_base(model: PITIModel, orders: Sequence[Order], config: Config) -> Tens
                 plain: Tensor = model(x_t, t, latent=latent)
                 return plain
             outputs: Tensor = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), latent=both)  # reads the weights once
-        return guide(*outputs.chunk(2), scale, sampling.normalized_guidance)
+        conditional, unconditional = outputs.chunk(2)
+        return guide(conditional, unconditional, scale, sampling.normalized_guidance)
 
     pictures = diffusion.sample(
         predict,
