@@ -164,7 +164,7 @@ def our_function(config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
 
 
 def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
-    if importlib.util.find_spec("timm") is None:
+    if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:
         transformer = types.ModuleType("timm.models.vision_transformer")
         transformer.PatchEmbed = None  # type: ignore[attr-defined]
         for name in ("timm", "timm.models"):

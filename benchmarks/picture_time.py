@@ -137,7 +137,7 @@ def step_seconds(network: str, arguments: argparse.Namespace) -> float:
 
 
 def published_network(folder: Path, config: ModelConfig) -> Any:
-    if importlib.util.find_spec("timm") is None:  # imported there, never used
+    if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:  # imported there, never used
         transformer = types.ModuleType("timm.models.vision_transformer")
         transformer.PatchEmbed = None  # type: ignore[attr-defined]
         for name in ("timm", "timm.models"):
