@@ -1,14 +1,15 @@
 """Times a forward pass and a training step of the two networks, beside the published code if that is at hand.
 
     python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--channels 192] [--batch 2]
-        [--rounds 3] [--threads N] [--clock wall|processor] [--memory] [--json FILE]
+        [--rounds 3] [--threads N] [--clock wall|processor] [--device cpu|cuda] [--memory] [--json FILE]
 
 FOLDER of --published holds PITI's package `pretrained_diffusion`. Its import of timm, which it never uses, is met by
 an empty module where timm is not installed. --channels below 192 narrows both decoders (heads of 32 then); depth and
 the task encoder stay as published. All contenders take turns within a round, and the median is reported. On a busy
 machine --clock processor with --threads 1 counts this process's own seconds. --memory also reports the peak
-resident memory of a stage 2 step (AdamW, float32) with and without activation checkpointing, each in its own process.
-Prints a table, and the same as one line of JSON.
+memory of a stage 2 step (AdamW, float32 weights, computed in bf16) with and without activation checkpointing, each in
+its own process; with `--networks` and nothing after it, nothing else. Ours lies in memory channels last, the default;
+"stored" is sampling's network, whose weights are rounded to bf16 once and which is not trained. Prints a table, and the same as one line of JSON.
 """
 
 from __future__ import annotations
@@ -32,30 +33,33 @@ import torch
 from torch import Tensor, nn
 
 from piti.diffusion import GaussianDiffusion
-from piti.models import ModelConfig, build_model
+from piti.models import ModelConfig, build_model, round_weights
 
 FULL_CHANNELS = 192
+STORED = "ours bfloat16, stored"
 Contender = Callable[[bool], None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the networks, published code beside ours.")
     parser.add_argument("--published", type=Path, help="folder that holds PITI's pretrained_diffusion")
-    parser.add_argument("--networks", nargs="+", choices=["base", "upsampler"], default=["base", "upsampler"])
+    parser.add_argument("--networks", nargs="*", choices=["base", "upsampler"], default=["base", "upsampler"])
     parser.add_argument("--channels", type=int, default=FULL_CHANNELS)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--peak-of", choices=["plain", "checkpointed"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.peak_of:
-        print(peak_mebibytes(arguments.peak_of == "checkpointed", arguments.channels, arguments.batch))
+        print(peak_mebibytes(arguments.peak_of == "checkpointed", arguments))
         return
     figures: dict[str, Any] = {"torch": torch.__version__, "threads": arguments.threads, "batch": arguments.batch}
+    figures["device"] = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
     figures["channels"] = arguments.channels
     for network in arguments.networks:
         figures[network] = measure(network, arguments)
@@ -78,25 +82,30 @@ def config_of(network: str, channels: int, **options: bool) -> ModelConfig:
 def measure(network: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Median seconds of each contender's forward pass and training step."""
     config = config_of(network, arguments.channels)
-    batch = inputs_of(config, arguments.batch)
+    batch = inputs_of(config, arguments.batch, arguments.device)
     contenders: dict[str, Contender] = {}
     if arguments.published:
         contenders["published float32"] = contender(published_function(arguments.published, config, batch), None)
-    contenders["ours float32"] = contender(our_function(config, batch), None)
-    contenders["ours bfloat16"] = contender(our_function(config, batch), torch.bfloat16)
-    last = config_of(network, arguments.channels, channels_last=True)
-    contenders["ours bfloat16 channels_last"] = contender(our_function(last, batch), torch.bfloat16)
+    ours = our_function(config, batch)
+    contenders["ours float32"] = contender(ours, None)
+    contenders["ours bfloat16"] = contender(ours, torch.bfloat16)
+    stored = our_function(config, batch)
+    round_weights(stored[0])  # type: ignore[arg-type]
+    contenders[STORED] = contender(stored, torch.bfloat16)
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     seconds: dict[str, dict[str, list[float]]] = {name: {"forward": [], "step": []} for name in contenders}
     for round_number in range(arguments.rounds + 1):
         for name, run in contenders.items():
-            for kind in ("forward", "step"):
+            for kind in ("forward",) if name == STORED else ("forward", "step"):
+                synchronise()
                 start = clock()
                 run(kind == "step")
+                synchronise()
                 if round_number:  # the first round warms up
                     seconds[name][kind].append(clock() - start)
     medians = {
-        name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in seconds.items()
+        name: {kind: statistics.median(values) for kind, values in kinds.items() if values}
+        for name, kinds in seconds.items()
     }
     reference = next(iter(medians.values()))
     print(f"{network}: {arguments.channels} channels, batch {arguments.batch}, seconds ({arguments.clock})")
@@ -113,13 +122,13 @@ def contender(forward: Forward, autocast: torch.dtype | None) -> Contender:
     """A function that runs one forward pass, or with True one training step (losses, backward, no optimizer)."""
     module, function, x0, _ = forward
     diffusion = GaussianDiffusion()
-    t = torch.full((len(x0),), 400)
+    t = torch.full((len(x0),), 400, device=x0.device)
     noise = torch.randn_like(x0)
 
     def model_fn(x_t: Tensor, time_: Tensor) -> Tensor:
         if autocast is None:
             return function(x_t, time_)
-        with torch.autocast("cpu", dtype=autocast):
+        with torch.autocast(x0.device.type, dtype=autocast):
             return function(x_t, time_)
 
     def run(train: bool) -> None:
@@ -128,29 +137,34 @@ def contender(forward: Forward, autocast: torch.dtype | None) -> Contender:
                 model_fn(x0, t.float())
                 return
             losses = diffusion.training_losses(model_fn, x0, t, noise)
-            module.zero_grad(set_to_none=True)
             (losses["mse"] + losses["vb"]).mean().backward()
+            module.zero_grad(set_to_none=True)  # not left to lie about while the others have their turn
 
     return run
 
 
-def inputs_of(config: ModelConfig, batch: int) -> dict[str, Tensor]:
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def inputs_of(config: ModelConfig, batch: int, device: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     side = config.image_size
     shapes = {"x0": (3, side, side), "condition": (config.condition_channels, 256, 256)}
     if config.super_resolution:
         shapes["low_res"] = (3, side // 4, side // 4)
-    return {name: torch.rand(batch, *shape, generator=generator) * 2 - 1 for name, shape in shapes.items()}
+    return {name: torch.rand(batch, *shape, generator=generator).to(device) * 2 - 1 for name, shape in shapes.items()}
 
 
 def our_function(config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
-    model = build_model(config, seed=0)
+    model = build_model(config, seed=0).to(batch["x0"].device)
     rest = {name: value for name, value in batch.items() if name != "x0"}
     return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
 
 
 def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
-    if importlib.util.find_spec("timm") is None:
+    if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:
         transformer = types.ModuleType("timm.models.vision_transformer")
         transformer.PatchEmbed = None  # type: ignore[attr-defined]
         for name in ("timm", "timm.models"):
@@ -162,25 +176,31 @@ def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tenso
     options |= {"learn_sigma": True, "dropout": 0.0, "mode": "coco"}
     options |= {"num_channels": config.model_channels, "num_head_channels": config.num_head_channels}
     model, _ = published.create_model_and_diffusion(**options)
+    model.to(batch["x0"].device)
     rest = {"ref": batch["condition"]} | ({"low_res": batch["low_res"]} if config.super_resolution else {})
     return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
 
 
-def peak_mebibytes(checkpointed: bool, channels: int, batch_size: int) -> float:
-    """Peak resident memory of this process after two stage 2 steps of the base network."""
-    config = config_of("base", channels, activation_checkpointing=checkpointed)
-    forward = our_function(config, inputs_of(config, batch_size))
-    optimizer = torch.optim.AdamW(forward[0].parameters(), lr=1e-5)
-    step = contender(forward, None)
+def peak_mebibytes(checkpointed: bool, arguments: argparse.Namespace) -> float:
+    """Peak memory (resident on a CPU, allocated on a GPU) after two stage 2 steps of the base network."""
+    config = config_of("base", arguments.channels, activation_checkpointing=checkpointed)
+    batch = inputs_of(config, arguments.batch, arguments.device)
+    model, function, x0, _ = our_function(config, batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     for _ in range(2):
-        step(True)
+        with torch.autocast(x0.device.type, dtype=torch.bfloat16):
+            output = function(x0, torch.full((len(x0),), 400, device=x0.device))
+        output.float().square().mean().backward()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if arguments.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def peak_in_own_process(which: str, arguments: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--peak-of", which, "--channels", str(arguments.channels)]
-    command += ["--batch", str(arguments.batch), "--threads", str(arguments.threads)]
+    command += ["--batch", str(arguments.batch), "--threads", str(arguments.threads), "--device", arguments.device]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -21,8 +21,8 @@ from piti.config import Config, ScheduleConfig
 from piti.data.examples import ExampleReader
 from piti.data.shard_reader import DamagedSample
 from piti.data.sources.keys import stable_hash
-from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
-from piti.models import PITIModel, build_model
+from piti.diffusion import GaussianDiffusion, PictureNoise, guide, quantize_8bit
+from piti.models import Latent, PITIModel, build_model, round_weights
 from piti.models.checkpoints import load_model
 from piti.picture_sets import Drawing, Part, PictureSetName, write_pictures
 from piti.training.precision import autocast
@@ -58,13 +58,20 @@ def draw_base(model: PITIModel, orders: Sequence[Order], config: Config) -> Tens
         latent = model.encode(_conditions(orders, device))
         null_latent = model.encode(None, len(orders))
 
-    def conditional(x_t: Tensor, t: Tensor, *, null: bool = False) -> Tensor:
+    both = Latent(*(torch.cat(parts) for parts in zip(latent, null_latent, strict=True)))
+    scale = sampling.guidance_scale
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
         with autocast(device, sampling.precision):
-            output: Tensor = model(x_t, t, latent=null_latent if null else latent)
-        return output
+            if scale == 1:
+                plain: Tensor = model(x_t, t, latent=latent)
+                return plain
+            outputs: Tensor = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), latent=both)  # reads the weights once
+        conditional, unconditional = outputs.chunk(2)
+        return guide(conditional, unconditional, scale, sampling.normalized_guidance)
 
     pictures = diffusion.sample(
-        guided(conditional, sampling.guidance_scale, sampling.normalized_guidance),
+        predict,
         (len(orders), 3, side, side),
         noise.initial(),
         sampling.base_sampler,
@@ -164,7 +171,8 @@ class Cascade:
         return self._upsampler
 
     def _ready(self, model: PITIModel) -> PITIModel:
-        return model.to(self._device).eval().requires_grad_(False)
+        model = model.to(self._device).eval().requires_grad_(False)
+        return round_weights(model) if self._config.sampling.precision == "bf16" else model
 
 
 def _noise(orders: Sequence[Order], config: Config, network: Network, side: int, device: torch.device) -> PictureNoise:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from piti.diffusion.gaussian import GaussianDiffusion, Prediction
-    from piti.diffusion.guidance import guided
+    from piti.diffusion.guidance import guide, guided
     from piti.diffusion.noise import PictureNoise
     from piti.diffusion.samplers import quantize_8bit
     from piti.diffusion.timesteps import LossSecondMomentSampler, TimestepSampler, UniformSampler
@@ -22,13 +22,14 @@ __all__ = [
     "Prediction",
     "TimestepSampler",
     "UniformSampler",
+    "guide",
     "guided",
     "quantize_8bit",
 ]
 
 _HOMES = {
     "gaussian": ("GaussianDiffusion", "Prediction"),
-    "guidance": ("guided",),
+    "guidance": ("guide", "guided"),
     "noise": ("PictureNoise",),
     "samplers": ("quantize_8bit",),
     "timesteps": ("LossSecondMomentSampler", "TimestepSampler", "UniformSampler"),

@@ -35,14 +35,19 @@ def guided(
         if scale == 1:
             return conditional
         unconditional = unconditional_fn(x_t, t) if unconditional_fn else conditional_fn(x_t, t, null=True)
-        channels = x_t.shape[1]
-        noise, null_noise = conditional[:, :channels], unconditional[:, :channels]
-        guided_noise = null_noise + scale * (noise - null_noise)
-        if normalized:
-            guided_noise = normalize(guided_noise, noise)
-        return torch.cat([guided_noise, conditional[:, channels:]], dim=1)
+        return guide(conditional, unconditional, scale, normalized)
 
     return model_fn
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float, normalized: bool = True) -> Tensor:
+    """`guided` of two outputs (N, 2C, H, W) that are at hand, as from one pass over both. Returns the same shape."""
+    noise, place = conditional.chunk(2, dim=1)
+    null_noise = unconditional.chunk(2, dim=1)[0]
+    guided_noise = null_noise + scale * (noise - null_noise)
+    if normalized:
+        guided_noise = normalize(guided_noise, noise)
+    return torch.cat([guided_noise, place], dim=1)
 
 
 def normalize(guided_noise: Tensor, conditional_noise: Tensor) -> Tensor:

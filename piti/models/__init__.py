@@ -3,6 +3,6 @@
 from piti.config import ModelConfig
 from piti.models.discriminator import PatchDiscriminator
 from piti.models.encoder import Latent
-from piti.models.network import PITIModel, build_model
+from piti.models.network import PITIModel, build_model, round_weights
 
-__all__ = ["Latent", "ModelConfig", "PITIModel", "PatchDiscriminator", "build_model"]
+__all__ = ["Latent", "ModelConfig", "PITIModel", "PatchDiscriminator", "build_model", "round_weights"]

@@ -71,3 +71,17 @@ def build_model(config: ModelConfig, seed: int | None = None) -> PITIModel:
             torch.default_generator.manual_seed(seed)
             model = PITIModel(config)
     return model.to(memory_format=torch.channels_last) if config.channels_last else model  # type: ignore[call-overload]
+
+
+def round_weights(model: PITIModel) -> PITIModel:
+    """Store the weights of convolutions and linear layers in bf16, in place, for drawing pictures under bf16 autocast.
+
+    Autocast rounds these weights anew in every forward pass; rounding them once changes no result. Norms, the time
+    embedding and the last layer, which runs in float32, stay as they are. Not for training: updates would be lost.
+    """
+    decoder = model.decoder
+    for part in (model.encoder, decoder.input_blocks, decoder.middle_block, decoder.output_blocks):
+        for module in part.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear):
+                module.to(torch.bfloat16)
+    return model

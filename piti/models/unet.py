@@ -32,6 +32,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(_NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # reads bf16 beside float32 weights, and needs no float32 copies to do so
+            return super().forward(x)
         return super().forward(x.float()).to(x.dtype)
 
 
@@ -48,6 +50,11 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Te
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half).to(t.device)
     angles = t[:, None].float() * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _silu(x: Tensor) -> Tensor:
+    """SiLU of a fresh tensor: in place where no gradient needs it again, which spares the largest allocations."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResBlock(nn.Module):
@@ -82,13 +89,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (N, channels, H, W), embedding (N, embedding_width) -> (N, out_channels, H', W')."""
-        norm, activation, convolution = self.in_layers
-        h = convolution(self._resized(activation(norm(x))))
+        norm, _, convolution = self.in_layers
+        h = convolution(self._resized(_silu(norm(x))))
         scale, shift = self.emb_layers(embedding).to(h.dtype)[:, :, None, None].chunk(2, dim=1)
-        norm, *rest = self.out_layers
-        h = norm(h) * (1 + scale) + shift
-        for layer in rest:
-            h = layer(h)
+        norm, _, dropout, convolution = self.out_layers
+        h = convolution(dropout(_silu(torch.addcmul(shift, norm(h), 1 + scale))))
         result: Tensor = self.skip_connection(self._resized(x)) + h
         return result
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from piti.errors import ConfigError
-from piti.models import ModelConfig, PatchDiscriminator, PITIModel, build_model
+from piti.models import ModelConfig, PatchDiscriminator, PITIModel, build_model, round_weights
 
 Fill = Callable[[nn.Module], nn.Module]
 SMALL = ModelConfig(
@@ -95,7 +95,7 @@ def test_gradient_reaches_the_encoder_through_a_frozen_decoder(model: PITIModel,
 @pytest.mark.parametrize("option", ["activation_checkpointing", "channels_last"])
 def test_memory_options_change_no_result(option: str, model: PITIModel, batch: dict[str, Tensor], filled: Fill) -> None:
     """Outputs and gradients agree to 1e-4 of the largest gradient (float32, other order of summation)."""
-    other = build_model(SMALL.model_copy(update={option: True}), seed=0)
+    other = build_model(SMALL.model_copy(update={option: not getattr(SMALL, option)}), seed=0)
     filled(other)
     outputs = []
     for network in (model, other):
@@ -133,6 +133,15 @@ def test_bf16_autocast_stays_close_and_answers_in_float32(model: PITIModel, batc
             rough = model(**batch)
     assert rough.dtype == torch.float32
     assert float((rough - exact).std() / exact.std()) < 0.03
+
+
+def test_rounding_the_weights_once_is_what_autocast_does_every_time(model: PITIModel, batch: dict[str, Tensor]) -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        every_time = model(**batch)
+        once = round_weights(model)(**batch)
+    assert torch.equal(once, every_time)
+    assert model.decoder.input_blocks[1][0].in_layers[2].weight.dtype == torch.bfloat16
+    assert model.decoder.out[2].weight.dtype == torch.float32
 
 
 def test_what_does_not_fit_is_named(model: PITIModel, batch: dict[str, Tensor]) -> None:

@@ -48,7 +48,7 @@ def test_keys_and_shapes_are_those_of_the_published_files(size: str) -> None:
     ("name", "options"),
     [
         ("base", {}),
-        ("base", {"channels_last": True}),
+        ("base", {"channels_last": False}),
         ("upsampler", {}),
         pytest.param("full-base", {}, marks=pytest.mark.slow),
     ],
