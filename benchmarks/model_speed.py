@@ -163,7 +163,8 @@ def our_function(config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
     return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
 
 
-def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
+def published_network(folder: Path, config: ModelConfig) -> nn.Module:
+    """The published code's network of this width, without dropout; see this file's text on FOLDER and timm."""
     if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:
         transformer = types.ModuleType("timm.models.vision_transformer")
         transformer.PatchEmbed = None  # type: ignore[attr-defined]
@@ -175,8 +176,12 @@ def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tenso
     options = published.model_and_diffusion_defaults(int(config.super_resolution))
     options |= {"learn_sigma": True, "dropout": 0.0, "mode": "coco"}
     options |= {"num_channels": config.model_channels, "num_head_channels": config.num_head_channels}
-    model, _ = published.create_model_and_diffusion(**options)
-    model.to(batch["x0"].device)
+    model: nn.Module = published.create_model_and_diffusion(**options)[0]
+    return model
+
+
+def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
+    model = published_network(folder, config).to(batch["x0"].device)
     rest = {"ref": batch["condition"]} | ({"low_res": batch["low_res"]} if config.super_resolution else {})
     return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
 

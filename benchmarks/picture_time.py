@@ -20,13 +20,9 @@ for another picture.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import statistics
-import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,9 +30,10 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
+from model_speed import FULL_CHANNELS, config_of, published_network, synchronise
 from torch import Tensor
 
-from piti.config import DiffusionConfig, ModelConfig, ModelsConfig, SamplingConfig
+from piti.config import DiffusionConfig, ModelsConfig, SamplingConfig
 from piti.diffusion import GaussianDiffusion
 from piti.diffusion.gaussian import Sampler
 from piti.models import build_model, round_weights
@@ -114,7 +111,7 @@ def our_seconds(arguments: argparse.Namespace) -> tuple[float, float]:
 @torch.no_grad()
 def step_seconds(network: str, arguments: argparse.Namespace) -> float:
     """Median seconds of one float32 step: guided (a batch of two) for the base, plain for the upsampler."""
-    config = ModelConfig.base() if network == "base" else ModelConfig.upsampler()
+    config = config_of(network, FULL_CHANNELS)
     size, batch, device = config.image_size, 2 if network == "base" else 1, arguments.device
     x_t, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 400.0, device=device)
     condition = torch.rand(batch, 3, 256, 256, device=device) * 2 - 1
@@ -134,25 +131,6 @@ def step_seconds(network: str, arguments: argparse.Namespace) -> float:
         synchronise()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
-
-
-def published_network(folder: Path, config: ModelConfig) -> Any:
-    if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:  # imported there, never used
-        transformer = types.ModuleType("timm.models.vision_transformer")
-        transformer.PatchEmbed = None  # type: ignore[attr-defined]
-        for name in ("timm", "timm.models"):
-            sys.modules.setdefault(name, types.ModuleType(name))
-        sys.modules["timm.models.vision_transformer"] = transformer
-    sys.path.insert(0, str(folder))
-    published = importlib.import_module("pretrained_diffusion.script_util")
-    options = published.model_and_diffusion_defaults(int(config.super_resolution))
-    model, _ = published.create_model_and_diffusion(**options | {"learn_sigma": True, "dropout": 0.0, "mode": "coco"})
-    return model
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 class ClosedForm:

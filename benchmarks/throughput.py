@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from model_speed import synchronise
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -76,20 +77,18 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a product of square matrices, the best of three series."""
     side = 8192 if device.startswith("cuda") else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / min(seconds_of(lambda: a @ b, 5, device) for _ in range(3))
+    return 2 * side**3 / min(seconds_of(lambda: a @ b, 5) for _ in range(3))
 
 
-def seconds_of(run: Callable[[], object], times: int, device: str) -> float:
+def seconds_of(run: Callable[[], object], times: int) -> float:
     """Seconds of one run, the mean of `times`, after two to warm up (and to compile)."""
     for _ in range(2):
         run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    synchronise()
     start = time.perf_counter()
     for _ in range(times):
         run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    synchronise()
     return (time.perf_counter() - start) / times
 
 
@@ -105,7 +104,7 @@ def measure(work: str, batch: int, compiled: bool, arguments: argparse.Namespace
         model.compile()
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    seconds = seconds_of(job, arguments.steps, device)
+    seconds = seconds_of(job, arguments.steps)
     row: dict[str, float] = {"batch": batch, "seconds": seconds, "flops": flops}
     row["pictures_a_second"] = batch / seconds / SAMPLING_STEPS.get(work, 1)
     if is_cuda:

@@ -127,7 +127,7 @@ class TrainingLoader:
             yield range(first, first + self._batch_size)
             first += self._batch_size * self._world_size
 
-    def _load(self, position: int, room: BatchRoom | None = None, place: int = 0) -> Example | Damage:
+    def _load(self, position: int, room: BatchRoom, place: int) -> Example | Damage:
         epoch, number = self._order.at(position)
         try:
             return self._examples.example(number, Draw(self._seed, epoch), room, place)
@@ -142,15 +142,14 @@ class TrainingLoader:
                 self._skipped.append({"key": entry.key, "reason": entry.reason})
                 logger.warning("skipped damaged sample %s: %s", entry.key, entry.reason)
         if not examples:
+            examples = [self._stand_in(part.stop, room)]
             self._num_substituted += 1
-            self._num_read += 1
-            return collate([self._stand_in(part.stop)])
         self._num_read += len(examples)
         return whole_batch(room, examples) if len(examples) == len(part) else collate(examples)
 
-    def _stand_in(self, first: int) -> Example:
+    def _stand_in(self, first: int, room: BatchRoom) -> Example:
         for position in range(first, first + _TRIED_STAND_INS):
-            entry = self._load(position)
+            entry = self._load(position, room, 0)
             if isinstance(entry, Example):
                 return entry
         raise DataError(

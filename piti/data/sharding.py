@@ -63,48 +63,46 @@ def plan_shards(source: Source, data: DataConfig, seed: int) -> list[ShardPlan]:
     plans: list[ShardPlan] = []
     for split in SPLITS:
         with tempfile.TemporaryFile() as spill:
-            found = _spill_items(source.items(split), spill)
+            few = data.max_samples if split == "train" else None
+            found = _spill_items(source.items(split), spill, None if few is None else seed)
             if not found.offset.size:
                 raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
             chosen = np.arange(found.offset.size)
-            if split == "train" and data.max_samples is not None and data.max_samples < chosen.size:
-                chosen = _subset(spill, found, data.max_samples, seed)
+            if few is not None:
+                chosen = np.argsort(found.subset_hash, kind="stable")[:few]
             plans += _divide(spill, found, chosen, split, data)
     return plans
 
 
 @dataclass(frozen=True)
 class _Spilled:
-    """Items in a file: where each lies, and the hashes of its key that decide on its shard and its place there."""
+    """Items in a file: where each lies, and the hashes of its key that decide on its shard and its place there.
+
+    `subset_hash` decides whether it belongs to a few-shot subset; empty where there is none.
+    """
 
     offset: NDArray[np.uint64]
     shard_hash: NDArray[np.uint64]
     order_hash: NDArray[np.uint64]
+    subset_hash: NDArray[np.uint64]
 
 
-def _spill_items(items: Iterable[Item], spill: IO[bytes]) -> _Spilled:
-    offset, shard_hash, order_hash = array("Q"), array("Q"), array("Q")
+def _spill_items(items: Iterable[Item], spill: IO[bytes], subset_seed: int | None) -> _Spilled:
+    columns = offset, shard_hash, order_hash, subset_hash = array("Q"), array("Q"), array("Q"), array("Q")
     for item in items:
         offset.append(spill.tell())
         shard_hash.append(stable_hash("shard", item.key))
         order_hash.append(stable_hash("order", item.key))
+        if subset_seed is not None:
+            subset_hash.append(stable_hash("subset", subset_seed, item.key))
         pickle.dump(item, spill, pickle.HIGHEST_PROTOCOL)
-    return _Spilled(*(np.frombuffer(column, dtype=np.uint64) for column in (offset, shard_hash, order_hash)))
+    return _Spilled(*(np.frombuffer(column, dtype=np.uint64) for column in columns))
 
 
 def _spilled(spill: IO[bytes], found: _Spilled, number: int) -> Item:
     spill.seek(int(found.offset[number]))
     item: Item = pickle.load(spill)
     return item
-
-
-def _subset(spill: IO[bytes], found: _Spilled, count: int, seed: int) -> NDArray[np.intp]:
-    """The numbers of `count` items, drawn by `seed`."""
-    numbers = range(found.offset.size)
-    hashes = np.array(
-        [stable_hash("subset", seed, _spilled(spill, found, number).key) for number in numbers], np.uint64
-    )
-    return np.argsort(hashes, kind="stable")[:count]
 
 
 def _divide(
