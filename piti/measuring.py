@@ -19,7 +19,7 @@ from eval.lpips import PerceptualNetwork, lpips_distances
 from eval.pictures import mean_with_bounds
 from eval.pixels import pixel_distances
 from piti.config import Config
-from piti.data.conditions import condition_picture
+from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.errors import DataError
 from piti.picture_sets import SET_NAMES, PictureSet, PictureSetName
@@ -62,9 +62,9 @@ class Evaluation:
     def truth(self, key: str) -> Truth:
         """The ground truth of a condition."""
         example = self._reader.example(self._numbers[key], None)
-        small = base_pictures(example.image[None], self._config.models.base.image_size)[0]
-        condition = condition_picture(example.condition, self._config.data.modality)
-        return Truth(_levels(example.image), _levels(small), condition)
+        small = base_pictures(unit_range(example.image)[None], self._config.models.base.image_size)[0]
+        condition = condition_picture(example.condition.numpy(), self._config.data.modality)
+        return Truth(example.image.permute(1, 2, 0).contiguous().numpy(), _levels(small), condition)
 
     def metrics(self, extractor: FeatureExtractor, network: PerceptualNetwork) -> dict[str, Metric]:
         """`fid`, `kid`, `lpips` of the final pictures and, where several were drawn of one condition, `lpips_diversity`."""

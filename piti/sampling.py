@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piti.config import Config, ScheduleConfig
+from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
 from piti.data.shard_reader import DamagedSample
 from piti.data.sources.keys import stable_hash
@@ -141,8 +142,9 @@ class Cascade:
             except DamagedSample as error:
                 logger.warning("left out damaged sample %s: %s", self._examples.keys[number], error)
                 continue
+            condition = unit_range(example.condition)
             for variant in part.variants:
-                yield Order(example.key, variant, example.condition)
+                yield Order(example.key, variant, condition)
 
     def _draw(self, drawing: Drawing, orders: Sequence[Order]) -> dict[PictureSetName, Tensor]:
         base = draw_base(self._base_network(drawing), orders, self._config)

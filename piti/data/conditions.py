@@ -94,16 +94,12 @@ def render_condition(stored: StoredCondition, modality: Modality, num_classes: i
     Masks: the colour of each label, black where it is not below `num_classes`. Sketches: the L1 distance (mask 3) to
     the nearest edge, clipped to 255. Geometry: normals, then depth in colours; black where unknown.
     """
-    painted = paint_condition(stored, modality, num_classes)
-    rendered = np.empty(painted.shape, dtype=np.float32)
-    scale_levels(painted, rendered)
-    return torch.from_numpy(rendered)
+    return unit_range(torch.from_numpy(paint_condition(stored, modality, num_classes)))
 
 
-def scale_levels(levels: NDArray[np.uint8], target: NDArray[np.float32]) -> None:
-    """Write 0..255 as -1..1 into `target` of the same shape."""
-    np.multiply(levels, np.float32(1 / 127.5), out=target)
-    np.subtract(target, np.float32(1), out=target)
+def unit_range(levels: Tensor) -> Tensor:
+    """8-bit levels, uint8 of any shape, as float32 in [-1, 1] on the same device, contiguous."""
+    return levels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
 
 
 def null_condition(like: Tensor) -> Tensor:
@@ -111,12 +107,11 @@ def null_condition(like: Tensor) -> Tensor:
     return torch.ones_like(like)
 
 
-def condition_picture(condition: Tensor, modality: Modality) -> NDArray[np.uint8]:
-    """A rendered condition (C, H, W) as people look at it: uint8 (H, W, 3) RGB.
+def condition_picture(painted: NDArray[np.uint8], modality: Modality) -> NDArray[np.uint8]:
+    """A painted condition (C, H, W) as people look at it: uint8 (H, W, 3) RGB.
 
     Masks in their colours; sketches as black lines on white; geometry as its coloured depth.
     """
-    painted = ((condition.detach().cpu().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     if modality == "sketch":
         lines = np.where(painted[0] == 0, np.uint8(0), np.uint8(255))
         return np.repeat(lines[..., None], 3, axis=2)
@@ -144,7 +139,7 @@ def paint_condition(stored: StoredCondition, modality: Modality, num_classes: in
     if modality == "mask":
         if num_classes is None:
             raise ValueError("masks need num_classes")
-        return np.ascontiguousarray(_color_table(num_classes)[stored.values].transpose(2, 0, 1))
+        return _paint_labels(stored.values, _color_table(num_classes))
     if modality == "sketch":
         distance = cv2.distanceTransform(cv2.bitwise_not(stored.values), cv2.DIST_L1, 3, dstType=cv2.CV_8U)
         return np.asarray(distance, dtype=np.uint8)[None]  # in 8 bits, so clipped
@@ -155,10 +150,20 @@ def paint_condition(stored: StoredCondition, modality: Modality, num_classes: in
 
 @lru_cache(maxsize=8)
 def _color_table(num_classes: int) -> NDArray[np.uint8]:
-    """A colour for each of 65536 ids, so that one lookup paints a map; black beyond the classes."""
-    table = np.zeros((1 << 16, 3), dtype=np.uint8)
-    table[:num_classes] = label_colors(num_classes)
+    """uint8 (3, 65536): a colour for each id, so that one lookup paints a map; black beyond the classes."""
+    table = np.zeros((3, 1 << 16), dtype=np.uint8)
+    table[:, :num_classes] = label_colors(num_classes).T
     return table
+
+
+def _paint_labels(labels: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    painted = np.empty((3, *labels.shape), dtype=np.uint8)
+    for channel, plane in zip(table, painted, strict=True):
+        if labels.dtype == np.uint8:  # OpenCV looks up bytes at ten times NumPy's speed
+            cv2.LUT(labels, channel[:256], dst=plane)
+        else:
+            np.take(channel, labels, out=plane)
+    return painted
 
 
 def _paint_normals(codes: NDArray[np.uint16]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piti.config import DataConfig, DegradationConfig
-from piti.data.conditions import CHANNELS, StoredCondition, paint_condition, scale_levels
+from piti.data.conditions import CHANNELS, StoredCondition, paint_condition
 from piti.data.decoding import LowResolution, decode_condition, decode_image, decode_variant, num_variants
 from piti.data.degrading import draw_variant
 from piti.data.geometry import CropBox, Modality, crop_nearest, crop_photograph, resize_edges
@@ -27,7 +27,7 @@ Degraded = str | DegradationConfig | None
 
 @dataclass(frozen=True)
 class Example:
-    """`image` float32 (3, S, S), `condition` float32 (C, S, S), `low_res` float32 (3, s, s) or None; all in [-1, 1]."""
+    """`image` (3, S, S), `condition` (C, S, S), `low_res` (3, s, s) or None; all uint8, see `unit_range`."""
 
     key: str
     image: Tensor
@@ -38,17 +38,16 @@ class Example:
 class BatchRoom:
     """Room for `count` examples, each written where the batch will hold it, so that nothing is copied once more.
 
-    `image` float32 (N, 3, S, S), `condition` float32 (N, C, S, S), `low_res` float32 (N, 3, s, s) or None. NumPy
-    allocates, since it asks Linux for huge pages: touching a new batch's small ones takes longer than filling them.
+    `image` (N, 3, S, S), `condition` (N, C, S, S) and `low_res` (N, 3, s, s) or None, all uint8; pictures lie in
+    memory as decoders leave them, channels last. NumPy allocates, since it asks Linux for huge pages: touching a new
+    batch's small ones takes longer than filling them.
     """
 
     def __init__(self, count: int, data: DataConfig, low_res_size: int | None) -> None:
         size = data.image_size
-        self.image = np.empty((count, 3, size, size), dtype=np.float32)
-        self.condition = np.empty((count, CHANNELS[data.modality], size, size), dtype=np.float32)
-        self.low_res = None
-        if low_res_size is not None:
-            self.low_res = np.empty((count, 3, low_res_size, low_res_size), dtype=np.float32)
+        self.image = _pictures(count, size)
+        self.condition = torch.from_numpy(np.empty((count, CHANNELS[data.modality], size, size), dtype=np.uint8))
+        self.low_res = None if low_res_size is None else _pictures(count, low_res_size)
 
 
 @dataclass(frozen=True)
@@ -132,13 +131,14 @@ class ExampleReader:
         if flip:
             image, condition = _mirrored(image), condition.flipped()
             low_res = None if low_res is None else _mirrored(low_res)
-        scale_levels(paint_condition(condition, data.modality, data.num_classes), room.condition[place])
-        _write_picture(image, room.image[place])
-        small = None
-        if low_res is not None and room.low_res is not None:
-            _write_picture(low_res, room.low_res[place])
-            small = torch.from_numpy(room.low_res[place])
-        return Example(key, torch.from_numpy(room.image[place]), torch.from_numpy(room.condition[place]), small)
+        written = Example(
+            key, room.image[place], room.condition[place], None if room.low_res is None else room.low_res[place]
+        )
+        _write(paint_condition(condition, data.modality, data.num_classes), written.condition)
+        _write(image.transpose(2, 0, 1), written.image)
+        if low_res is not None and written.low_res is not None:
+            _write(low_res.transpose(2, 0, 1), written.low_res)
+        return written
 
     def _low_resolution(
         self, key: str, image: NDArray[np.uint8], companion: dict[str, bytes] | None, variant: int, draw: Draw | None
@@ -154,12 +154,17 @@ class ExampleReader:
         return LowResolution(drawn.image, drawn.box)
 
 
-def _write_picture(image: NDArray[np.uint8], target: NDArray[np.float32]) -> None:
-    """uint8 (H, W, 3) -> float32 (3, H, W) in [-1, 1]. Raises ValueError where the sizes differ."""
-    if image.shape[:2] != target.shape[1:]:
-        raise ValueError(f"picture is {image.shape[1]}x{image.shape[0]}, not {target.shape[2]}x{target.shape[1]}")
-    for plane, scaled in zip(cv2.split(image), target, strict=True):
-        scale_levels(np.asarray(plane, dtype=np.uint8), scaled)
+def _pictures(count: int, side: int) -> Tensor:
+    """Room for pictures: uint8 (N, 3, side, side), channels last in memory."""
+    return torch.from_numpy(np.empty((count, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+
+
+def _write(levels: NDArray[np.uint8], target: Tensor) -> None:
+    """Copy levels (C, H, W) into `target`. Raises ValueError where the sizes differ."""
+    if levels.shape != target.shape:
+        height, width = target.shape[1:]
+        raise ValueError(f"picture is {levels.shape[2]}x{levels.shape[1]}, not {width}x{height}")
+    np.copyto(target.numpy(), levels)
 
 
 def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,7 +99,8 @@ def resize_edges(edges: NDArray[np.uint8], height: int, width: int) -> NDArray[n
     if factor <= 1:
         return resize_nearest(edges, height, width)
     cover = cv2.resize(np.ascontiguousarray(edges), (width, height), interpolation=cv2.INTER_AREA)
-    return np.where(cover >= 127.5 / factor, np.uint8(255), np.uint8(0))
+    least = math.ceil(127.5 / factor)
+    return np.asarray(cv2.threshold(cover, least - 1, 255, cv2.THRESH_BINARY)[1], dtype=np.uint8)
 
 
 def resize_nearest(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:

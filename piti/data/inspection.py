@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from eval.grid import PictureGrid, grid_png
 from piti import storage
-from piti.data.conditions import condition_picture, render_condition
+from piti.data.conditions import condition_picture, paint_condition
 from piti.data.decoding import decode_condition, decode_image, decode_variant, num_variants
 from piti.data.shard_reader import DamagedSample, ShardReader
 from piti.data.shards import MANIFEST, ShardSet
@@ -145,7 +145,7 @@ def contact_sheet(shards: ShardSet, num_samples: int) -> bytes:
 
 def _condition(members: dict[str, bytes], about: dict[str, Any]) -> NDArray[np.uint8]:
     modality = about["modality"]
-    return condition_picture(render_condition(decode_condition(members), modality, about["num_classes"]), modality)
+    return condition_picture(paint_condition(decode_condition(members), modality, about["num_classes"]), modality)
 
 
 def _spread_samples(shards: ShardSet, limit: int) -> Iterator[dict[str, bytes]]:

@@ -46,10 +46,12 @@ class Damage:
 class TrainingLoader:
     """Iterates forever over a rank's batches of the training split.
 
-    A batch is a dict: `image` float32 (N, 3, S, S) in [-1, 1], `condition` float32 (N, C, S, S) in [-1, 1], `keys`
-    list of str, and, where `degraded` is given (companions' URI, or a recipe that is applied as pictures are read),
-    `low_res` float32 (N, 3, s, s) in [-1, 1] with s = S // `scale`. N is `batch_size` unless samples were damaged. `start_sample` is a position in the stream of all
-    ranks together. `num_workers` threads read ahead; with 0, reading happens when a batch is asked for.
+    A batch is a dict: `image` (N, 3, S, S), `condition` (N, C, S, S), `keys` list of str, and, where `degraded` is
+    given (companions' URI, or a recipe that is applied as pictures are read), `low_res` (N, 3, s, s) with
+    s = S // `scale`. All hold uint8: `piti.data.conditions.unit_range` makes the [-1, 1] that networks see, on the
+    device, to which bytes travel four times as fast. N is `batch_size` unless samples were damaged. `start_sample`
+    is a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, reading happens when
+    a batch is asked for.
 
     Raises DataError where a set of shards is missing, was made for another config, or its companions do not match.
     """
@@ -190,12 +192,12 @@ def validation_batches(
 def whole_batch(room: BatchRoom, examples: Sequence[Example]) -> Batch:
     """The batch that `examples`, all of them written into `room`, make up; see TrainingLoader."""
     batch: Batch = {
-        "image": torch.from_numpy(room.image),
-        "condition": torch.from_numpy(room.condition),
+        "image": room.image,
+        "condition": room.condition,
         "keys": [example.key for example in examples],
     }
     if room.low_res is not None:
-        batch["low_res"] = torch.from_numpy(room.low_res)
+        batch["low_res"] = room.low_res
     return batch
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from piti.config import DataConfig
 from piti.data.conditions import StoredCondition, encode_condition
-from piti.data.geometry import shrink_condition, shrink_photograph
+from piti.data.geometry import Modality, shrink_condition, shrink_photograph
 from piti.data.shards import ShardStats, ShardWriter
 from piti.data.sketch import detect_sketch, sketch_record
 from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
@@ -27,8 +27,9 @@ from piti.data.sources.keys import stable_hash
 from piti.data.tars import shard_name
 from piti.errors import DataError
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _JPEG_QUALITY = 95
+_PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
         raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
     kept = whole and loaded.original is not None
     members = _picture_member(image, loaded, kept)
-    members |= _condition_members(encode_condition(raw, data.modality))
+    members |= _condition_members(encode_condition(raw, data.modality), data.modality)
     about: dict[str, Any] = {
         "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
         "geometry": data.geometry, "modality": data.modality, "bytes_kept": kept, **loaded.provenance,
@@ -210,17 +211,24 @@ def _picture_member(image: NDArray[np.uint8], loaded: LoadedItem, kept: bool) ->
     return {"png": encode_png(image)}
 
 
-def _condition_members(stored: StoredCondition) -> dict[str, bytes]:
-    members = {"cond.png": encode_png(stored.values)}
+def _condition_members(stored: StoredCondition, modality: Modality) -> dict[str, bytes]:
+    members = {"cond.png": encode_condition_png(stored.values, modality)}
     if stored.normals is not None:
         members["normal.png"] = encode_png(stored.normals)
     return members
 
 
+def encode_condition_png(values: NDArray[Any], modality: Modality) -> bytes:
+    """PNG of a stored condition (H, W). Sketches take one bit a pixel, read in half the time; decoders widen it."""
+    if modality != "sketch":
+        return encode_png(values)
+    return _encode(".png", values, [*_PNG_OPTIONS, cv2.IMWRITE_PNG_BILEVEL, 1])
+
+
 def encode_png(values: NDArray[Any]) -> bytes:
     """PNG of uint8 or uint16 (H, W), or (H, W, 3) in RGB order."""
     ordered = values if values.ndim == 2 else cv2.cvtColor(values, cv2.COLOR_RGB2BGR)
-    return _encode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    return _encode(".png", ordered, _PNG_OPTIONS)
 
 
 def _encode(suffix: str, values: NDArray[Any], options: list[int]) -> bytes:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from piti import storage
 from piti.config import Config, ModelConfig, ScheduleConfig, Stage, StageConfig
+from piti.data.conditions import unit_range
 from piti.diffusion import GaussianDiffusion
 from piti.errors import CheckpointError, ConfigError
 from piti.models import PITIModel, build_model
@@ -73,16 +74,19 @@ class TrainingStage:
 
     def examples(self, batch: Mapping[str, Any], device: torch.device) -> Examples:
         """A loader's batch as this stage sees it, on `device`."""
-        images = cast(Tensor, batch["image"]).to(device, non_blocking=True)
+
+        def moved(name: str) -> Tensor:
+            return unit_range(cast(Tensor, batch[name]).to(device, non_blocking=True))
+
+        images = moved("image")
         if self.is_upsampler:
-            low_res = cast(Tensor, batch["low_res"]).to(device, non_blocking=True)
-            return Examples(images, cast(Tensor, batch["condition"]).to(device, non_blocking=True), low_res)
+            return Examples(images, moved("condition"), moved("low_res"))
         if self.name == "pretrain":
             condition = semantic_thumbnails(
                 images, self.model_config.condition_size, self.model_config.condition_channels
             )
         else:
-            condition = cast(Tensor, batch["condition"]).to(device, non_blocking=True)
+            condition = moved("condition")
         return Examples(base_pictures(images, self.model_config.image_size), condition, None)
 
     def learnable(self, model: PITIModel) -> nn.Module:

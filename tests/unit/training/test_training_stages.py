@@ -49,13 +49,14 @@ def test_thumbnails_of_other_channels_are_refused() -> None:
 
 def test_only_pretraining_looks_at_the_picture(pipeline: Any, uniform: Any) -> None:
     """Stages 1 and 2 see the task's condition, pretraining a thumbnail; all see the picture at base size."""
-    batch = {"image": uniform("image", (2, 3, 32, 32)).float(), "condition": torch.full((2, 1, 32, 32), -1.0)}
+    image = ((uniform("image", (2, 3, 32, 32)) + 1) * 127.5).round().to(torch.uint8)
+    batch = {"image": image, "condition": torch.zeros((2, 1, 32, 32), dtype=torch.uint8)}
     config: Config = pipeline.config()
     for name in ("pretrain", "stage1", "stage2"):
         examples = TrainingStage(name, config).examples(batch, torch.device("cpu"))
         assert examples.pictures.shape == (2, 3, 16, 16)
         assert examples.condition.shape == (2, 1, 32, 32)
-        assert torch.equal(examples.condition, batch["condition"]) == (name != "pretrain")
+        assert torch.equal(examples.condition, torch.full((2, 1, 32, 32), -1.0)) == (name != "pretrain")
 
 
 def test_stage_1_learns_the_encoder_and_nothing_else(pipeline: Any) -> None:
