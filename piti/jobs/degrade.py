@@ -31,7 +31,7 @@ from piti.errors import DataError
 from piti.jobs.context import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 def run(context: JobContext) -> JobResult:
