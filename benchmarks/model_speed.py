@@ -1,12 +1,13 @@
 """Times a forward pass and a training step of the two networks, beside the published code if that is at hand.
 
     python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--channels 192] [--batch 2]
-        [--rounds 3] [--threads N] [--clock wall|processor] [--device cpu|cuda] [--memory] [--json FILE]
+        [--rounds 3] [--threads N] [--clock wall|processor] [--device cpu|cuda] [--float32] [--memory] [--json FILE]
 
 FOLDER of --published holds PITI's package `pretrained_diffusion`. Its import of timm, which it never uses, is met by
 an empty module where timm is not installed. --channels below 192 narrows both decoders (heads of 32 then); depth and
-the task encoder stay as published. All contenders take turns within a round, and the median is reported. On a busy
-machine --clock processor with --threads 1 counts this process's own seconds. --memory also reports the peak
+the task encoder stay as published. The published code and ours live in a process each, ours with the environment that
+our jobs get (piti.settings: memory in large pages); all contenders take turns within a round, and the median is
+reported. On a busy machine --clock processor with --threads 1 counts a process's own seconds. --memory also reports the peak
 memory of a stage 2 step (AdamW, float32 weights, computed in bf16) with and without activation checkpointing, each in
 its own process; with `--networks` and nothing after it, nothing else. Ours lies in memory channels last, the default;
 "stored" is sampling's network, whose weights are rounded to bf16 once and which is not trained. Prints a table, and the same as one line of JSON.
@@ -19,6 +20,8 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import multiprocessing
+import os
 import resource
 import statistics
 import subprocess
@@ -26,6 +29,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from torch import Tensor, nn
 
 from piti.diffusion import GaussianDiffusion
 from piti.models import ModelConfig, build_model, round_weights
+from piti.settings import settings
 
 FULL_CHANNELS = 192
 STORED = "ours bfloat16, stored"
@@ -50,6 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--float32", action="store_true", help="leave out bfloat16, slow on a CPU without AMX")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--peak-of", choices=["plain", "checkpointed"], help=argparse.SUPPRESS)
@@ -81,31 +87,21 @@ def config_of(network: str, channels: int, **options: bool) -> ModelConfig:
 
 def measure(network: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Median seconds of each contender's forward pass and training step."""
-    config = config_of(network, arguments.channels)
-    batch = inputs_of(config, arguments.batch, arguments.device)
-    contenders: dict[str, Contender] = {}
+    sides = [Side("ours", network, arguments)]
     if arguments.published:
-        contenders["published float32"] = contender(published_function(arguments.published, config, batch), None)
-    ours = our_function(config, batch)
-    contenders["ours float32"] = contender(ours, None)
-    contenders["ours bfloat16"] = contender(ours, torch.bfloat16)
-    stored = our_function(config, batch)
-    round_weights(stored[0])  # type: ignore[arg-type]
-    contenders[STORED] = contender(stored, torch.bfloat16)
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    seconds: dict[str, dict[str, list[float]]] = {name: {"forward": [], "step": []} for name in contenders}
+        sides.insert(0, Side("published", network, arguments))
+    seconds: dict[str, dict[str, list[float]]] = {}
     for round_number in range(arguments.rounds + 1):
-        for name, run in contenders.items():
-            for kind in ("forward",) if name == STORED else ("forward", "step"):
-                synchronise()
-                start = clock()
-                run(kind == "step")
-                synchronise()
-                if round_number:  # the first round warms up
-                    seconds[name][kind].append(clock() - start)
+        for side in sides:
+            for name in side.names:
+                for kind in ("forward",) if name == STORED else ("forward", "step"):
+                    taken = side.time(name, kind)
+                    if round_number:  # the first round warms up
+                        seconds.setdefault(name, {}).setdefault(kind, []).append(taken)
+    for side in sides:
+        side.end()
     medians = {
-        name: {kind: statistics.median(values) for kind, values in kinds.items() if values}
-        for name, kinds in seconds.items()
+        name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in seconds.items()
     }
     reference = next(iter(medians.values()))
     print(f"{network}: {arguments.channels} channels, batch {arguments.batch}, seconds ({arguments.clock})")
@@ -113,6 +109,59 @@ def measure(network: str, arguments: argparse.Namespace) -> dict[str, dict[str, 
         ratios = " ".join(f"{kind} {value:8.3f} ({reference[kind] / value:4.2f}x)" for kind, value in kinds.items())
         print(f"  {name:30s} {ratios}")
     return medians
+
+
+class Side:
+    """The published code or ours in a process of its own, which times a contender when asked to."""
+
+    def __init__(self, whose: str, network: str, arguments: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        process = context.Process(target=run_side, args=(whose, network, arguments, theirs), daemon=True)
+        before = os.environ.copy()
+        os.environ.update(settings().job_environment() if whose == "ours" else {})
+        process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        theirs.close()
+        self.names: list[str] = self._pipe.recv()
+
+    def time(self, name: str, kind: str) -> float:
+        """Seconds of one run. Raises EOFError if the process died."""
+        self._pipe.send((name, kind))
+        return float(self._pipe.recv())
+
+    def end(self) -> None:
+        self._pipe.close()
+
+
+def run_side(whose: str, network: str, arguments: argparse.Namespace, pipe: Connection) -> None:
+    """Answer with seconds until the pipe is closed."""
+    torch.set_num_threads(arguments.threads)
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    contenders = contenders_of(whose, network, arguments)
+    pipe.send(list(contenders))
+    with contextlib.suppress(EOFError):
+        while True:
+            name, kind = pipe.recv()
+            synchronise()
+            start = clock()
+            contenders[name](kind == "step")
+            synchronise()
+            pipe.send(clock() - start)
+
+
+def contenders_of(whose: str, network: str, arguments: argparse.Namespace) -> dict[str, Contender]:
+    config = config_of(network, arguments.channels)
+    batch = inputs_of(config, arguments.batch, arguments.device)
+    if whose == "published":
+        return {"published float32": contender(published_function(arguments.published, config, batch), None)}
+    ours, stored = our_function(config, batch), our_function(config, batch)
+    round_weights(stored[0])  # type: ignore[arg-type]
+    found = {"ours float32": contender(ours, None)}
+    if not arguments.float32:
+        found |= {"ours bfloat16": contender(ours, torch.bfloat16), STORED: contender(stored, torch.bfloat16)}
+    return found
 
 
 Forward = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor, int]

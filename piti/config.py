@@ -44,7 +44,8 @@ class ModelConfig(Section):
 
     `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
     side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
-    `channels_last` is how activations lie in memory: faster at published widths, slower at the demo's.
+    `channels_last` is how activations lie in memory, None what suits the machine: faster at published widths on GPUs
+    and on CPUs with AVX-512, slower elsewhere and at the demo's widths.
     """
 
     image_size: Positive = 64
@@ -61,7 +62,7 @@ class ModelConfig(Section):
     encoder_layers: Positive = 8
     encoder_heads: Positive = 8
     activation_checkpointing: bool = False
-    channels_last: bool = True
+    channels_last: bool | None = None
 
     @classmethod
     def base(cls, condition_channels: int = 3) -> Self:

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -46,9 +49,14 @@ class Settings(BaseSettings):
         return (self.ray_token_file or self.home / "ray-token").absolute()
 
     def job_environment(self) -> dict[str, str]:
-        """Environment variables that every job gets: unbuffered logs, and time to leave in order when stopped."""
+        """Environment variables that every job gets: unbuffered logs, time to leave in order, large memory pages.
+
+        torch's name for the latter: without it Linux hands every activation of a network on a CPU to it anew in
+        pages of 4 kB, which takes a tenth to a fifth of its time (docs/performance.md). One's own setting wins.
+        """
         return {
             "PYTHONUNBUFFERED": "1",
+            LARGE_PAGES: os.environ.get(LARGE_PAGES, "1"),
             "RAY_JOB_STOP_SIGNAL": "SIGTERM",
             "RAY_JOB_STOP_WAIT_TIME_S": f"{self.job_stop_seconds:g}",
         }

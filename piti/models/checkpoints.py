@@ -20,6 +20,7 @@ from piti import storage
 from piti.config import ModelConfig, WeightsRef
 from piti.errors import CheckpointError
 from piti.models.layouts import Kind, Layout, identify
+from piti.models.memory import laid_out
 from piti.models.network import PITIModel
 from piti.models.weight_files import read_weights
 
@@ -74,7 +75,7 @@ def load_model(uri: str, config: ModelConfig, weights: Weights = "ema") -> PITIM
         model = PITIModel(config)
     _check_fit(model, state, f"{uri} ({name})")
     model.load_state_dict(state, strict=True, assign=True)
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model  # type: ignore[call-overload]
+    return laid_out(model, config)
 
 
 def load_trainer_state(uri: str) -> dict[str, Any]:

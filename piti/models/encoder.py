@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piti.config import ENCODER_STRIDE, ModelConfig
+from piti.models.memory import is_channels_last
 
 _CLASS_TOKEN_STD = 0.02
 _POSITION_STD = 0.01
@@ -150,7 +151,7 @@ class TaskEncoder(nn.Module):
         expected = (self.config.condition_channels, self.config.condition_size, self.config.condition_size)
         if tuple(condition.shape[1:]) != expected:
             raise ValueError(f"condition has shape {tuple(condition.shape)}, this encoder takes (N, {expected})")
-        if self.config.channels_last:
+        if is_channels_last(self.config):
             condition = condition.contiguous(memory_format=torch.channels_last)
         tokens = self.cnn(condition.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)
         tokens = tokens + self.positional_embedding[:, 1:]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from piti.config import ModelConfig
 from piti.models.encoder import Latent, TaskEncoder
+from piti.models.memory import laid_out
 from piti.models.unet import Decoder
 
 
@@ -70,7 +71,7 @@ def build_model(config: ModelConfig, seed: int | None = None) -> PITIModel:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = PITIModel(config)
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model  # type: ignore[call-overload]
+    return laid_out(model, config)
 
 
 def round_weights(model: PITIModel) -> PITIModel:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from piti.config import ModelConfig
 from piti.errors import ConfigError
 from piti.models.encoder import Latent
+from piti.models.memory import is_channels_last
 
 IMAGE_CHANNELS = 3
 OUTPUT_CHANNELS = 6  # predicted noise, then the variance's place between its bounds
@@ -244,7 +245,7 @@ class Decoder(nn.Module):
         if low_res is not None:
             enlarged = F.interpolate(low_res.to(x_t.dtype), x_t.shape[2:], mode="bilinear", align_corners=False)
             x_t = torch.cat([x_t, enlarged], dim=1)
-        if self.config.channels_last:
+        if is_channels_last(self.config):
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         dtype = self.transformer_proj.weight.dtype
         embedding = self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))

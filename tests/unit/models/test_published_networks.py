@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from piti.models import ModelConfig, PITIModel, build_model
+from piti.models.memory import laid_out
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-5  # of the largest value, float32
@@ -47,9 +48,10 @@ def test_keys_and_shapes_are_those_of_the_published_files(size: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("base", {}),
+        ("base", {"channels_last": True}),
         ("base", {"channels_last": False}),
         ("upsampler", {}),
+        ("upsampler", {"channels_last": False}),
         pytest.param("full-base", {}, marks=pytest.mark.slow),
     ],
 )
@@ -59,7 +61,7 @@ def test_numbers_are_those_of_the_published_code(
     config = CONFIGS[name].model_copy(update=options)
     with torch.device("meta"):
         model = PITIModel(config)
-    model = model.to_empty(device="cpu").to(memory_format=torch.channels_last if config.channels_last else None)
+    model = laid_out(model.to_empty(device="cpu"), config)
     filled(model).eval()
     side = config.image_size
     condition = uniform("condition", (1, config.condition_channels, 256, 256)).float()
