@@ -1,4 +1,8 @@
-"""Stored samples back to arrays. OpenCV reads here: these files are ours and their hashes have been checked."""
+"""Stored samples back to arrays.
+
+The fastest decoders that were found read here, libjpeg-turbo through simplejpeg and OpenCV (docs/performance.md). They
+may be lenient, since these files are ours and their hashes have been checked.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from piti.data.conditions import StoredCondition
 from piti.data.geometry import CropBox
 
 _PICTURE_SUFFIXES = ("png", "jpg")
+_JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 def decode_image(members: Mapping[str, bytes]) -> NDArray[np.uint8]:
@@ -27,6 +33,8 @@ def decode_image(members: Mapping[str, bytes]) -> NDArray[np.uint8]:
 
 def decode_rgb(data: bytes) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) RGB from a PNG or JPEG. Raises ValueError where it does not decode."""
+    if data.startswith(_JPEG_MAGIC):
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=False), dtype=np.uint8)
     return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
