@@ -110,8 +110,10 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tar.__exit__(kind, error, trace)
-        self._aside.unlink(missing_ok=True)
+        try:
+            self._tar.__exit__(kind, error, trace)
+        finally:  # where the disk is full, closing fails as well
+            self._aside.unlink(missing_ok=True)
 
     def add(self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int) -> None:
         """Append a sample; see SampleTarWriter.add."""

@@ -1,4 +1,8 @@
-"""SIGKILL to the driver of a data job that Ray runs as it is deployed: running again gives the undisturbed bytes."""
+"""SIGKILL to the driver of a data job that Ray runs as it is deployed: running again gives the undisturbed bytes.
+
+Two kills a job, since each costs a job's start on Ray. Ten, at moments spread over the work, strike the same jobs without
+Ray in tests/unit/data/test_data_killed.py.
+"""
 
 from __future__ import annotations
 

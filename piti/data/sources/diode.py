@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from piti import storage
 from piti.data.sources.base import SPLITS, Item, Split
 from piti.data.sources.entries import Entry, stem
 from piti.data.sources.files import FileItem, Reading, TreeFile, joint_identity, listing_fingerprint
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from piti.config import DataConfig
 
 Scenes = Literal["indoors", "outdoor"]
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
 _DEPTH, _MASK, _NORMAL = "_depth.npy", "_depth_mask.npy", "_normal.npy"
 _EXPECTED = (
@@ -128,7 +129,8 @@ class DiodeSource:
                 safe_key(picture.path), picture.path, picture.identity, reading, TreeFile(place, picture.path)
             )
         depth, mask = files.get(f"{name}{_DEPTH}"), files.get(f"{name}{_MASK}")
-        normal = normals.get(f"{stem(picture.base_name)}{_NORMAL}")
+        beside = f"{name}{_NORMAL}"
+        normal = normals.get(_from_scenes(beside)) or normals.get(storage.name(beside))
         fault = None
         if depth is None or mask is None:
             fault = f"no {name}{_DEPTH if depth is None else _MASK}"
@@ -152,10 +154,19 @@ class DiodeSource:
         return any(kind in (scenes, f"{scenes}s") for scenes in self._config.scenes)
 
     def _normals(self, split: Split) -> dict[str, tuple[str, Entry]]:
-        """(place, entry) of each normal map by its base name, which is unique in DIODE."""
+        """(place, entry) of each normal map by what `_from_scenes` makes of its path."""
         return {
-            entry.base_name: (place, entry)
+            _from_scenes(entry.path): (place, entry)
             for place in self._normal_places(split)
             for entry in open_tree(place).entries()
             if entry.path.endswith(_NORMAL)
         }
+
+
+def _from_scenes(path: str) -> str:
+    """A path from its folder indoors or outdoor on, however spelled; its base name where it lies in neither."""
+    parts = path.split("/")
+    for number, part in enumerate(parts[:-1]):
+        if part.rstrip("s") in ("indoor", "outdoor"):
+            return "/".join([part.rstrip("s"), *parts[number + 1 :]])
+    return parts[-1]

@@ -1,14 +1,10 @@
-"""Pictures that are very large, folders with very many, and a disk that is full."""
+"""Pictures that are very large, and folders with very many."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -16,13 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piti.config import DataConfig, DegradationConfig
+from piti.config import DataConfig
 from piti.data.decoding import decode_image
-from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet
-from piti.data.sources import open_source
-from piti.errors import DataError
-from piti.jobs.degrade import degrade_shard
 
 MakeData = Callable[..., DataConfig]
 Shard = Callable[..., ShardSet]
@@ -69,50 +61,3 @@ def test_ten_thousand_tiny_files(photograph: np.ndarray, tmp_path: Path, make_da
     assert len(shards.rejected()) == 20
     assert max(stats.num_items for stats in shards.stats.values()) < 1200
     assert 350 < shards.num_samples("validation") < 650
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
-    if not done or done.returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_a_full_disk_damages_nothing_and_work_goes_on_once_there_is_space(
-    sketch_data: DataConfig, sketch_set: ShardSet, small_disk: Path, shard_now: Shard
-) -> None:
-    data, uri = sketch_data, small_disk / "shards"
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 128 * 1024)
-    plans = plan_shards(open_source(data), data, seed=0)
-
-    def write_all() -> None:
-        for plan in plans:
-            write_shard(plan, data, str(uri))
-
-    with pytest.raises(DataError, match=re.escape("no space left for train-00000")) as caught:
-        write_all()
-    assert "free some space" in str(caught.value)
-    expected = files_of(Path(sketch_set.uri))
-    assert files_of(uri).items() <= expected.items(), "what is there is whole, and nothing half-written is left"
-    name = sketch_set.shard_names("train")[0]
-    with open(ballast, "ab") as stream:
-        stream.write(b"x" * (shutil.disk_usage(small_disk).free - 4096))
-    with pytest.raises(DataError, match="no space left"):
-        degrade_shard(sketch_set.uri, name, str(small_disk / "low"), "p", data, DegradationConfig(), 4, 0)
-    assert files_of(small_disk / "low") == {}
-    ballast.unlink()
-    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    shard_now(data, uri)
-    assert files_of(uri) == expected

@@ -1,106 +1,195 @@
-"""SIGKILL at any moment of sharding or degrading, ten times: running again gives the bytes of an undisturbed run."""
+"""SIGKILL at any moment of the jobs shard and degrade, ten times each: running again gives an undisturbed run's bytes."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
+import os
 import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
-from piti.config import DataConfig
-from piti.data.shards import ShardSet, verify_shards
+from piti import storage
+from piti.config import Config
+from piti.data.shards import verify_shards
+from piti.jobs.context import JobSpec
+from piti.plan import Plan, Step
+from piti.presets import load_config
+
+pytestmark = pytest.mark.slow
 
 _NUM_KILLS = 10
+_MAX_RUNS = 80
 
-# What the jobs do, without Ray: find what is there, make what is missing, then the manifest.
-_SHARD = """
-from piti.config import DataConfig
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import published_shards, remove_leftovers, write_manifest
-from piti.data.sources import open_source
-data = DataConfig.model_validate_json(data)
-plans = plan_shards(open_source(data), data, seed=0)
-remove_leftovers(uri)
-finished = published_shards(uri, {plan.name: plan.plan for plan in plans})
-for plan in plans:
-    if plan.name not in finished:
-        write_shard(plan, data, uri)
-about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-write_manifest(uri, [plan.name for plan in plans], about)
+# `python -m piti.jobs KIND --spec URI` with one substitution: tasks run here, one after the other, and not on Ray.
+# Asked for FORK, a job gets a process of its own that has everything imported and used once, so that its time is work.
+_JOBS = """
+import os, sys
+from contextlib import nullcontext
+from piti.jobs import degrade, shard
+from piti.jobs.__main__ import main
+def run_here(function, arguments, **resources):
+    for entry in arguments:
+        yield function(*entry)
+for job in (shard, degrade):
+    job.ray_connection, job.run_tasks = nullcontext, run_here
+answers = os.fdopen(os.dup(1), "w")
+def answer(number):
+    print(number, file=answers, flush=True)
+for line in sys.stdin:
+    where, kind, spec, log = line.rstrip().split("|")
+    sys.argv = ["piti.jobs", kind, "--spec", spec]
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    if where == "HERE":
+        answer(main())
+        continue
+    child = os.fork()
+    if not child:
+        os._exit(main())
+    answer(child)
+    answer(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-_DEGRADE = """
-from piti.config import DataConfig, DegradationConfig
-from piti.data.shards import ShardSet, published_shards, remove_leftovers, write_manifest
-from piti.jobs.degrade import companion_plan, degrade_shard
-data, shards = DataConfig.model_validate_json(data), ShardSet(source)
-names = [name for split in shards.splits for name in shards.shard_names(split)]
-plans = {name: companion_plan(shards.stats[name], {"scale": 4}) for name in names}
-remove_leftovers(uri)
-finished = published_shards(uri, plans)
-for name in names:
-    if name not in finished:
-        degrade_shard(source, name, uri, plans[name], data, DegradationConfig(variants=3), 4, 0)
-write_manifest(uri, names, {"scale": 4})
-"""
+
+
+class Jobs:
+    """Runs jobs one at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", _JOBS], stdin=PIPE, stdout=PIPE, text=True, bufsize=1)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def ask(self, *words: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("|".join(words) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def has_answer(self, within_seconds: float) -> bool:
+        return bool(select.select([self._process.stdout], [], [], within_seconds)[0])
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What a kill found: shards that were finished, and files that were half-written."""
+
+    num_finished: int
+    num_half_written: int
+
+
+class Job:
+    """A real job that writes to `output`."""
+
+    def __init__(self, jobs: Jobs, step: Step, config: Config, output: Path) -> None:
+        self.output, self._jobs = output, jobs
+        folder = output.with_name(f"{output.name}-job")
+        spec = JobSpec.for_step(step, config, str(folder)).model_copy(update={"output": str(output)})
+        storage.write_json(str(folder / "spec.json"), spec.model_dump(mode="json"))
+        self._words = (step.kind, str(folder / "spec.json"), str(folder / "log"))
+
+    def run(self, where: str = "FORK") -> float:
+        """To its end. How many seconds it took."""
+        self._jobs.ask(where, *self._words)
+        if where == "FORK":
+            self._jobs.answer()
+        started = time.monotonic()
+        assert self._jobs.answer() == 0, Path(self._words[-1]).read_text()
+        return time.monotonic() - started
+
+    def run_killed(self, after_seconds: float) -> Kill | None:
+        """What a kill left that came so long after the start; None where the job was done before."""
+        self._jobs.ask("FORK", *self._words)
+        process = self._jobs.answer()
+        if not self._jobs.has_answer(after_seconds):
+            os.kill(process, signal.SIGKILL)
+        exitcode = self._jobs.answer()
+        if exitcode == 0:
+            return None
+        assert exitcode == -signal.SIGKILL, Path(self._words[-1]).read_text()
+        return Kill(len(list(self.output.glob("stats/[!.]*.parquet"))), len(leftovers(self.output)))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.rglob(".*"))
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Of every file, hidden ones too, but DONE.json, which tells times."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != storage.MARKER)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def kill_until_done(code: str, arguments: dict[str, str], uri: Path, duration_seconds: float) -> list[int]:
-    """Run `code` ten times, each killed somewhere in the first fifth of what is needed, then to its end.
+@dataclass(frozen=True)
+class Undisturbed:
+    """A root with both steps done, and how many seconds each takes in a process that has done it before."""
 
-    How many shards were done after each run. The processes are forked from one that has everything imported.
-    """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["piti.data.sharding", "piti.jobs.degrade"])
-    chance, done = random.Random(4), []
-    for number in range(_NUM_KILLS + 1):
-        process = forks.Process(target=exec, args=(code, {**arguments, "uri": str(uri)}))
-        process.start()
-        if number < _NUM_KILLS:
-            process.join(timeout=chance.uniform(0, 0.2) * duration_seconds)
-            process.kill()
-        process.join()
-        done.append(len(list(uri.glob("stats/*.parquet"))))
-    assert process.exitcode == 0
-    return done
+    jobs: Jobs
+    plan: Plan
+    config: Config
+    seconds: dict[str, float]
 
 
-@pytest.mark.slow
-def test_sharding_killed_and_run_again_equals_undisturbed(
-    picture_folder: Path, make_data: Callable[..., DataConfig], shard_now: Callable[..., ShardSet], tmp_path: Path
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    """96 training pictures in 16 shards, 6 for validation; 3 variants of each."""
+    source = {"kind": "bundled", "train_crops": 96, "validation_crops": 6}
+    root = tmp_path_factory.mktemp("undisturbed")
+    overrides = {
+        "root": str(root), "data.source": source, "data.samples_per_shard": 6, "degradation.variants": 3,
+    }  # fmt: skip
+    config = load_config("demo", overrides)
+    plan, jobs = Plan(config), Jobs()
+    seconds = {}
+    for name in ("shard", "degrade"):
+        step: Step = getattr(plan, name)
+        Job(jobs, step, config, Path(step.output)).run("HERE")
+        again = Job(jobs, step, config, root / "again" / name)
+        seconds[name] = again.run()
+        assert hashes(again.output) == hashes(Path(step.output))
+    yield Undisturbed(jobs, plan, config, seconds)
+    jobs.close()
+
+
+@pytest.mark.parametrize("name", ["shard", "degrade"])
+def test_a_job_killed_ten_times_and_run_again_equals_undisturbed(
+    undisturbed: Undisturbed, name: str, tmp_path: Path
 ) -> None:
-    data = make_data(picture_folder, image_size=256, samples_per_shard=3)
-    shard_now(make_data(picture_folder, max_samples=1), tmp_path / "first")  # what is loaded on first use
-    started = time.monotonic()
-    whole = shard_now(data, tmp_path / "undisturbed")
-    broken = tmp_path / "killed"
-    done = kill_until_done(_SHARD, {"data": data.model_dump_json()}, broken, time.monotonic() - started)
-    assert done == sorted(done), "work done before a kill is kept"
-    assert done[0] < done[-1]
-    assert hashes(broken) == hashes(Path(whole.uri))
-    assert list(verify_shards(str(broken))) == []
-
-
-@pytest.mark.slow
-def test_degrading_killed_and_run_again_equals_undisturbed(
-    sketch_data: DataConfig, sketch_set: ShardSet, degrade_now: Callable[..., ShardSet], tmp_path: Path
-) -> None:
-    degrade_now(sketch_set.uri, sketch_data, tmp_path / "first")
-    started = time.monotonic()
-    whole = degrade_now(sketch_set.uri, sketch_data, tmp_path / "undisturbed")
-    arguments = {"data": sketch_data.model_dump_json(), "source": sketch_set.uri}
-    broken = tmp_path / "killed"
-    # Each process compiles or loads L0 smoothing first, which the undisturbed run had done already.
-    done = kill_until_done(_DEGRADE, arguments, broken, time.monotonic() - started + 1.0)
-    assert done == sorted(done), "work done before a kill is kept"
-    assert done[0] < done[-1]
-    assert hashes(broken) == hashes(Path(whole.uri))
-    assert list(verify_shards(str(broken))) == []
+    """Kills come at moments spread evenly over an undisturbed run's time. Where the job was faster, it starts anew."""
+    step: Step = getattr(undisturbed.plan, name)
+    expected = hashes(Path(step.output))
+    job = Job(undisturbed.jobs, step, undisturbed.config, tmp_path / "killed")
+    chance, finished_before = random.Random(4), 0
+    kills: list[Kill] = []
+    for _ in range(_MAX_RUNS):
+        kill = job.run_killed(chance.uniform(0, undisturbed.seconds[name]))
+        if kill is None:
+            assert hashes(job.output) == expected, "a run that was done before its kill came after killed ones"
+            shutil.rmtree(job.output)
+            finished_before = 0
+            continue
+        assert kill.num_finished >= finished_before, "work done before a kill is kept"
+        finished_before = kill.num_finished
+        kills.append(kill)
+        if len(kills) == _NUM_KILLS:
+            break
+    assert len(kills) == _NUM_KILLS
+    found = [kill.num_finished for kill in kills]
+    assert len(set(found)) >= 4, f"kills came at different moments of the work: {found}"
+    assert any(kill.num_half_written for kill in kills), "and in the middle of writing"
+    job.run()
+    assert hashes(job.output) == expected
+    assert leftovers(job.output) == []
+    assert list(verify_shards(str(job.output))) == []
