@@ -89,7 +89,7 @@ def test_two_workers_do_what_one_does(cluster: None, shards: str, tmp_path: Path
     Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
     """
     results, weights, timesteps = {}, {}, {}
-    options = {"diffusion__base__steps": 2, "training__pretrain__phases": [{"steps": 10, "learning_rate": 1e-3}]}
+    options = {"diffusion__base__steps": 2, "training__pretrain__phases": [{"steps": 10, "learning_rate": 3e-4}]}
     for num_workers in (1, 2):
         context = context_of(tmp_path / str(num_workers), shards, cluster__num_workers=num_workers, **options)
         results[num_workers] = job.run(context)
