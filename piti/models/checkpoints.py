@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from piti import storage
 from piti.config import ModelConfig, WeightsRef
-from piti.errors import CheckpointError
+from piti.errors import CheckpointError, DataError
 from piti.models.layouts import Kind, Layout, identify
 from piti.models.memory import laid_out
 from piti.models.network import PITIModel
@@ -30,7 +30,7 @@ TRAINER_FILE = "trainer.pt"
 FORMAT = 1
 
 Weights = Literal["ema", "model"]
-_LISTED = 5  # how many offending keys an error names
+_LISTED = 20  # how many offending keys of a sort an error names
 
 
 def write_checkpoint(
@@ -73,7 +73,7 @@ def load_model(uri: str, config: ModelConfig, weights: Weights = "ema") -> PITIM
     state = _read(storage.join(uri, name))
     with torch.device("meta"):
         model = PITIModel(config)
-    _check_fit(model, state, f"{uri} ({name})")
+    _check_fit(model, state, f"{uri} ({name}; it looks like {identify(state).description})")
     model.load_state_dict(state, strict=True, assign=True)
     return laid_out(model, config)
 
@@ -151,9 +151,11 @@ def _fitting_layout(model: PITIModel, ref: WeightsRef) -> tuple[Layout, dict[str
 
 
 def _weights_path(path: str) -> str:
-    """A checkpoint folder stands for its averaged weights."""
-    inside = storage.join(path, EMA_FILE)
-    return inside if storage.exists(storage.join(path, storage.MARKER)) else path
+    """A checkpoint folder stands for its averaged weights. Raises CheckpointError if these are not as written."""
+    if not storage.exists(storage.join(path, storage.MARKER)):
+        return path
+    _verify_file(path, EMA_FILE, _read_about(path))
+    return storage.join(path, EMA_FILE)
 
 
 def _read(uri: str) -> Any:
@@ -165,8 +167,11 @@ def _read_about(uri: str) -> dict[str, Any]:
     marker = storage.join(uri, storage.MARKER)
     if not storage.exists(marker):
         raise CheckpointError(f"{uri} is not a finished checkpoint: it has no {storage.MARKER}", "give another one")
-    about: dict[str, Any] = storage.read_json(marker)
-    if about.get("format") != FORMAT or not isinstance(about.get("sha256"), dict):
+    try:
+        about: dict[str, Any] = storage.read_json(marker)
+    except DataError as error:
+        raise CheckpointError(f"{marker} is damaged ({error.problem})", "take another checkpoint") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("sha256"), dict):
         raise CheckpointError(f"{marker} is not that of a checkpoint in format {FORMAT}", "give another checkpoint")
     return about
 
@@ -182,7 +187,7 @@ def _verify_file(uri: str, name: str, about: dict[str, Any]) -> None:
 
 
 def _check_fit(target: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Raise CheckpointError unless `state` has exactly the keys and shapes of `target`."""
+    """Raise CheckpointError unless `state` has exactly the keys and shapes of `target`, and weights of any precision."""
     wanted = {key: tuple(value.shape) for key, value in target.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     shapes = [
@@ -192,11 +197,16 @@ def _check_fit(target: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
         _listing("missing", [key for key in wanted if key not in found]),
         _listing("unexpected", [key for key in found if key not in wanted]),
         _listing("of the wrong shape", shapes),
+        _listing(
+            "not floating-point numbers",
+            [f"{k} {v.dtype}" for k, v in state.items() if k in wanted and not v.is_floating_point()],
+        ),
     ]
     if any(problems):
         raise CheckpointError(
             f"{what} does not fit the configured network: " + "; ".join(problem for problem in problems if problem),
-            "set the model's sizes in the config to the checkpoint's (`piti checkpoints inspect` shows them)",
+            "set the model's sizes in the config to the checkpoint's (`piti checkpoints inspect` shows those that a "
+            "file tells)",
         )
 
 

@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from piti.config import ENCODER_STRIDE
 from piti.models.unet import IMAGE_CHANNELS
 
 # GLIDE's text tower: not needed here, except for transformer_proj, which the class token goes through.
 _TEXT_TOWER = ("transformer.", "token_embedding", "positional_embedding", "padding_embedding", "final_ln")
 _FIRST = "input_blocks.0.0.weight"
 _STEM = "cnn.conv1.weight"
+_BLOCK_IN = "in_layers.0.weight"  # of a residual block, below its place in an entry of the U-Net
+_BLOCK_OUT = "0.out_layers.3.weight"
 
 
 class Kind(Enum):
@@ -40,8 +43,13 @@ class Layout:
     @property
     def description(self) -> str:
         """For a person: the kind, and the sizes that the config has to have."""
-        sizes = ", ".join(f"{name} {value}" for name, value in self.sizes.items() if not name.startswith("num_"))
+        counts = ("num_tensors", "num_parameters")
+        sizes = ", ".join(f"{name} {_plain(value)}" for name, value in self.sizes.items() if name not in counts)
         return f"{self.kind.value} with {sizes}" if sizes else self.kind.value
+
+
+def _plain(value: Any) -> str:
+    return f"({', '.join(str(entry) for entry in value)})" if isinstance(value, list) else str(value)
 
 
 def identify(content: Any) -> Layout:
@@ -57,40 +65,89 @@ def identify(content: Any) -> Layout:
 
 
 def _by_keys(state: dict[str, Tensor]) -> Layout:
-    if any(key.startswith("decoder.") for key in state) and any(key.startswith("encoder.") for key in state):
+    if any(key.startswith(("decoder.input_blocks.", "encoder.cnn.")) for key in state):
         return Layout(Kind.PITI, "model", state)
-    if _STEM in state:
+    if any(key.startswith("cnn.") for key in state):
         return Layout(Kind.PITI_ENCODER, "encoder", state)
-    if _FIRST in state and "token_embedding.weight" in state:
-        decoder = {key: value for key, value in state.items() if not key.startswith(_TEXT_TOWER)}
-        # Inpainting networks take the masked picture and the mask besides: 7 channels, or 10 when upsampling.
-        inpaints = state[_FIRST].shape[1] not in (IMAGE_CHANNELS, 2 * IMAGE_CHANNELS)
-        return Layout(Kind.GLIDE_INPAINT, None, {}) if inpaints else Layout(Kind.GLIDE, "decoder", decoder)
-    if _FIRST in state:
+    if not any(key.startswith("input_blocks.") for key in state):
+        return Layout(Kind.UNKNOWN, None, {})
+    if not any(key.startswith(_TEXT_TOWER) for key in state):
         return Layout(Kind.DECODER, "decoder", state)
-    return Layout(Kind.UNKNOWN, None, {})
+    # Inpainting networks take the masked picture and the mask besides: 7 channels, or 10 when upsampling.
+    if _side(state, _FIRST, 1) in (2 * IMAGE_CHANNELS + 1, 3 * IMAGE_CHANNELS + 1):
+        return Layout(Kind.GLIDE_INPAINT, None, {})
+    return Layout(Kind.GLIDE, "decoder", {k: v for k, v in state.items() if not k.startswith(_TEXT_TOWER)})
 
 
 def _sizes(state: dict[str, Tensor], layout: Layout) -> dict[str, Any]:
-    """The sizes that can be read off: for a person who has to write the config."""
-    sizes: dict[str, Any] = {
+    """The sizes that can be read off: for a person who has to write the config. What keys are missing for is left out.
+
+    No file tells the picture's side, nor into how many heads attention is split.
+    """
+    whole = layout.kind is Kind.PITI
+    found = _decoder_sizes(state, "decoder." if whole else "") | _encoder_sizes(state, "encoder." if whole else "")
+    return {
         "num_tensors": len(state),
         "num_parameters": sum(value.numel() for value in state.values()),
+        **{name: value for name, value in found.items() if value is not None},
     }
-    prefix = "decoder." if layout.kind is Kind.PITI else ""
-    if (first := state.get(f"{prefix}{_FIRST}")) is not None:
-        sizes["super_resolution"] = first.shape[1] == 2 * IMAGE_CHANNELS
-    if (time := state.get(f"{prefix}time_embed.0.weight")) is not None:
-        sizes["model_channels"] = time.shape[1]
-    if (projection := state.get(f"{prefix}transformer_proj.weight")) is not None:
-        sizes["encoder_width"] = projection.shape[1]
-    prefix = "encoder." if layout.kind is Kind.PITI else ""
-    if (stem := state.get(f"{prefix}{_STEM}")) is not None:
-        layer_keys = f"{prefix}transformer.resblocks."
-        layers = {key.removeprefix(layer_keys).split(".")[0] for key in state if key.startswith(layer_keys)}
-        tokens = state[f"{prefix}positional_embedding"].shape[1] - 1
-        sizes["condition_channels"] = stem.shape[1]
-        sizes["encoder_width"] = 16 * stem.shape[0]
-        sizes["encoder_layers"] = len(layers)
-        sizes["condition_size"] = 16 * round(tokens**0.5)
-    return sizes
+
+
+def _decoder_sizes(state: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    inputs = _side(state, f"{prefix}{_FIRST}", 1)
+    sizes: dict[str, Any] = {
+        "super_resolution": None if inputs is None else inputs == 2 * IMAGE_CHANNELS,
+        "model_channels": _side(state, f"{prefix}time_embed.0.weight", 1),
+        "encoder_width": _side(state, f"{prefix}transformer_proj.weight", 1),
+    }
+    return sizes | _levels(state, f"{prefix}output_blocks.", sizes["model_channels"])
+
+
+def _levels(state: dict[str, Tensor], prefix: str, model_channels: int | None) -> dict[str, Any]:
+    """Multipliers, residual blocks and attention of each level, read off the way up: there a level's last block enlarges.
+
+    On the way down nothing tells a block that halves from one that keeps its width.
+    """
+    blocks: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        number, _, rest = key.removeprefix(prefix).partition(".")
+        if key.startswith(prefix) and number.isdecimal():
+            blocks.setdefault(int(number), {})[rest] = value
+    widths = [_side(blocks.get(number, {}), _BLOCK_OUT, 0) for number in range(len(blocks))]
+    enlarging = [n for n, block in blocks.items() if any(f"{place}.{_BLOCK_IN}" in block for place in (1, 2))]
+    num_levels = len(enlarging) + 1
+    per_level = len(blocks) // num_levels
+    lasts = [per_level * (level + 1) - 1 for level in range(num_levels)]  # from the smallest maps to the largest
+    if not model_channels or per_level < 2 or sorted(enlarging) != lasts[:-1] or len(blocks) != lasts[-1] + 1:
+        return {}
+    of_levels = [widths[last] for last in reversed(lasts)]
+    if any(width is None or width % model_channels for width in of_levels):
+        return {}
+    attending = [level for level, last in enumerate(reversed(lasts)) if "1.qkv.weight" in blocks[last]]
+    return {
+        "channel_mult": [width // model_channels for width in of_levels if width is not None],
+        "num_res_blocks": per_level - 1,
+        "attention_resolutions": [f"image_size / {2**level}" if level else "image_size" for level in attending],
+    }
+
+
+def _encoder_sizes(state: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    width = _side(state, f"{prefix}{_STEM}", 0)
+    if width is None:
+        return {}
+    layer_keys = f"{prefix}transformer.resblocks."
+    positions = _side(state, f"{prefix}positional_embedding", 1)
+    return {
+        "condition_channels": _side(state, f"{prefix}{_STEM}", 1),
+        "encoder_width": ENCODER_STRIDE * width,
+        "encoder_layers": len(
+            {key.removeprefix(layer_keys).split(".")[0] for key in state if key.startswith(layer_keys)}
+        ),
+        "condition_size": None if not positions else ENCODER_STRIDE * round((positions - 1) ** 0.5),
+    }
+
+
+def _side(state: dict[str, Tensor], key: str, dimension: int) -> int | None:
+    """One side of a tensor's shape; None where there is no such tensor, or it has fewer dimensions."""
+    value = state.get(key)
+    return None if value is None or value.ndim <= dimension else value.shape[dimension]

@@ -13,15 +13,17 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import torch
 
 from piti import storage
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import write_manifest
 from piti.data.sources import open_source
+from piti.diffusion import LossSecondMomentSampler
 from piti.errors import CheckpointError
 from piti.jobs import train as job
 from piti.jobs.context import JobContext, JobSpec
-from piti.models.checkpoints import load_model
+from piti.models.checkpoints import load_model, load_trainer_state
 from piti.plan import Plan
 from piti.presets import load_config
 from piti.training.metrics import read_metrics
@@ -82,12 +84,22 @@ def train_workers() -> list[psutil.Process]:
 
 
 def test_two_workers_do_what_one_does(cluster: None, shards: str, tmp_path: Path) -> None:
-    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs."""
-    results, weights = {}, {}
+    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs.
+
+    Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
+    """
+    results, weights, timesteps = {}, {}, {}
+    options = {"diffusion__base__steps": 2, "training__pretrain__phases": [{"steps": 10, "learning_rate": 3e-4}]}
     for num_workers in (1, 2):
-        context = context_of(tmp_path / str(num_workers), shards, cluster__num_workers=num_workers)
+        context = context_of(tmp_path / str(num_workers), shards, cluster__num_workers=num_workers, **options)
         results[num_workers] = job.run(context)
+        timesteps[num_workers] = load_trainer_state(results[num_workers]["checkpoint"])["timesteps"]
         weights[num_workers] = load_model(results[num_workers]["checkpoint"], context.config.models.base).state_dict()
+    sampler = LossSecondMomentSampler(2)
+    sampler.load_state_dict(timesteps[2])
+    assert abs(sampler.weights().diff()) > 0.01, "drawn uniformly to the end: nothing is proved"
+    torch.testing.assert_close(timesteps[2]["counts"], timesteps[1]["counts"], rtol=0, atol=0)
+    torch.testing.assert_close(timesteps[2]["losses"], timesteps[1]["losses"], rtol=1e-3, atol=0)
     for name in ("initial_validation", "final_validation"):
         for key, value in results[1][name].items():
             assert results[2][name][key] == pytest.approx(value, rel=1e-3), f"{name} {key}"

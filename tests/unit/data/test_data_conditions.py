@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import Normalize
 from skimage import data
 
 from piti.data.conditions import (
@@ -23,6 +22,9 @@ from piti.data.conditions import (
     render_condition,
 )
 from piti.data.sources.base import RawCondition
+
+GOLDEN = Path(__file__).parent / "golden"
+Maker = Callable[[str, tuple[int, ...]], torch.Tensor]
 
 
 def as_uint8(rendered: torch.Tensor) -> np.ndarray:
@@ -71,7 +73,7 @@ def test_a_sketch_is_rendered_as_published() -> None:
     green = data.astronaut()[::8, ::8, 1].astype(int)
     edges = np.zeros((64, 64), dtype=np.uint8)
     edges[:, 1:][np.abs(np.diff(green, axis=1)) > 120] = 255
-    expected = np.load(Path(__file__).parent / "golden" / "sketch-condition.npy")
+    expected = np.load(GOLDEN / "sketch-condition.npy")
     np.testing.assert_allclose(render_condition(StoredCondition(edges), "sketch").numpy(), expected, rtol=0, atol=1e-6)
 
 
@@ -79,38 +81,46 @@ def test_a_sketch_without_edges_is_far_from_everything() -> None:
     assert (render_condition(StoredCondition(np.zeros((16, 16), np.uint8)), "sketch") == 1.0).all()
 
 
-def test_depth_is_painted_as_by_the_published_code() -> None:
-    """Against the published recipe (preprocess_depth.py, plot_depth_map) carried out with matplotlib in float64.
-
-    Stored codes are rounded to 16 bits, so a pixel on the border of two of the 256 colours may differ: at most 1 in 300.
-    """
-    rng = np.random.default_rng(1)
-    depth = np.exp(rng.normal(1.2, 1.1, size=(96, 128))) + np.linspace(0, 40, 128)
-    known = rng.random(depth.shape) > 0.1
-    depth = np.where(known, depth, 0.0).astype(np.float32)
-    far = min(300, np.percentile(depth, 99))
-    logs = np.ma.masked_where(~known, np.log(np.clip(depth.astype(np.float64), 0.5, far)))
-    colours = plt.get_cmap("jet").with_extremes(bad="black")
-    published = (colours(Normalize(vmin=0, vmax=np.log(far + 1.01))(logs)) * 255).astype(np.uint8)[..., :3]
-    stored = encode_condition(RawCondition(depth), "geometry")
-    painted = as_uint8(render_condition(stored, "geometry")).transpose(1, 2, 0)
-    assert (painted[..., 3:] == published).all(axis=2).mean() > 1 - 1 / 300
-    assert (painted[~known] == 0).all()
-    assert (painted[..., :3] == 0).all(), "without normals these channels are black"
+@pytest.fixture
+def painted_geometry(normal: Maker, uniform: Maker) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the golden vectors' scene: what is painted here, what the published code painted, where depth is known."""
+    depth = np.exp(1.2 + 1.1 * normal("depth", (48, 64)).numpy()) + 10 * (1 + uniform("far", (48, 64)).numpy())
+    known = uniform("known", (48, 64)).numpy() > -0.8
+    normals = normal("normals", (48, 64, 3)).numpy()
+    normals = normals / np.linalg.norm(normals, axis=2, keepdims=True)
+    normals[:6, :9] = 0
+    raw = RawCondition(np.where(known, depth, 0).astype(np.float32), normals.astype(np.float32))
+    painted = as_uint8(render_condition(encode_condition(raw, "geometry"), "geometry"))
+    return painted.astype(int), np.load(GOLDEN / "geometry-condition.npy").astype(int), known
 
 
-def test_normals_are_painted_as_by_the_published_code() -> None:
-    """Against plot_normal_map of preprocess_depth.py: (n - min) / 2, black where unknown; one level for 16 bits."""
-    rng = np.random.default_rng(2)
-    normals = rng.normal(size=(50, 60, 3)).astype(np.float32)
-    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
-    normals[:9, :9] = 0
-    published = normals + np.equal(normals.sum(2, keepdims=True), 0.0) * normals.min()
-    published = (np.clip((published - normals.min()) / 2.0, 0, 1) * 255).astype(np.uint8)
-    stored = encode_condition(RawCondition(np.ones((50, 60), np.float32), normals), "geometry")
-    painted = as_uint8(render_condition(stored, "geometry")).transpose(1, 2, 0)
-    assert np.abs(painted[..., :3].astype(int) - published).max() <= 1
-    assert (painted[:9, :9, :3] == 0).all()
+def test_depth_is_painted_as_published(painted_geometry: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """Stored codes are rounded to 16 bits: a pixel between two of the 256 colours may have its neighbour, 1 in 300."""
+    painted, published, known = painted_geometry
+    assert (painted[3:] == published[3:]).all(axis=0).mean() > 1 - 1 / 300
+    assert np.abs(painted[3:] - published[3:]).max() <= 4, "not a neighbouring colour"
+    assert (painted[3:, ~known] == 0).all()
+
+
+def test_normals_are_painted_as_published(painted_geometry: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """To one level of 255, as stored codes are rounded to 16 bits, and to the very level nearly everywhere."""
+    painted, published, _ = painted_geometry
+    assert np.abs(painted[:3] - published[:3]).max() <= 1
+    assert (painted[:3] == published[:3]).mean() > 0.99
+    assert (painted[:3, :6, :9] == 0).all()
+
+
+def test_without_normals_their_channels_are_black() -> None:
+    stored = encode_condition(RawCondition(np.full((4, 5), 2.0, np.float32)), "geometry")
+    assert (as_uint8(render_condition(stored, "geometry"))[:3] == 0).all()
+
+
+def test_masks_are_painted_as_published(uniform: Maker) -> None:
+    """Labels beyond the classes included: black."""
+    labels = (128 * (uniform("labels", (24, 32)).numpy() + 1)).astype(np.uint8)
+    assert labels.max() > 182
+    painted = as_uint8(render_condition(StoredCondition(labels), "mask", 182))
+    np.testing.assert_array_equal(painted, np.load(GOLDEN / "mask-condition.npy"))
 
 
 def test_depth_codes_mark_what_is_not_a_distance() -> None:

@@ -25,6 +25,7 @@ from piti.models.checkpoints import (
     verify_checkpoint,
     write_checkpoint,
 )
+from piti.models.layouts import identify
 
 SMALL = ModelConfig(
     image_size=16,
@@ -38,6 +39,9 @@ SMALL = ModelConfig(
     encoder_width=32,
     encoder_layers=2,
     encoder_heads=2,
+)
+SMALL_UPSAMPLER = SMALL.model_copy(
+    update={"image_size": 32, "super_resolution": True, "channel_mult": (1, 1, 2), "attention_resolutions": (32, 8)}
 )
 TRAINER = {
     "step": 7,
@@ -156,6 +160,41 @@ def test_glides_layout_fills_the_decoder_bit_for_bit(
     assert all(torch.equal(value, before[f"encoder.{key}"]) for key, value in fresh.encoder.state_dict().items())
 
 
+def test_glides_upsampler_fills_the_decoder_bit_for_bit(
+    filled: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """upsample.pt: a text tower too, six input channels, the same keys otherwise. base.pt does not pass for it."""
+    model, fresh = build_model(SMALL_UPSAMPLER, seed=0), build_model(SMALL_UPSAMPLER, seed=1)
+    filled(model)
+    torch.save(glide_state(model), tmp_path / "upsample.pt")
+    before = clone(fresh)
+    loaded = load_pretrained(fresh, WeightsRef(path=str(tmp_path / "upsample.pt")))
+    assert (loaded["kind"], loaded["loaded"]) == ("glide", "decoder")
+    assert same(fresh.decoder.state_dict(), model.decoder.state_dict())
+    assert all(torch.equal(value, before[f"encoder.{key}"]) for key, value in fresh.encoder.state_dict().items())
+    base = build_model(SMALL_UPSAMPLER.model_copy(update={"super_resolution": False}), seed=0)
+    torch.save(glide_state(base), tmp_path / "base.pt")
+    message = refusal(fresh, tmp_path / "base.pt")
+    assert "1 of the wrong shape (input_blocks.0.0.weight (32, 3, 3, 3) instead of (32, 6, 3, 3))" in message
+    assert "super_resolution False" in message
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_UPSAMPLER], ids=["base", "upsampler"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pitis_averaged_files_of_whole_networks_load_bit_for_bit(
+    config: ModelConfig, legacy: bool, filled: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    """As its train_util.save writes ema_RATE_STEP.pt in stage 2 and for the upsampler: a state_dict of Parameters."""
+    model, fresh = build_model(config, seed=0), build_model(config, seed=1)
+    filled(model)
+    path = tmp_path / "ema_0.9999_060000.pt"
+    averaged = {key: nn.Parameter(value) for key, value in model.state_dict().items()}
+    torch.save(averaged, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_pretrained(fresh, WeightsRef(path=str(path)))
+    assert (loaded["kind"], loaded["loaded"]) == ("piti", "model")
+    assert same(fresh.state_dict(), model.state_dict())
+
+
 def test_half_precision_files_become_float32(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
     torch.save({key: value.half() for key, value in glide_state(model).items()}, tmp_path / "base.pt")
     load_pretrained(fresh, WeightsRef(path=str(tmp_path / "base.pt")))
@@ -246,6 +285,17 @@ def test_missing_and_unexpected_keys_are_listed(model: PITIModel, fresh: PITIMod
     assert "1 unexpected (decoder.surprise)" in message
 
 
+def test_many_offending_keys_are_cut_at_twenty(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
+    """Of each sort the first twenty, and how many more there are."""
+    keys = list(model.state_dict())
+    state = {**dict(list(model.state_dict().items())[25:]), **{f"decoder.extra.{i}": torch.ones(1) for i in range(20)}}
+    torch.save(state, tmp_path / "odd.pt")
+    message = refusal(fresh, tmp_path / "odd.pt")
+    assert f"25 missing ({', '.join(keys[:20])} and 5 more)" in message
+    assert f"20 unexpected ({', '.join(f'decoder.extra.{i}' for i in range(20))})" in message
+    assert "it looks like a whole PITI network" in message
+
+
 def test_other_kinds_are_called_by_their_name(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
     inpainting = glide_state(model)
     inpainting["input_blocks.0.0.weight"] = torch.zeros(32, 7, 3, 3)
@@ -284,7 +334,7 @@ def test_a_damaged_or_unfinished_checkpoint_of_ours_is_refused(checkpoint: str) 
 
 
 def test_a_checkpoint_of_another_size_is_refused(checkpoint: str) -> None:
-    with pytest.raises(CheckpointError, match="1 of the wrong shape"):
+    with pytest.raises(CheckpointError, match=r"looks like a whole PITI network .* with .* 1 of the wrong shape"):
         load_model(checkpoint, SMALL.model_copy(update={"condition_size": 48}))
     with pytest.raises(CheckpointError, match="missing"):
         load_model(checkpoint, SMALL.model_copy(update={"encoder_layers": 3}))
@@ -299,6 +349,9 @@ def test_inspection_says_what_a_file_is(model: PITIModel, checkpoint: str, tmp_p
         "encoder_width": 32,
         "encoder_layers": 2,
     }
+    assert found["channel_mult"] == [1, 2]
+    assert found["num_res_blocks"] == 1
+    assert found["attention_resolutions"] == ["image_size / 2"]
     assert found["condition_channels"] == 1
     assert found["condition_size"] == 32
     assert found["super_resolution"] is False
@@ -308,6 +361,32 @@ def test_inspection_says_what_a_file_is(model: PITIModel, checkpoint: str, tmp_p
     assert inspect_checkpoint(checkpoint)["path"].endswith("ema.safetensors")
     with pytest.raises(CheckpointError, match="there are no weights"):
         inspect_checkpoint(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig.base(),
+        ModelConfig.upsampler(condition_channels=1),
+        SMALL,
+        SMALL_UPSAMPLER,
+        SMALL.model_copy(update={"channel_mult": (1,), "attention_resolutions": ()}),
+        SMALL.model_copy(update={"channel_mult": (2, 2), "num_res_blocks": 2, "attention_resolutions": (16, 8)}),
+    ],
+)
+@pytest.mark.parametrize("part", ["model", "decoder"])
+def test_every_size_that_shapes_tell_is_read_off(config: ModelConfig, part: str) -> None:
+    """Published and other sizes, whole or as GLIDE's layout: all that a config must say but heads and image_size."""
+    with torch.device("meta"):
+        model = PITIModel(config)
+    sizes = identify(dict(model.state_dict()) if part == "model" else glide_state(model)).sizes
+    names = ["super_resolution", "model_channels", "num_res_blocks", "encoder_width"]
+    if part == "model":
+        names += ["condition_channels", "condition_size", "encoder_layers"]
+    assert {name: sizes.get(name) for name in names} == {name: getattr(config, name) for name in names}
+    assert sizes["channel_mult"] == list(config.channel_mult)
+    sides = [config.image_size // int(entry.partition(" / ")[2] or 1) for entry in sizes["attention_resolutions"]]
+    assert sorted(sides) == sorted(config.attention_resolutions)
 
 
 def test_checkpoints_in_an_object_store(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from piti.models import ModelConfig, PITIModel, build_model
 from piti.models.memory import laid_out
 
 GOLDEN = Path(__file__).parent / "golden"
-TOLERANCE = 1e-5  # of the largest value, float32
+TOLERANCE = 1e-5  # of each value, float32, or of the largest where activations lie channels last
+FLOOR = 5e-6  # contiguous layout: what may be added to a value's tolerance; outputs reach 2.5
+# Torch's channels-last group norm sums a map in sequence: 256x256 of them cost 1.2e-5 on one thread, 0.5e-5 on two.
+CHANNELS_LAST_TOLERANCE = {"upsampler": 2e-5}
 Maker = Callable[[str, tuple[int, ...]], Tensor]
 
 REDUCED = {"model_channels": 32, "num_head_channels": 32}
@@ -27,11 +30,13 @@ CONFIGS = {
 }
 
 
-def assert_close(ours: Tensor, golden: str, tolerance: float = TOLERANCE) -> None:
+def assert_close(ours: Tensor, golden: str, config: ModelConfig, tolerance: float) -> None:
     published = np.load(GOLDEN / golden)
     assert tuple(ours.shape) == published.shape
-    difference = np.abs(ours.double().numpy() - published.astype(np.float64)).max()
-    assert difference <= tolerance * np.abs(published).max(), f"{golden}: {difference}"
+    difference = np.abs(ours.double().numpy() - published.astype(np.float64))
+    values = np.abs(published.astype(np.float64))
+    allowed = tolerance * values.max() if config.channels_last else tolerance * values + FLOOR
+    assert (difference <= allowed).all(), f"{golden}: {difference.max()}"
 
 
 @pytest.mark.parametrize("size", ["base", "upsampler"])
@@ -69,14 +74,15 @@ def test_numbers_are_those_of_the_published_code(
     with torch.no_grad():
         latent = model.encode(condition)
         output = model(normal("x_t", (1, 3, side, side)).float(), torch.tensor([437]), latent=latent, low_res=low_res)
+    tolerance = CHANNELS_LAST_TOLERANCE.get(name, TOLERANCE) if config.channels_last else TOLERANCE
     stride = 8 if config.super_resolution else 4
-    assert_close(output[:, :, ::stride, ::stride], f"{name}-output.npy")
+    assert_close(output[:, :, ::stride, ::stride], f"{name}-output.npy", config, tolerance)
     wide = output.double()
     sums = torch.stack([wide.mean((0, 2, 3)), wide.std((0, 2, 3), correction=0)])
-    assert_close(sums, f"{name}-sums.npy")
+    assert_close(sums, f"{name}-sums.npy", config, tolerance)
     if name != "full-base":
-        assert_close(latent.tokens[0, ::16, ::16], f"{name}-tokens.npy")
-        assert_close(latent.summary[0], f"{name}-summary.npy")
+        assert_close(latent.tokens[0, ::16, ::16], f"{name}-tokens.npy", config, TOLERANCE)
+        assert_close(latent.summary[0], f"{name}-summary.npy", config, TOLERANCE)
 
 
 def test_published_sizes() -> None:

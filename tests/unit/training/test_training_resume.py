@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from piti import storage
+from piti.diffusion import LossSecondMomentSampler
 from piti.jobs.context import JobContext
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.training.loop import train
@@ -64,7 +65,8 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(pipeline: Any, stage: str) -> None:
     """Killed at step 5, resumed from the checkpoint at step 4, across an epoch's end (12 samples, batches of 4).
 
-    With dropout, dropped conditions, loss-aware timesteps, EMA and, for the upsampler, the critic and its optimizer.
+    With dropout, dropped conditions, EMA and, for the upsampler, the critic and its optimizer. Of 1000 timesteps, hardly
+    one has a full history so soon: loss-aware drawing has a test of its own below.
     """
     if stage == "stage1":
         pipeline.finish("pretrain")
@@ -85,6 +87,45 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(pipeline: Any, stag
     kept = [[{**record, "time": 0, "pictures_per_second": 0} for record in read_metrics(context.spec.output)]
             for context in (whole, broken)]  # fmt: skip
     assert kept[0] == kept[1], "metrics.jsonl has other records after a resume"
+
+
+def test_a_run_resumed_amid_loss_aware_timesteps_equals_an_undisturbed_one(pipeline: Any) -> None:
+    """Three timesteps, so that all histories are full by step 12, where it is killed, and drawing is no longer uniform.
+
+    Histories that a resumed run had lost would draw other timesteps: a run that forgets them ends elsewhere.
+    """
+    options: dict[str, Any] = {
+        "diffusion__base__steps": 3,
+        "training__pretrain__phases": [{"steps": 20, "learning_rate": 2e-3, "condition_dropout": 0.3}],
+        "training__pretrain__keep_checkpoints": 10,
+    }
+    whole = pipeline.context("pretrain", run="whole", **options)
+    undisturbed = train(whole, Workers())
+    broken = pipeline.context("pretrain", run="broken", **options)
+    with pytest.raises(PlugPulledError):
+        train(ShortLived(broken, last_step=13), Workers())
+    newest = newest_whole_checkpoint(broken.spec.output)
+    assert newest is not None
+    assert newest.endswith("step-00000012")
+    assert not is_uniform(load_trainer_state(newest)["timesteps"]), "the histories are not full: nothing is proved"
+    resumed = train(broken, Workers(), resume_from=newest)
+    expected = everything(undisturbed["checkpoint"], whole)
+    assert differences(expected, everything(resumed["checkpoint"], broken)) == []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LossSecondMomentSampler, "load_state_dict", lambda self, state: None)
+        forgetful = train(broken, Workers(), resume_from=newest)
+    found = differences(expected, everything(forgetful["checkpoint"], broken))
+    assert any(path.startswith("/model") for path in found)
+    assert "/trainer/timesteps/losses" in found
+
+
+def is_uniform(state: dict[str, Any]) -> bool:
+    """Whether a saved loss-aware sampler draws all timesteps alike."""
+    sampler = LossSecondMomentSampler(len(state["counts"]))
+    sampler.load_state_dict(state)
+    weights = sampler.weights()
+    return torch.equal(weights, weights[:1].expand_as(weights))
 
 
 def test_a_critic_that_was_not_restored_would_show(pipeline: Any) -> None:
