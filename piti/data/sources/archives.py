@@ -9,7 +9,6 @@ import lzma
 import os
 import shutil
 import tarfile
-import tempfile
 import uuid
 import zipfile
 import zlib
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import IO, cast
 
 from piti import storage
-from piti.data.sources.entries import Entry, is_hidden
+from piti.data.cache import cache_folder
+from piti.data.sources.entries import DamagedMemberError, Entry, is_hidden
 from piti.errors import DataError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
-CACHE_FOLDER_VARIABLE = "PITI_CACHE"
 _COPY_BYTES = 1 << 20
 _REMOTE_BLOCK_BYTES = 1 << 20  # so much is fetched at once: members are small, and not read in order
 
@@ -33,12 +32,6 @@ def is_archive(uri: str) -> bool:
     if not uri.lower().endswith(ARCHIVE_SUFFIXES):
         return False
     return not (storage.is_local(uri) and storage.local_path(uri).is_dir())
-
-
-def cache_folder() -> Path:
-    """Where this machine keeps copies of remote and unpacked files: `$PITI_CACHE`, else in the temporary folder."""
-    default = Path(tempfile.gettempdir()) / f"piti-cache-{os.getuid()}"
-    return Path(os.environ.get(CACHE_FOLDER_VARIABLE, default))
 
 
 class ZipTree:
@@ -157,17 +150,20 @@ def plain_tar(uri: str) -> str:
     version = "|".join(str(about.get(name)) for name in ("size", "mtime", "ETag", "LastModified", "updated"))
     folder = cache_folder() / "archives"
     target = folder / f"{hashlib.sha256(f'{uri}|{version}'.encode()).hexdigest()[:32]}.tar"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the one that unpacks, instead of each unpacking
-        if not target.exists():
-            _unpack(uri, target)
+    with storage.disk_space(f"a copy of {uri}", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(target.with_suffix(".lock"), "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the one that unpacks, instead of each unpacking
+            if not target.exists():
+                _unpack(uri, target)
     return str(target)
 
 
 def _unpack(uri: str, target: Path) -> None:
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
+    # This process holds the lock: whoever left such a file was killed.
+    storage.remove_older(target.parent, f".{target.name}.*.tmp", -1)
         with _open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(aside, "wb") as plain:
             shutil.copyfileobj(stream, plain, _COPY_BYTES)
         os.replace(aside, target)

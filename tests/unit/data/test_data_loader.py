@@ -17,7 +17,6 @@ import torch
 from piti.config import DataConfig
 from piti.data.conditions import label_colors, unit_range
 from piti.data.loader import TrainingLoader, validation_batches
-from piti.data.shard_reader import ShardCache
 from piti.data.shards import ShardSet
 from piti.errors import DataError
 
@@ -287,19 +286,3 @@ def test_remote_shards_come_through_a_bounded_cache(
     cached = list((tmp_path / "cache").iterdir())
     assert 1 <= len(cached) <= 3
     assert sum(path.stat().st_size for path in cached) <= 2 * largest + largest
-
-
-def test_a_cached_file_is_fetched_once_and_again_when_its_content_changes(tmp_path: Path) -> None:
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/cachetest/a.tar", b"one")
-    try:
-        cache = ShardCache(tmp_path)
-        first = cache.path("memory://cachetest/a.tar", "v1")
-        memory.pipe_file("/cachetest/a.tar", b"two")
-        assert cache.path("memory://cachetest/a.tar", "v1") == first
-        assert first.read_bytes() == b"one"
-        assert cache.path("memory://cachetest/a.tar", "v2").read_bytes() == b"two"
-    finally:
-        memory.rm("/cachetest", recursive=True)
