@@ -138,7 +138,7 @@ def _plan(items: list[Item], data: DataConfig) -> str:
 def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
     """Load a shard's items, store them at `uri` and publish the shard. Same plan, same bytes.
 
-    Raises DataError where the disk is full.
+    Raises DataError where a disk is full, or an item cannot be read for a reason that is not its own.
     """
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     with ShardWriter(uri, plan.name, plan.plan) as writer:

@@ -62,8 +62,10 @@ class ZipTree:
     def read(self, path: str) -> bytes:
         try:
             return self._open().read(path)
-        except (KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise OSError(f"{path} in {self._uri} cannot be read ({error})") from error
+        except KeyError as error:
+            raise FileNotFoundError(f"{path} is not in {self._uri}") from error
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+            raise DamagedMemberError(f"{path} in {self._uri} cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class TarTree:
     def read(self, path: str) -> bytes:
         member = self._members.get(path)
         if member is None:
-            raise OSError(f"{path} is not in {self._uri}")
+            raise FileNotFoundError(f"{path} is not in {self._uri}")
         return read_span(self._uri, member.offset, member.size_bytes)
 
 
@@ -119,7 +121,7 @@ def tar_members(uri: str) -> list[TarMember]:
 
 
 def read_span(uri: str, offset: int, size_bytes: int) -> bytes:
-    """A stretch of a tar's content. Raises OSError where the file ends before."""
+    """A stretch of a tar's content. Raises DamagedMemberError where the file ends before, OSError where reading fails."""
     plain = plain_tar(uri)
     if storage.is_local(plain):
         with storage.open_read(plain) as stream:
@@ -129,7 +131,7 @@ def read_span(uri: str, offset: int, size_bytes: int) -> bytes:
         fs, path = storage.filesystem(plain)
         data = bytes(fs.cat_file(path, start=offset, end=offset + size_bytes)) if size_bytes else b""
     if len(data) != size_bytes:
-        raise OSError(f"{uri} is cut short")
+        raise DamagedMemberError(f"{uri} is cut short")
     return data
 
 
@@ -160,10 +162,10 @@ def plain_tar(uri: str) -> str:
 
 
 def _unpack(uri: str, target: Path) -> None:
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
     # This process holds the lock: whoever left such a file was killed.
     storage.remove_older(target.parent, f".{target.name}.*.tmp", -1)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
         with _open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(aside, "wb") as plain:
             shutil.copyfileobj(stream, plain, _COPY_BYTES)
         os.replace(aside, target)

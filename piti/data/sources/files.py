@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from piti.data.sources.archives import read_span
 from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
 from piti.data.sources.entries import Entry, stem
+from piti.data.sources.reading import read_or_reject
 from piti.data.sources.trees import open_tree
 
 if TYPE_CHECKING:
@@ -184,7 +185,4 @@ def _check_frame(picture: tuple[int, ...], other: tuple[int, ...], what: str) ->
 
 
 def _read(part: FilePart) -> bytes:
-    try:
-        return part.read()
-    except OSError as error:
-        raise RejectedItem(f"{part.path} cannot be read ({error.strerror or error})") from error
+    return read_or_reject(part.path, part.read)
