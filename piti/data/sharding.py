@@ -27,7 +27,7 @@ from piti.data.sources.keys import stable_hash
 from piti.data.tars import shard_name
 from piti.errors import DataError
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _JPEG_QUALITY = 95
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
@@ -128,6 +128,7 @@ def _plan(items: list[Item], data: DataConfig) -> str:
         "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
+        "conditions_follow_exif": data.conditions_follow_exif,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for item in items:
