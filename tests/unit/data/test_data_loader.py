@@ -267,6 +267,19 @@ def test_a_missing_tar_is_an_error_not_a_skip(sketch_set: ShardSet, sketch_data:
             take(load(shards, sketch_data, num_workers=num_workers), 20)
 
 
+def test_a_mistake_in_the_program_is_no_damage(
+    sketch_set: ShardSet, sketch_data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*arguments: Any) -> None:
+        raise ValueError("masks need num_classes")
+
+    monkeypatch.setattr("piti.data.examples.paint_condition", mistaken)
+    with pytest.raises(ValueError, match="masks need num_classes"):
+        take(load(sketch_set, sketch_data), 1)
+    with pytest.raises(ValueError, match="masks need num_classes"):
+        next(validation_batches(sketch_set.uri, sketch_data, degraded=None, scale=4, batch_size=2, limit=4))
+
+
 def test_remote_shards_come_through_a_bounded_cache(
     sketch_set: ShardSet, sketch_data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
