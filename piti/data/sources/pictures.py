@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from piti.data.sources.base import RejectedItem
 
-_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF"})
+_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
 _KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -123,7 +123,7 @@ def _open(data: bytes) -> Image.Image:
         raise RejectedItem(f"picture is larger than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
         raise RejectedItem("file is not a picture of a known format") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError, struct.error, zlib.error) as error:
         # What Pillow's decoders raise on damaged files.
         raise RejectedItem(f"picture is damaged ({error or type(error).__name__})") from error
     return picture
