@@ -141,7 +141,9 @@ class DataConfig(Section):
     the square as published, `center` crops the largest central square first, `random` keeps the native size and
     crops at load time. `max_samples` training items are kept, drawn by the seed (None: all). Of masks, only those are
     kept that show at least one of `require_classes` (None: all). `max_rejected_share` is the share of unusable items
-    above which sharding fails.
+    above which sharding fails. `conditions_follow_exif` says how conditions lie of photographs that EXIF turns, where
+    sizes do not tell: true, like the file's pixels, so that they are turned too; false, like what viewers show; None:
+    such pictures are rejected, since nobody knows.
     """
 
     source: SourceConfig
@@ -155,6 +157,7 @@ class DataConfig(Section):
     sketch: SketchConfig = SketchConfig()
     max_rejected_share: Share = 0.01
     horizontal_flip: bool = True
+    conditions_follow_exif: bool | None = None
 
     @model_validator(mode="after")
     def _classes_for_masks(self) -> Self:

@@ -8,11 +8,15 @@ marker file last, so a folder without its marker does not count.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +27,30 @@ from piti.errors import DataError
 
 MARKER = "DONE.json"
 _CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def disk_space(what: str, place: str | Path | Callable[[], str | Path]) -> Iterator[None]:
+    """Around (or decorating) what writes `what` to the local folder `place`: a full disk or quota is a DataError that
+    names both. Errors raised so pass through outer ones, so that the innermost, which knows the place, is heard.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        folder = place() if callable(place) else place
+        raise DataError(f"no space left for {what} in {folder}", "free some space there and run again") from error
+
+
+_CLIENT_LIBRARIES = frozenset(
+    {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3"}
+)
+
+
+def is_client_error(error: BaseException) -> bool:
+    """Whether an object store's client library raised this: not all of theirs are OSErrors."""
+    return type(error).__module__.partition(".")[0] in _CLIENT_LIBRARIES
 
 
 def is_local(uri: str) -> bool:
@@ -114,16 +142,17 @@ def write_bytes(uri: str, data: bytes) -> None:
         fs.pipe_file(path, data)
         return
     target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(aside, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with disk_space(target.name, target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(aside, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -141,19 +170,20 @@ def publish_file(source: Path, uri: str) -> None:
         source.unlink()
         return
     target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with disk_space(target.name, target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            os.replace(source, aside)
-        except OSError:  # another filesystem
-            shutil.copyfile(source, aside)
-            source.unlink()
-        with open(aside, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+            try:
+                os.replace(source, aside)
+            except OSError:  # another filesystem
+                shutil.copyfile(source, aside)
+                source.unlink()
+            with open(aside, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
@@ -173,12 +203,25 @@ def fetch(uri: str, target: Path) -> Path:
     """A local file with the content of `uri`: the file itself if local, else downloaded to `target`."""
     if is_local(uri):
         return local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    fs, path = filesystem(uri)
-    fs.get_file(path, str(aside))
-    os.replace(aside, target)
+    with disk_space(f"a copy of {uri}", target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        fs, path = filesystem(uri)
+        try:
+            fs.get_file(path, str(aside))
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
     return target
+
+
+def remove_older(folder: Path, pattern: str, seconds: float) -> None:
+    """Delete this user's files in a local folder that match `pattern` and have not been written to for `seconds`."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # deleted by another process, or not ours to delete
+            about = path.lstat()
+            if about.st_uid == os.getuid() and time.time() - about.st_mtime > seconds:
+                path.unlink()
 
 
 def remove(uri: str) -> None:

@@ -86,20 +86,35 @@ def stats(
 
 
 @app.command()
-def verify(uri: UriArgument) -> None:
-    """Read everything again and name what is damaged. Exits with 1 if anything is."""
+def verify(
+    uri: UriArgument,
+    repair: Annotated[bool, typer.Option(help="Delete what keeps damaged shards from being written again.")] = False,
+) -> None:
+    """Read everything again and name what is damaged. Exits with 1 if anything is, unless it is to be repaired."""
+    from piti.data.repair import forget_unreadable_manifest, repair_advice, repair_shards
     from piti.data.shards import verify_shards
 
-    problems = 0
+    if repair and (deleted := forget_unreadable_manifest(uri)):
+        _print_deleted(deleted)
+        typer.echo("run piti/prepare: it makes the manifest again from the shards that are there; then verify them")
+        return
+    problems = []
     for problem in verify_shards(uri):
-        problems += 1
+        problems.append(problem)
         typer.echo(str(problem), err=True)
-    if problems:
-        raise DataError(
-            f"{uri}: {problems} problem{'s' if problems > 1 else ''} found",
-            "delete the folder and prepare the data again",
-        )
-    typer.echo(f"{uri} is whole")
+    if not problems:
+        typer.echo(f"{uri} is whole")
+        return
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found"
+    if not repair:
+        raise DataError(f"{uri}: {count}", repair_advice(uri))
+    _print_deleted(repair_shards(uri, problems))
+    typer.echo(f"{count}; run piti/prepare: it writes what is missing, and nothing else")
+
+
+def _print_deleted(uris: list[str]) -> None:
+    for uri in uris:
+        typer.echo(f"deleted {uri}")
 
 
 def _print_labels(shards: ShardSet, limit: int) -> None:

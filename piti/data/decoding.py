@@ -23,25 +23,29 @@ _PICTURE_SUFFIXES = ("png", "jpg")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
+class DamagedPictureError(ValueError):
+    """A stored file that does not decode, is missing, or has another shape than its set says. `str()` is the reason."""
+
+
 def decode_image(members: Mapping[str, bytes]) -> NDArray[np.uint8]:
-    """The picture of a sample: uint8 (H, W, 3) RGB. Raises ValueError where there is none or it does not decode."""
+    """The picture of a sample: uint8 (H, W, 3) RGB. Raises DamagedPictureError where there is none or it does not decode."""
     for suffix in _PICTURE_SUFFIXES:
         if suffix in members:
             return decode_rgb(members[suffix])
-    raise ValueError("sample holds no picture")
+    raise DamagedPictureError("sample holds no picture")
 
 
 def decode_rgb(data: bytes) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) RGB from a PNG or JPEG. Raises ValueError where it does not decode."""
+    """uint8 (H, W, 3) RGB from a PNG or JPEG. Raises DamagedPictureError where it does not decode."""
     if data.startswith(_JPEG_MAGIC):
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=False), dtype=np.uint8)
+        return _decode_jpeg(data)
     return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def decode_condition(members: Mapping[str, bytes]) -> StoredCondition:
-    """The condition of a sample. Raises ValueError where it is missing or does not decode."""
+    """The condition of a sample. Raises DamagedPictureError where it is missing or does not decode."""
     if "cond.png" not in members:
-        raise ValueError("sample holds no condition")
+        raise DamagedPictureError("sample holds no condition")
     values = _decode(members["cond.png"], cv2.IMREAD_UNCHANGED)
     if "normal.png" not in members:
         return StoredCondition(values)
@@ -63,17 +67,24 @@ def num_variants(members: Mapping[str, bytes]) -> int:
 
 
 def decode_variant(members: Mapping[str, bytes], variant: int) -> LowResolution:
-    """A variant of a companion sample. Raises ValueError where it is missing or does not decode."""
+    """A variant of a companion sample. Raises DamagedPictureError where it is missing or does not decode."""
     try:
         about = json.loads(members["json"])["variants"][variant]
         crop = about["crop"]
         return LowResolution(decode_rgb(members[f"lr{variant}.png"]), None if crop is None else CropBox(*crop))
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"companion sample holds no variant {variant}") from error
+    except (KeyError, IndexError, json.JSONDecodeError) as error:
+        raise DamagedPictureError(f"companion sample holds no variant {variant}") from error
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=False), dtype=np.uint8)
+    except ValueError as error:
+        raise DamagedPictureError(f"picture does not decode ({error})") from error
 
 
 def _decode(data: bytes, flags: int) -> NDArray[Any]:
     decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags) if data else None
     if decoded is None:
-        raise ValueError("picture does not decode")
+        raise DamagedPictureError("picture does not decode")
     return np.asarray(decoded)

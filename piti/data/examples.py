@@ -13,7 +13,14 @@ from torch import Tensor
 
 from piti.config import DataConfig, DegradationConfig
 from piti.data.conditions import CHANNELS, StoredCondition, paint_condition
-from piti.data.decoding import LowResolution, decode_condition, decode_image, decode_variant, num_variants
+from piti.data.decoding import (
+    DamagedPictureError,
+    LowResolution,
+    decode_condition,
+    decode_image,
+    decode_variant,
+    num_variants,
+)
 from piti.data.degrading import draw_variant
 from piti.data.geometry import CropBox, Modality, crop_nearest, crop_photograph, resize_edges
 from piti.data.order import draw_chances
@@ -101,7 +108,7 @@ class ExampleReader:
         companion = None if self._companions is None else self._companions.read(number)
         try:
             return self._build(self.keys[number], members, companion, draw, room or self.room(1), place)
-        except ValueError as error:
+        except DamagedPictureError as error:
             raise DamagedSample(str(error)) from error
 
     def _build(
@@ -160,10 +167,10 @@ def _pictures(count: int, side: int) -> Tensor:
 
 
 def _write(levels: NDArray[np.uint8], target: Tensor) -> None:
-    """Copy levels (C, H, W) into `target`. Raises ValueError where the sizes differ."""
+    """Copy levels (C, H, W) into `target`. Raises DamagedPictureError where the sizes differ."""
     if levels.shape != target.shape:
         height, width = target.shape[1:]
-        raise ValueError(f"picture is {levels.shape[2]}x{levels.shape[1]}, not {width}x{height}")
+        raise DamagedPictureError(f"picture is {levels.shape[2]}x{levels.shape[1]}, not {width}x{height}")
     np.copyto(target.numpy(), levels)
 
 

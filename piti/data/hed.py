@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from piti import storage
+from piti.data.cache import cache_folder
 from piti.data.geometry import resize_nearest
-from piti.data.sources.archives import cache_folder
 from piti.errors import CheckpointError
 from piti.models.weight_files import read_weights
 

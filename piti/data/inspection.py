@@ -16,6 +16,7 @@ from eval.grid import PictureGrid, grid_png
 from piti import storage
 from piti.data.conditions import condition_picture, paint_condition
 from piti.data.decoding import decode_condition, decode_image, decode_variant, num_variants
+from piti.data.repair import repair_advice
 from piti.data.shard_reader import DamagedSample, ShardReader
 from piti.data.shards import MANIFEST, ShardSet
 from piti.errors import DataError
@@ -115,9 +116,7 @@ def sample_about(shards: ShardSet, key: str) -> dict[str, Any]:
     try:
         members = reader.read(reader.index.keys.index(key))
     except DamagedSample as error:
-        raise DataError(
-            f"sample {key} of {shards.uri} is damaged ({error})", f"run `piti shards verify {shards.uri}`"
-        ) from error
+        raise DataError(f"sample {key} of {shards.uri} is damaged ({error})", repair_advice(shards.uri)) from error
     files = {suffix: len(content) for suffix, content in members.items()}
     return {"manifest": row, "files": files, "json": json.loads(members["json"])}
 

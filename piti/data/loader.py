@@ -24,6 +24,7 @@ import torch
 from piti.config import DataConfig
 from piti.data.examples import BatchRoom, Degraded, Draw, Example, ExampleReader
 from piti.data.order import SampleOrder
+from piti.data.repair import repair_advice
 from piti.data.shard_reader import DamagedSample
 from piti.errors import DataError
 
@@ -74,6 +75,7 @@ class TrainingLoader:
             raise ValueError(
                 f"{rank=}, {world_size=}, {batch_size=}, {start_sample=}, {num_workers=} do not fit together"
             )
+        self._uri = shards
         self._examples = ExampleReader(shards, "train", data, degraded, scale)
         self._order = SampleOrder(self._examples.shard, seed)
         self._seed = seed
@@ -154,9 +156,7 @@ class TrainingLoader:
             entry = self._load(position, room, 0)
             if isinstance(entry, Example):
                 return entry
-        raise DataError(
-            f"{_TRIED_STAND_INS} samples in a row are damaged", "run `piti shards verify`, then piti/prepare"
-        )
+        raise DataError(f"{_TRIED_STAND_INS} samples in a row are damaged", repair_advice(self._uri))
 
 
 def validation_batches(

@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-import threading
-from pathlib import Path
 
 from piti import storage
+from piti.data.cache import ShardCache
+from piti.data.repair import repair_advice
 from piti.data.shards import SampleIndex, ShardSet
 from piti.data.tars import split_members
 from piti.errors import DataError
 
-CACHE_FOLDER_VARIABLE = "PITI_CACHE"
-CACHE_BYTES_VARIABLE = "PITI_CACHE_BYTES"
-_DEFAULT_CACHE_BYTES = 20 << 30
-
 
 class DamagedSample(Exception):  # noqa: N818 - an outcome of reading that is counted, not a failure of the program
     """A sample's bytes are not those that were written. `str()` is the reason."""
-
-
-class ShardCache:
-    """Whole files of an object store on local disk, the least recently used deleted first.
-
-    Shared by all processes of a machine: files appear whole, and one that another process deletes is fetched again.
-    `limit_bytes` may be passed by the one file that is being fetched.
-    """
-
-    def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
-        default = Path(tempfile.gettempdir()) / f"piti-cache-{os.getuid()}"
-        self._folder = folder or Path(os.environ.get(CACHE_FOLDER_VARIABLE, default))
-        self._limit_bytes = limit_bytes or int(os.environ.get(CACHE_BYTES_VARIABLE, _DEFAULT_CACHE_BYTES))
-        self._lock = threading.Lock()
-
-    def path(self, uri: str, version: str) -> Path:
-        """A local copy of `uri`, whose content `version` names (its hash). Raises FileNotFoundError if it is gone."""
-        target = self._folder / f"{hashlib.sha256(f'{uri}|{version}'.encode()).hexdigest()[:32]}.tar"
-        with self._lock:
-            if target.exists():
-                os.utime(target)
-                return target
-            self._folder.mkdir(parents=True, exist_ok=True)
-            storage.fetch(uri, target)
-            self._evict(target)
-            return target
-
-    def _evict(self, keep: Path) -> None:
-        files = []
-        for path in self._folder.glob("*.tar"):
-            try:
-                files.append((path.stat().st_mtime, path.stat().st_size, path))
-            except FileNotFoundError:  # deleted by another process
-                continue
-        used = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if used <= self._limit_bytes:
-                break
-            if path != keep:
-                path.unlink(missing_ok=True)
-                used -= size
 
 
 class ShardReader:
@@ -97,14 +50,13 @@ class ShardReader:
                 return _read_part(self._path(name), offset, size)
             except FileNotFoundError:
                 continue
-        raise DataError(
-            f"{self.shards.shard_uri(name)} is missing", "run `piti shards verify`, then piti/prepare again"
-        )
+        raise DataError(f"{self.shards.shard_uri(name)} is missing", repair_advice(self.shards.uri))
 
     def _path(self, name: str) -> str:
         if name in self._paths:
             return self._paths[name]
-        return str(self._cache.path(self.shards.shard_uri(name), self.shards.stats[name].tar_sha256))
+        stats = self.shards.stats[name]
+        return str(self._cache.path(self.shards.shard_uri(name), stats.tar_sha256, stats.tar_bytes))
 
 
 def _read_part(path: str, offset: int, size: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import pickle
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from piti import storage
 from piti.config import DataConfig
 from piti.data.conditions import StoredCondition, encode_condition
 from piti.data.geometry import Modality, shrink_condition, shrink_photograph
@@ -54,6 +54,7 @@ class ShardPlan:
         return items
 
 
+@storage.disk_space("the plan of shards", tempfile.gettempdir)
 def plan_shards(source: Source, data: DataConfig, seed: int) -> list[ShardPlan]:
     """Divide everything a source found among shards of about `data.samples_per_shard` items.
 
@@ -127,6 +128,7 @@ def _plan(items: list[Item], data: DataConfig) -> str:
         "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
+        "conditions_follow_exif": data.conditions_follow_exif,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for item in items:
@@ -137,28 +139,23 @@ def _plan(items: list[Item], data: DataConfig) -> str:
 def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
     """Load a shard's items, store them at `uri` and publish the shard. Same plan, same bytes.
 
-    Raises DataError where the disk is full.
+    Raises DataError where a disk is full, or an item cannot be read for a reason that is not its own.
     """
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
-    try:
-        with ShardWriter(uri, plan.name, plan.plan) as writer:
-            for item in plan.items:
-                try:
-                    loaded = item.load()
-                    members = sample_members(item, loaded, data)
-                except FilteredItem as reason:
-                    writer.leave_out(item.key, str(reason), source=item.origin)
-                    continue
-                except RejectedItem as reason:
-                    writer.reject(item.key, str(reason), source=item.origin)
-                    continue
-                height, width = loaded.shape[:2]
-                writer.add(item.key, members, source=item.origin, width=width, height=height)
-            return writer.publish()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"no space left for {plan.name} at {uri}", "free some space and run again") from error
-        raise
+    with ShardWriter(uri, plan.name, plan.plan) as writer:
+        for item in plan.items:
+            try:
+                loaded = item.load()
+                members = sample_members(item, loaded, data)
+            except FilteredItem as reason:
+                writer.leave_out(item.key, str(reason), source=item.origin)
+                continue
+            except RejectedItem as reason:
+                writer.reject(item.key, str(reason), source=item.origin)
+                continue
+            height, width = loaded.shape[:2]
+            writer.add(item.key, members, source=item.origin, width=width, height=height)
+        return writer.publish()
 
 
 def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +29,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from piti import storage
+from piti.data.repair import repair_advice
 from piti.data.sources.base import SPLITS
 from piti.data.tars import SampleTarWriter, names_of, shard_split, split_members
 from piti.errors import DataError
 
 MANIFEST = "manifest.parquet"
 _COPY_BYTES = 1 << 20
+_ASIDE_PREFIX = "piti-shard-"
+_ABANDONED_SECONDS = 6 * 3600.0  # a tar grows with every sample: nobody writes to one that has not for so long
 _SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -101,8 +105,9 @@ class ShardWriter:
         self._uri, self._name, self._plan = uri, name, plan
         self._split = shard_split(name)
         self._rows: list[Row] = []
-        self._aside = _aside_folder(uri) / f".{name}.{uuid.uuid4().hex}.tmp"
-        self._tar = SampleTarWriter(self._aside)
+        with self._space():
+            self._aside = _aside_path(uri, name)
+            self._tar = SampleTarWriter(self._aside)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -111,13 +116,19 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._tar.__exit__(kind, error, trace)
-        finally:  # where the disk is full, closing fails as well
+            with self._space():
+                self._tar.__exit__(kind, error, trace)
+        finally:
             self._aside.unlink(missing_ok=True)
+
+    def _space(self) -> AbstractContextManager[None]:
+        """Around writing the tar, which lies elsewhere than the shards where these are remote."""
+        return storage.disk_space(self._name, _aside_folder(self._uri))
 
     def add(self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int) -> None:
         """Append a sample; see SampleTarWriter.add."""
-        span = self._tar.add(key, members)
+        with self._space():
+            span = self._tar.add(key, members)
         row = Row(
             key, self._split, "accepted", source, shard=self._name, offset=span.offset, size=span.size_bytes,
             sha256=span.sha256, width=width, height=height,
@@ -133,9 +144,13 @@ class ShardWriter:
         self._rows.append(Row(key, self._split, "filtered", source, reason=reason))
 
     def publish(self) -> ShardStats:
-        """Make the shard appear. A shard of rejected items alone has stats and no tar."""
-        size, sha256 = self._tar.finish()
-        self._tar.__exit__(None, None, None)
+        """Make the shard appear. A shard of rejected items alone has stats and no tar.
+
+        Raises DataError where the disk is full, as everything else here does.
+        """
+        with self._space():
+            size, sha256 = self._tar.finish()
+            self._tar.__exit__(None, None, None)
         counts = Counter(row.status for row in self._rows)
         stats = ShardStats(
             self._name, self._plan, size, sha256, counts["accepted"], counts["rejected"], counts["filtered"]
@@ -193,10 +208,14 @@ def adopt_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
 
 def _copy_shard(source: str, target: str, stats: ShardStats) -> bool:
     """Whether a whole copy was published; False where the original turns out to be damaged or gone."""
-    aside = _aside_folder(target) / f".{stats.name}.{uuid.uuid4().hex}.tmp"
+    aside = _aside_path(target, stats.name)
     try:
         if stats.num_samples:
-            with storage.open_read(storage.join(source, stats.name)) as stream, open(aside, "wb") as copy:
+            with (
+                storage.disk_space(stats.name, aside.parent),
+                storage.open_read(storage.join(source, stats.name)) as stream,
+                open(aside, "wb") as copy,
+            ):
                 shutil.copyfileobj(stream, copy, _COPY_BYTES)
             if storage.sha256_file(str(aside)) != stats.tar_sha256:
                 return False
@@ -263,7 +282,7 @@ class ShardSet:
         except FileNotFoundError as error:
             raise DataError(f"{uri} is no finished set of shards (no {MANIFEST})", "run piti/prepare") from error
         except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise DataError(f"{uri}/{MANIFEST} is damaged ({error})", "delete it and run piti/prepare") from error
+            raise DataError(f"{uri}/{MANIFEST} is damaged ({error})", repair_advice(self.uri)) from error
         self.about: dict[str, Any] = content["about"]
         self.stats = {entry["name"]: ShardStats(**entry) for entry in content["shards"]}
 
@@ -314,10 +333,12 @@ class ShardSet:
                     stream.seek(row["offset"])
                     data = stream.read(row["size"])
                     if storage.sha256_bytes(data) != row["sha256"]:
-                        raise DataError(f"sample {row['key']} in {self.shard_uri(name)} is damaged", _REPAIR)
+                        raise DataError(
+                            f"sample {row['key']} in {self.shard_uri(name)} is damaged", repair_advice(self.uri)
+                        )
                     yield row["key"], split_members(data, row["key"])
         except FileNotFoundError as error:
-            raise DataError(f"{self.shard_uri(name)} is missing", _REPAIR) from error
+            raise DataError(f"{self.shard_uri(name)} is missing", repair_advice(self.uri)) from error
 
     @cached_property
     def _accepted(self) -> pa.Table:
@@ -325,9 +346,6 @@ class ShardSet:
 
     def _of(self, split: str) -> pa.Table:
         return self._accepted.filter(pc.equal(self._accepted["split"], split))
-
-
-_REPAIR = "delete the folder's DONE.json, its manifest and this shard's file in stats/, then run piti/prepare"
 
 
 @dataclass(frozen=True)
@@ -383,9 +401,17 @@ def _damage(shards: ShardSet, name: str, stats: ShardStats) -> Iterator[ShardPro
 
 def _aside_folder(uri: str) -> Path:
     """Where a tar is written before it is published: on the same filesystem if that is local."""
-    folder = storage.local_path(uri) if storage.is_local(uri) else Path(tempfile.gettempdir())
+    return storage.local_path(uri) if storage.is_local(uri) else Path(tempfile.gettempdir())
+
+
+def _aside_path(uri: str, name: str) -> Path:
+    """A file to write a tar to before it is published. What killed workers left in the temporary folder is deleted."""
+    folder = _aside_folder(uri)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    if not storage.is_local(uri):
+        storage.remove_older(folder, f".{_ASIDE_PREFIX}*.tmp", _ABANDONED_SECONDS)
+        name = f"{_ASIDE_PREFIX}{name}"
+    return folder / f".{name}.{uuid.uuid4().hex}.tmp"
 
 
 def remove_leftovers(uri: str) -> None:

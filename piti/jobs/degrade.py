@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import time
 from typing import Any
@@ -27,7 +26,6 @@ from piti.data.shards import (
 )
 from piti.data.sources import SPLITS
 from piti.data.sources.keys import stable_hash
-from piti.errors import DataError
 from piti.jobs.context import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 
@@ -90,18 +88,13 @@ def degrade_shard(
 ) -> ShardStats:
     """Degrade the pictures of one shard, same keys in the same order, and publish the companion. Same plan, same bytes."""
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
-    try:
-        with ShardWriter(output, name, plan) as writer:
-            for key, members in ShardSet(source).samples(name):
-                image = decode_image(members)
-                height, width = image.shape[:2]
-                companion = degrade_picture(image, key, data, degradation, scale, seed)
-                writer.add(key, companion, source=name, width=width, height=height)
-            return writer.publish()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"no space left for {name} at {output}", "free some space and run again") from error
-        raise
+    with ShardWriter(output, name, plan) as writer:
+        for key, members in ShardSet(source).samples(name):
+            image = decode_image(members)
+            height, width = image.shape[:2]
+            companion = degrade_picture(image, key, data, degradation, scale, seed)
+            writer.add(key, companion, source=name, width=width, height=height)
+        return writer.publish()
 
 
 def degrade_picture(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from piti.data.examples import Degraded
 from piti.data.loader import validation_batches
+from piti.data.repair import repair_advice
 from piti.data.shards import ShardSet
 from piti.errors import DataError
 from piti.models import PITIModel
@@ -64,7 +65,7 @@ class Validation:
         model.train(was_training)
         mse_sum, vb_sum, count = workers.total(sums.to(workers.device)).tolist()
         if count == 0:
-            raise DataError(f"no validation sample of {self._shards} could be read", "run `piti shards verify`")
+            raise DataError(f"no validation sample of {self._shards} could be read", repair_advice(self._shards))
         return {"mse": mse_sum / count, "vb": vb_sum / count, "loss": (mse_sum + vb_sum) / count}
 
     def _losses(self, model: PITIModel, batch: dict[str, Tensor], keys: list[str]) -> tuple[Tensor, Tensor]:

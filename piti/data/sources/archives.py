@@ -9,7 +9,6 @@ import lzma
 import os
 import shutil
 import tarfile
-import tempfile
 import uuid
 import zipfile
 import zlib
@@ -19,11 +18,11 @@ from pathlib import Path
 from typing import IO, cast
 
 from piti import storage
-from piti.data.sources.entries import Entry, is_hidden
+from piti.data.cache import cache_folder
+from piti.data.sources.entries import DamagedMemberError, Entry, is_hidden
 from piti.errors import DataError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
-CACHE_FOLDER_VARIABLE = "PITI_CACHE"
 _COPY_BYTES = 1 << 20
 _REMOTE_BLOCK_BYTES = 1 << 20  # so much is fetched at once: members are small, and not read in order
 
@@ -33,12 +32,6 @@ def is_archive(uri: str) -> bool:
     if not uri.lower().endswith(ARCHIVE_SUFFIXES):
         return False
     return not (storage.is_local(uri) and storage.local_path(uri).is_dir())
-
-
-def cache_folder() -> Path:
-    """Where this machine keeps copies of remote and unpacked files: `$PITI_CACHE`, else in the temporary folder."""
-    default = Path(tempfile.gettempdir()) / f"piti-cache-{os.getuid()}"
-    return Path(os.environ.get(CACHE_FOLDER_VARIABLE, default))
 
 
 class ZipTree:
@@ -69,8 +62,10 @@ class ZipTree:
     def read(self, path: str) -> bytes:
         try:
             return self._open().read(path)
-        except (KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise OSError(f"{path} in {self._uri} cannot be read ({error})") from error
+        except KeyError as error:
+            raise FileNotFoundError(f"{path} is not in {self._uri}") from error
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+            raise DamagedMemberError(f"{path} in {self._uri} cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ class TarTree:
     def read(self, path: str) -> bytes:
         member = self._members.get(path)
         if member is None:
-            raise OSError(f"{path} is not in {self._uri}")
+            raise FileNotFoundError(f"{path} is not in {self._uri}")
         return read_span(self._uri, member.offset, member.size_bytes)
 
 
@@ -126,7 +121,7 @@ def tar_members(uri: str) -> list[TarMember]:
 
 
 def read_span(uri: str, offset: int, size_bytes: int) -> bytes:
-    """A stretch of a tar's content. Raises OSError where the file ends before."""
+    """A stretch of a tar's content. Raises DamagedMemberError where the file ends before, OSError where reading fails."""
     plain = plain_tar(uri)
     if storage.is_local(plain):
         with storage.open_read(plain) as stream:
@@ -136,7 +131,7 @@ def read_span(uri: str, offset: int, size_bytes: int) -> bytes:
         fs, path = storage.filesystem(plain)
         data = bytes(fs.cat_file(path, start=offset, end=offset + size_bytes)) if size_bytes else b""
     if len(data) != size_bytes:
-        raise OSError(f"{uri} is cut short")
+        raise DamagedMemberError(f"{uri} is cut short")
     return data
 
 
@@ -157,15 +152,18 @@ def plain_tar(uri: str) -> str:
     version = "|".join(str(about.get(name)) for name in ("size", "mtime", "ETag", "LastModified", "updated"))
     folder = cache_folder() / "archives"
     target = folder / f"{hashlib.sha256(f'{uri}|{version}'.encode()).hexdigest()[:32]}.tar"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the one that unpacks, instead of each unpacking
-        if not target.exists():
-            _unpack(uri, target)
+    with storage.disk_space(f"a copy of {uri}", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(target.with_suffix(".lock"), "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the one that unpacks, instead of each unpacking
+            if not target.exists():
+                _unpack(uri, target)
     return str(target)
 
 
 def _unpack(uri: str, target: Path) -> None:
+    # This process holds the lock: whoever left such a file was killed.
+    storage.remove_older(target.parent, f".{target.name}.*.tmp", -1)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         with _open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(aside, "wb") as plain:

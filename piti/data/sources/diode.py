@@ -109,7 +109,7 @@ class DiodeSource:
         normals = self._normals(split) if self._uses_normals else {}
         pictures = self._pictures(entries)
         for picture in pictures:
-            yield self._item(place, picture, files, normals)
+            yield self._item(split, place, picture, files, normals)
         names = {stem(picture.path) for picture in pictures}
         if self._data.modality != "geometry":
             return
@@ -118,16 +118,14 @@ class DiodeSource:
             if name != entry.path and name not in names and self._is_wanted(entry.path):
                 reading = Reading.of(self._data)
                 fault = "depth without a picture"
-                yield FileItem(safe_key(entry.path), entry.path, entry.identity, reading, None, fault=fault)
+                yield FileItem(safe_key(entry.path, split), entry.path, entry.identity, reading, None, fault=fault)
 
     def _item(
-        self, place: str, picture: Entry, files: dict[str, Entry], normals: dict[str, tuple[str, Entry]]
+        self, split: Split, place: str, picture: Entry, files: dict[str, Entry], normals: dict[str, tuple[str, Entry]]
     ) -> FileItem:
-        name, reading = stem(picture.path), Reading.of(self._data)
+        name, reading, key = stem(picture.path), Reading.of(self._data), safe_key(picture.path, split)
         if self._data.modality != "geometry":
-            return FileItem(
-                safe_key(picture.path), picture.path, picture.identity, reading, TreeFile(place, picture.path)
-            )
+            return FileItem(key, picture.path, picture.identity, reading, TreeFile(place, picture.path))
         depth, mask = files.get(f"{name}{_DEPTH}"), files.get(f"{name}{_MASK}")
         beside = f"{name}{_NORMAL}"
         normal = normals.get(_from_scenes(beside)) or normals.get(storage.name(beside))
@@ -138,7 +136,7 @@ class DiodeSource:
             fault = f"no {name}{_NORMAL}"
         identity = joint_identity(picture, depth, mask, None if normal is None else normal[1])
         return FileItem(
-            safe_key(picture.path), picture.path, identity, reading, TreeFile(place, picture.path),
+            key, picture.path, identity, reading, TreeFile(place, picture.path),
             None if depth is None else TreeFile(place, depth.path),
             None if normal is None else TreeFile(normal[0], normal[1].path),
             None if mask is None else TreeFile(place, mask.path),

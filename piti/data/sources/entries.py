@@ -24,6 +24,10 @@ class Entry:
         return self.path.rsplit("/", 1)[-1]
 
 
+class DamagedMemberError(OSError):
+    """A member of an archive that is not whole, or that cannot be unpacked. Reading it again would fail the same way."""
+
+
 class Tree(Protocol):
     """Files below one place."""
 
@@ -37,7 +41,7 @@ class Tree(Protocol):
         """Whether there is a folder of that relative path ("": the tree itself), found without listing files."""
 
     def read(self, path: str) -> bytes:
-        """Content of a file by its relative path. Raises OSError."""
+        """Content of a file by its relative path. Raises OSError, and DamagedMemberError where the archive is at fault."""
 
 
 def is_hidden(path: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from piti.data.sources.archives import read_span
 from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
 from piti.data.sources.entries import Entry, stem
+from piti.data.sources.reading import read_or_reject
 from piti.data.sources.trees import open_tree
 
 if TYPE_CHECKING:
@@ -17,8 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from piti.config import DataConfig
+    from piti.data.sources.pictures import Picture
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+_READ_BY_PILLOW = (
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .pfm "
+    ".jp2 .j2k .j2c .jpc .jpf .jpx .tga .icb .vda .vst .pcx .qoi .sgi .psd"
+)
+_PICTURES_ALL_THE_SAME = ".heic .heif .hif .jxl"  # listed, so that each is rejected with a reason instead of vanishing
+PICTURE_SUFFIXES = frozenset(f"{_READ_BY_PILLOW} {_PICTURES_ALL_THE_SAME}".split())
 _SAME_ASPECT = 0.02  # relative difference of width / height up to which picture and condition show the same frame
 
 
@@ -64,10 +71,11 @@ class Reading:
     modality: str
     num_classes: int | None
     depth_unit_metres: float = 0.001
+    conditions_follow_exif: bool | None = None
 
     @classmethod
     def of(cls, data: DataConfig, depth_unit_metres: float = 0.001) -> Reading:
-        return cls(data.modality, data.num_classes, depth_unit_metres)
+        return cls(data.modality, data.num_classes, depth_unit_metres, data.conditions_follow_exif)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,7 @@ class FileItem:
         picture = decode_picture(data)
         condition = self._condition()
         if condition is not None:
+            condition = self._upright(condition, picture)
             shape = picture.rgb.size[::-1]
             _check_frame(shape, condition.values.shape, "condition")
             if condition.normals is not None:
@@ -106,6 +115,20 @@ class FileItem:
         origins = {f"{name}_origin": None if part is None else part.path for name, part in parts}
         original = None if picture.keep is None else (data, picture.keep)
         return LoadedItem(picture.rgb, condition, {"format": picture.file_format, **origins}, original, picture.lossy)
+
+    def _upright(self, condition: RawCondition, picture: Picture) -> RawCondition:
+        """The condition turned as EXIF turned the picture, where it lies like the file's pixels. Raises RejectedItem."""
+        if picture.orientation == 1:
+            return condition
+        from piti.data.sources import turning
+
+        upright, follows = picture.rgb.size[::-1], self.reading.conditions_follow_exif
+        values, normals = condition.values, condition.normals
+        if turning.is_stored(values.shape, upright, picture.orientation, follows):
+            values = turning.turned_values(values, picture.orientation)
+        if normals is not None and turning.is_stored(normals.shape, upright, picture.orientation, follows):
+            normals = turning.turned_normals(normals, picture.orientation)
+        return RawCondition(values, normals)
 
     def _condition(self) -> RawCondition | None:
         from piti.data.sources import arrays, pictures
@@ -184,7 +207,4 @@ def _check_frame(picture: tuple[int, ...], other: tuple[int, ...], what: str) ->
 
 
 def _read(part: FilePart) -> bytes:
-    try:
-        return part.read()
-    except OSError as error:
-        raise RejectedItem(f"{part.path} cannot be read ({error.strerror or error})") from error
+    return read_or_reject(part.path, part.read)

@@ -11,16 +11,17 @@ _MAX_SLUG = 64
 _HASH_DIGITS = 12
 
 
-def safe_key(path: str) -> str:
-    """A key for any relative path: its readable part, then a hash of the whole path.
+def safe_key(path: str, *place: str) -> str:
+    """A key for any relative path: its readable part, then a hash of the whole path, and of `place`.
 
     Letters, digits, `-` and `_` only (a WebDataset key ends at the first dot), at most 77 characters. Two paths give
-    two keys, also where only their folder, suffix, case or accents differ.
+    two keys, also where only their folder, suffix, case or accents differ; so do equal paths in different places (the
+    splits of a dataset that keeps each in a folder of its own, say).
     """
     stem = path.rsplit(".", 1)[0] if "." in path.rsplit("/", 1)[-1] else path
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode("ascii")
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")[-_MAX_SLUG:].lstrip("-")
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:_HASH_DIGITS]
+    digest = hashlib.sha256("\0".join([*place, path]).encode("utf-8", "surrogateescape")).hexdigest()[:_HASH_DIGITS]
     return f"{slug}-{digest}" if slug else digest
 
 

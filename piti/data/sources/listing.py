@@ -15,6 +15,7 @@ from piti.data.sources.base import Item, Split
 from piti.data.sources.entries import Entry
 from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, joint_identity
 from piti.data.sources.keys import safe_key, validation_names
+from piti.data.sources.reading import read_patiently
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
 
@@ -215,7 +216,7 @@ def _is_absolute(name: str) -> bool:
 def _look_up(uri: str) -> Entry | None:
     fs, path = storage.filesystem(uri)
     try:
-        about = fs.info(path)
+        about = read_patiently(uri, lambda: fs.info(path))
     except OSError:
         return None
     version = next((str(about[name]) for name in ("ETag", "mtime", "LastModified", "updated") if about.get(name)), "")

@@ -27,8 +27,7 @@ from piti.errors import DataError, PitiError
 if TYPE_CHECKING:
     from piti.config import DataConfig
 
-_FORMAT_VERSION = 1
-_SAME_ASPECT = 0.02  # relative difference of width / height up to which picture and condition show the same frame
+_FORMAT_VERSION = 2
 
 
 class PairedSourceConfig(BaseModel):
@@ -71,6 +70,7 @@ class Folders:
     images: str
     conditions: str | None
     normals: str | None
+    place: tuple[str, ...]  # what tells its keys from those of the other split, where that is read from other folders
 
 
 class PairedSource:
@@ -84,8 +84,8 @@ class PairedSource:
     def _folders(self, split: Split) -> Folders:
         config = self._config
         if split == "validation" and config.validation_images is not None:
-            return Folders(config.validation_images, config.validation_conditions, config.validation_normals)
-        return Folders(config.images, config.conditions, config.normals)
+            return Folders(config.validation_images, config.validation_conditions, config.validation_normals, (split,))
+        return Folders(config.images, config.conditions, config.normals, (split,) if config.validation_images else ())
 
     def _all_folders(self) -> list[str]:
         config = self._config
@@ -139,7 +139,7 @@ class PairedSource:
         elif folders.normals is not None and normal is None:
             fault = f"no normals {name}.* in {folders.normals}"
         return FileItem(
-            safe_key(entry.path), entry.path, joint_identity(entry, condition, normal), self._reading,
+            safe_key(entry.path, *folders.place), entry.path, joint_identity(entry, condition, normal), self._reading,
             TreeFile(folders.images, entry.path), _file(folders.conditions, condition), _file(folders.normals, normal),
             fault=fault,
         )  # fmt: skip
@@ -149,7 +149,7 @@ class PairedSource:
         for name, entry in sorted(conditions.items()):
             if name not in stems:
                 yield FileItem(
-                    safe_key(f"conditions/{entry.path}"), entry.path, entry.identity, self._reading, None,
+                    safe_key(entry.path, *folders.place, "conditions"), entry.path, entry.identity, self._reading, None,
                     fault="condition without a picture",
                 )  # fmt: skip
 

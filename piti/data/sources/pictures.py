@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from piti.data.sources.base import RejectedItem
 
-_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF"})
+_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
 _KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -34,12 +34,16 @@ _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 @dataclass(frozen=True)
 class Picture:
-    """`rgb` upright, and as `image` uint8 (H, W, 3); `keep` is the file's suffix if its bytes decode to just that; see LoadedItem."""
+    """`rgb` upright, and as `image` uint8 (H, W, 3); `keep` is the file's suffix if its bytes decode to just that; see LoadedItem.
+
+    `orientation`: EXIF's, 1 to 8, by which it was turned.
+    """
 
     rgb: Image.Image
     keep: str | None
     lossy: bool
     file_format: str
+    orientation: int = 1
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
@@ -54,11 +58,12 @@ def decode_picture(data: bytes) -> Picture:
     picture = _open(data)
     file_format = picture.format or "unknown"
     keep = _KEPT_SUFFIXES.get(file_format) if _is_plain(picture, data) else None
-    turn = _UPRIGHT.get(_orientation(picture))
+    orientation = _orientation(picture)
+    turn = _UPRIGHT.get(orientation)
     rgb = _to_rgb(picture if turn is None else picture.transpose(turn))
     if min(rgb.size) < _MIN_SIDE_PIXELS:
         raise RejectedItem(f"picture is only {rgb.size[0]}x{rgb.size[1]} pixels")
-    return Picture(rgb, keep, file_format in _LOSSY_FORMATS, file_format)
+    return Picture(rgb, keep, file_format in _LOSSY_FORMATS, file_format, 1 if turn is None else orientation)
 
 
 def decode_labels(data: bytes) -> NDArray[Any]:
@@ -118,7 +123,7 @@ def _open(data: bytes) -> Image.Image:
         raise RejectedItem(f"picture is larger than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
         raise RejectedItem("file is not a picture of a known format") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError, struct.error, zlib.error) as error:
         # What Pillow's decoders raise on damaged files.
         raise RejectedItem(f"picture is damaged ({error or type(error).__name__})") from error
     return picture

@@ -27,7 +27,7 @@ from piti.errors import DataError, PitiError
 if TYPE_CHECKING:
     from piti.config import DataConfig
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,11 @@ class SplitSource:
             found = maps.pop(stem(entry.path), None)
             fault = None if labels is None or found else f"no label map {stem(entry.path)}.* in {labels}"
             yield FileItem(
-                safe_key(entry.path), entry.path, joint_identity(entry, found), reading, TreeFile(images, entry.path),
+                safe_key(entry.path, split), entry.path, joint_identity(entry, found), reading, TreeFile(images, entry.path),
                 None if labels is None or found is None else TreeFile(labels, found.path), fault=fault,
             )  # fmt: skip
         for _, orphan in sorted(maps.items()):
             fault = "label map without a picture"
-            yield FileItem(safe_key(f"labels/{orphan.path}"), orphan.path, orphan.identity, reading, None, fault=fault)
+            yield FileItem(
+                safe_key(orphan.path, split, "labels"), orphan.path, orphan.identity, reading, None, fault=fault
+            )

@@ -117,7 +117,7 @@ class LocalTree:
             path = f"{relative}{child.name}"
             if is_hidden(child.name):
                 continue
-            if child.is_dir():
+            if _is_folder(child):
                 yield from self._walk(child.path, f"{path}/", above | {real})
                 continue
             try:
@@ -132,6 +132,13 @@ class LocalTree:
     def read(self, path: str) -> bytes:
         with open(os.path.join(self._root, path), "rb") as stream:
             return stream.read()
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link to itself is listed like one to nowhere
+        return False
 
 
 class RemoteTree:

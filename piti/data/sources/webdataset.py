@@ -21,7 +21,7 @@ from piti.errors import DataError, PitiError
 if TYPE_CHECKING:
     from piti.config import DataConfig
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -122,9 +122,9 @@ class WebdatasetSource:
         for tar, short, sample in samples:
             name = f"{short}/{sample.key}"
             if chosen is None or (name in chosen) == (split == "validation"):
-                yield self._item(tar, name, sample, versions[tar])
+                yield self._item(tar, name, sample, versions[tar], () if chosen is not None else (split,))
 
-    def _item(self, tar: str, name: str, sample: _Sample, version: str) -> FileItem:
+    def _item(self, tar: str, name: str, sample: _Sample, version: str, place: tuple[str, ...]) -> FileItem:
         config = self._config
         image = next((sample.members[suffix] for suffix in config.images if suffix in sample.members), None)
         condition, normals = (
@@ -142,7 +142,7 @@ class WebdatasetSource:
         used = [member for member in (image, condition, normals) if member is not None]
         identity = "|".join([version, *(f"{member.offset}-{member.size_bytes}" for member in used)])
         return FileItem(
-            safe_key(f"{name}.tar"), name, identity, Reading.of(self._data, config.depth_unit_metres),
+            safe_key(f"{name}.tar", *place), name, identity, Reading.of(self._data, config.depth_unit_metres),
             _span(tar, image), _span(tar, condition), _span(tar, normals), fault=fault,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from piti.cli.app import app
 from piti.config import DataConfig, DegradationConfig
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, write_manifest
+from piti.data.shards import ShardSet, published_shards, write_manifest
 from piti.data.sources import open_source
 from piti.jobs.degrade import degrade_shard
 
@@ -48,6 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "require_classes": [1, 2],
         }
     )
+    (root / "data.json").write_text(data.model_dump_json())
     uri = str(root / "shards" / "abc")
     plans = plan_shards(open_source(data), data, seed=0)
     for plan in plans:
@@ -121,6 +122,69 @@ def test_a_sheet_of_companions_shows_the_variants(root: Path, tmp_path: Path) ->
     with Image.open(sheet) as picture:
         assert picture.width == 2 * 166 + 6
         assert picture.height == 3 * 166 + 26 + 6
+
+
+def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of change of every file."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def shard_again(uri: Path) -> list[str]:
+    """What the job does in a set that is there: the shards that it writes."""
+    data = DataConfig.model_validate_json((uri.parent.parent / "data.json").read_text())
+    plans = plan_shards(open_source(data), data, seed=0)
+    finished = published_shards(str(uri), {plan.name: plan.plan for plan in plans})
+    missing = [plan for plan in plans if plan.name not in finished]
+    for plan in missing:
+        write_shard(plan, data, str(uri))
+    about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
+    write_manifest(str(uri), [plan.name for plan in plans], about)
+    return [plan.name for plan in missing]
+
+
+def test_repair_makes_the_next_run_write_what_is_damaged_and_nothing_else(root: Path) -> None:
+    uri = root / "shards" / "abc"
+    (uri / "DONE.json").write_text("{}")
+    before = files_of(uri)
+    assert "is whole" in run("verify", str(uri), "--repair")
+    assert files_of(uri) == before
+    names = ShardSet(str(uri)).shard_names("train")
+    tar = uri / names[0]
+    content = tar.read_bytes()
+    tar.write_bytes(content[:600] + bytes([content[600] ^ 1]) + content[601:])
+    (uri / "train-000099.tar").write_bytes(b"")
+    advice = " ".join(run("verify", str(uri), code=1).split())
+    assert f"run `piti shards verify {uri} --repair`, then piti/prepare" in advice
+    output = run("verify", str(uri), "--repair")
+    record = f"stats/{names[0].removesuffix('.tar')}.parquet"
+    gone = [record, "DONE.json", "manifest.parquet", "train-000099.tar"]
+    assert names[0] in output
+    for name in gone:
+        assert f"deleted {uri}/{name}" in output.splitlines()
+        assert not (uri / name).exists()
+    assert files_of(uri).keys() == before.keys() - set(gone)
+    assert shard_again(uri) == [names[0]]
+    after = files_of(uri)
+    assert {name: content for name, (content, _) in after.items()} == {
+        name: content for name, (content, _) in before.items() if name != "DONE.json"
+    }
+    unchanged = before.keys() - {*gone, names[0]}
+    assert all(after[name] == before[name] for name in unchanged)
+    assert "is whole" in run("verify", str(uri))
+
+
+def test_a_damaged_manifest_is_repaired_alike(root: Path) -> None:
+    uri = root / "shards" / "abc"
+    manifest = (uri / "manifest.parquet").read_bytes()
+    (uri / "DONE.json").write_text("{}")
+    (uri / "manifest.parquet").write_bytes(manifest[:-9])
+    assert "--repair" in run("verify", str(uri), code=1)
+    run("verify", str(uri), "--repair")
+    assert not (uri / "DONE.json").exists()
+    assert shard_again(uri) == []
+    assert (uri / "manifest.parquet").read_bytes() == manifest
+    assert "is no finished set" in run("verify", str(root / "shards" / "half"), "--repair", code=1)
 
 
 def test_verify_names_what_is_damaged(root: Path) -> None:

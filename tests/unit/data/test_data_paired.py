@@ -41,7 +41,7 @@ def nuisance_tree(tmp_path: Path, photograph: np.ndarray) -> tuple[Path, Path, d
     reasons = {
         "empty.jpg": "empty", "cut.jpg": "damaged", "alone.jpg": "no condition", "other_size.jpg": "condition is 96x40",
         "range.jpg": "label 9 is outside", "text.png": "not a picture", "linked.jpg": "cannot be read",
-        "bad_label.jpg": "damaged",
+        "bad_label.jpg": "damaged", "itself.jpg": "cannot be read",
     }  # fmt: skip
     for name in reasons:
         write_png(images / name, picture)
@@ -55,6 +55,8 @@ def nuisance_tree(tmp_path: Path, photograph: np.ndarray) -> tuple[Path, Path, d
     (images / "text.png").write_text("not a picture at all")
     (images / "linked.jpg").unlink()
     (images / "linked.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (images / "itself.jpg").unlink()
+    (images / "itself.jpg").symlink_to(images / "itself.jpg")
     (labels / "bad_label.png").write_bytes((labels / "a.png").read_bytes()[:60])
     write_png(labels / "orphan.png", mask)
     reasons["orphan.png"] = "condition without a picture"

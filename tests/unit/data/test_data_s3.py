@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import fsspec
 import numpy as np
 import pytest
 import s3fs
@@ -21,13 +22,24 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from piti import storage
 from piti.config import DataConfig
 from piti.data.loader import TrainingLoader
+from piti.data.sharding import plan_shards
 from piti.data.shards import ShardSet, verify_shards
-from piti.data.sources import open_source
+from piti.data.sources import open_source, reading
+from piti.data.sources.trees import open_tree
 from piti.errors import DataError
 
 
 class Unreliable:
-    """A WSGI application that answers every seventh request with 500, every eleventh late, and passes on the rest."""
+    """A WSGI application that answers every seventh request with 500, every eleventh late, and passes on the rest.
+
+    Every `cut_every`th answer with more than a few bytes is cut off in the middle, every `stall_every`th request is
+    left without an answer for `stall_seconds`, and those whose path holds `broken` fail each time (0, None: never).
+    """
+
+    cut_every = 0
+    stall_every = 0
+    stall_seconds = 1.2
+    broken: str | None = None
 
     def __init__(self, application: Any) -> None:
         self._application = application
@@ -39,16 +51,36 @@ class Unreliable:
         with self._lock:
             self.seen["requests"] += self.active
             number = self.seen["requests"]
+        if self.broken is not None and self.broken in environ["PATH_INFO"]:
+            return self._fail(environ, start_response)
         if self.active and number % 7 == 3:
-            self.seen["failed"] += 1
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
-            return [b"<Error><Code>InternalError</Code><Message>injected</Message></Error>"]
+            return self._fail(environ, start_response)
         if self.active and number % 11 == 5:
             self.seen["late"] += 1
             time.sleep(0.2)
+        if self.active and self.stall_every and number % self.stall_every == 0:
+            self.seen["stalled"] += 1
+            time.sleep(self.stall_seconds)
         answer: Iterable[bytes] = self._application(environ, start_response)
+        if self.active and self.cut_every and environ["REQUEST_METHOD"] == "GET":
+            return self._cut(b"".join(answer))
         return answer
+
+    def _fail(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        self.seen["failed"] += 1
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
+        return [b"<Error><Code>InternalError</Code><Message>injected</Message></Error>"]
+
+    def _cut(self, body: bytes) -> Iterable[bytes]:
+        """The header has promised all of it by now."""
+        if len(body) < 1000:
+            return [body]
+        with self._lock:
+            self.seen["long"] += 1
+            is_cut = self.seen["long"] % self.cut_every == 0
+            self.seen["cut"] += is_cut
+        return [body[: len(body) // 2]] if is_cut else [body]
 
 
 class Quiet(WSGIRequestHandler):
@@ -69,6 +101,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Unreliable]:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
+    open_tree.cache_clear()  # its trees know another server
     client = boto3.client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket="bucket")
     yield unreliable
@@ -109,6 +142,91 @@ def test_shards_in_a_bucket_equal_those_on_a_disk(
         assert torch.equal(there["image"], here["image"])
     assert s3.seen["failed"] > 5
     assert s3.seen["late"] > 3
+
+
+@pytest.fixture
+def impatient(s3: Unreliable, monkeypatch: pytest.MonkeyPatch) -> Unreliable:
+    """The server, and clients that wait half a second for an answer, and try no more often than s3fs itself does."""
+    client = {"config_kwargs": {"read_timeout": 0.5, "retries": {"max_attempts": 1}}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", client)
+    monkeypatch.setattr(reading, "_PAUSES_SECONDS", (0.01, 0.02))
+    s3fs.S3FileSystem.clear_instance_cache()
+    open_tree.cache_clear()
+    return s3
+
+
+def put_pictures(folder: Path, uri: str) -> None:
+    for path in sorted(folder.rglob("*.*")):
+        storage.write_bytes(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["cut", "stalled"])
+def test_neither_cut_nor_missing_answers_change_anything(
+    impatient: Unreliable, fault: str, picture_folder: Path, sketch_data: DataConfig, sketch_set: ShardSet,
+    sketch_companions: ShardSet, make_data: Callable[..., DataConfig], shard_now: Callable[..., ShardSet],
+    degrade_now: Callable[..., ShardSet],
+) -> None:  # fmt: skip
+    """Shards, companions, and a training stream resumed in its middle, with two ranks, are those of a quiet disk."""
+    put_pictures(picture_folder, "s3://bucket/pictures")
+    impatient.active = True
+    if fault == "cut":
+        impatient.cut_every = 5
+    else:
+        impatient.stall_every = 30
+    shards = shard_now(make_data("s3://bucket/pictures"), f"s3://bucket/{fault}/shards")
+    companions = degrade_now(shards.uri, sketch_data, f"s3://bucket/{fault}/degraded")
+    for there, here in ((shards, sketch_set), (companions, sketch_companions)):
+        assert {name: stats.tar_sha256 for name, stats in there.stats.items()} == {
+            name: stats.tar_sha256 for name, stats in here.stats.items()
+        }
+        assert there.rejected() == []
+    before = impatient.seen[fault]
+
+    def stream(images: ShardSet, low: ShardSet, start_sample: int, world_size: int, steps: int) -> list[dict[str, Any]]:
+        found = []
+        for rank in range(world_size):
+            loader = TrainingLoader(
+                images.uri, sketch_data, degraded=low.uri, scale=4, batch_size=8 // world_size, rank=rank,
+                world_size=world_size, num_workers=2, seed=1, start_sample=start_sample,
+            )  # fmt: skip
+            iterator = iter(loader)
+            found.append(list(islice(iterator, steps)))
+            iterator.close()  # type: ignore[attr-defined]
+            assert loader.statistics["samples_skipped"] == 0
+        return [batches[step] for step in range(steps) for batches in found]
+
+    def joined(batches: list[dict[str, Any]], name: str) -> torch.Tensor:
+        return torch.cat([batch[name] for batch in batches])
+
+    undisturbed = stream(sketch_set, sketch_companions, 0, 1, 6)
+    resumed = stream(shards, companions, 16, 2, 4)
+    assert [key for batch in resumed for key in batch["keys"]] == [
+        key for batch in undisturbed[2:] for key in batch["keys"]
+    ]
+    for name in ("image", "condition", "low_res"):
+        assert torch.equal(joined(resumed, name), joined(undisturbed[2:], name))
+    assert before > 2
+    assert impatient.seen["failed"] > 5
+
+
+def test_a_picture_that_the_server_cannot_give_is_not_rejected(
+    impatient: Unreliable, picture_folder: Path, sketch_set: ShardSet, make_data: Callable[..., DataConfig],
+    shard_now: Callable[..., ShardSet],
+) -> None:  # fmt: skip
+    put_pictures(picture_folder, "s3://bucket/pictures")
+    data = make_data("s3://bucket/pictures")
+    unlucky = plan_shards(open_source(data), data, seed=0)[1]
+    impatient.broken = unlucky.items[-1].origin
+    with pytest.raises(DataError, match=r"cannot read .*injected.* - run again: finished shards are kept"):
+        shard_now(data, "s3://bucket/broken/abc")
+    assert impatient.seen["failed"] >= 3
+    assert storage.list_names("s3://bucket/broken/abc/stats") == ["train-000000.parquet"]
+    impatient.broken = None
+    shards = shard_now(data, "s3://bucket/broken/abc")
+    assert shards.rejected() == []
+    for name, stats in sketch_set.stats.items():
+        assert storage.sha256_file(shards.shard_uri(name)) == stats.tar_sha256
 
 
 def test_damage_in_a_bucket_is_found(

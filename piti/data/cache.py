@@ -1,0 +1,123 @@
+"""Copies of remote files on this machine: where they lie, and a cache of them that keeps within its bounds."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+
+from piti import storage
+from piti.data.repair import repair_advice
+from piti.errors import ConfigError, DataError
+
+logger = logging.getLogger("piti")
+
+FOLDER_VARIABLE = "PITI_CACHE"
+BYTES_VARIABLE = "PITI_CACHE_BYTES"
+_DEFAULT_BYTES = 20 << 30
+_ATTEMPTS = 2
+_ABANDONED_SECONDS = 3600.0  # nothing has been written for so long to a download whose process was killed
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps copies of remote and unpacked files: `$PITI_CACHE`, else one in the temporary folder.
+
+    The latter is made for this user alone. Raises ConfigError where its name is taken by someone else's file.
+    """
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    folder = Path(tempfile.gettempdir()) / f"piti-cache-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        raise ConfigError(f"{folder} is not a folder of this user", f"set {FOLDER_VARIABLE} to a folder of yours")
+    if stat.S_IMODE(about.st_mode) & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+def cache_bytes() -> int:
+    """How much the cache may keep: `$PITI_CACHE_BYTES`, else 20 GiB. Raises ConfigError where it is no number."""
+    text = os.environ.get(BYTES_VARIABLE)
+    if not text:
+        return _DEFAULT_BYTES
+    if not text.strip().isdecimal():
+        remedy = "give a whole number of bytes, 20000000000 say"
+        raise ConfigError(f"the environment variable {BYTES_VARIABLE} is {text!r}", remedy)
+    return int(text)
+
+
+class ShardCache:
+    """Whole files of an object store on local disk, the least recently used deleted first.
+
+    Shared by all processes of a machine: files appear whole, and one that another process deletes is fetched again.
+    `limit_bytes` may be passed by the one file that is being fetched; with 0 no other is kept. None: `cache_bytes`.
+    """
+
+    def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
+        self._given_folder = folder
+        self._limit_bytes = cache_bytes() if limit_bytes is None else limit_bytes
+        self._lock = threading.Lock()  # of the next line, and of evicting
+        self._fetching: dict[Path, threading.Lock] = {}
+
+    def path(self, uri: str, sha256: str, size_bytes: int) -> Path:
+        """A local copy of `uri`, which has that hash and size.
+
+        One that has another size is fetched once more, then is a DataError; one of the right size with other bytes is
+        used after a second attempt, with a warning, since every sample in it has a hash of its own.
+        Raises FileNotFoundError if `uri` is gone.
+        """
+        folder = self._given_folder or cache_folder()
+        target = folder / f"{hashlib.sha256(f'{uri}|{sha256}'.encode()).hexdigest()[:32]}.tar"
+        with self._lock:
+            mine = self._fetching.setdefault(target, threading.Lock())
+        with mine:  # others that want this file wait for it; those that want another do not
+            if target.exists() and target.stat().st_size == size_bytes:
+                os.utime(target)
+                return target
+            _fetch(uri, target, sha256, size_bytes)
+            with self._lock:
+                self._evict(folder, target)
+            return target
+
+    def _evict(self, folder: Path, keep: Path) -> None:
+        storage.remove_older(folder, ".*.tmp", _ABANDONED_SECONDS)
+        files, used = [], 0
+        for path in (*folder.glob("*.tar"), *folder.glob(".*.tmp")):
+            try:
+                about = path.stat()
+            except FileNotFoundError:  # deleted by another process
+                continue
+            used += about.st_size
+            if path.suffix == ".tar":
+                files.append((about.st_mtime, about.st_size, path))
+        for _, size, path in sorted(files):
+            if used <= self._limit_bytes:
+                break
+            if path != keep:
+                path.unlink(missing_ok=True)
+                used -= size
+
+
+def _fetch(uri: str, target: Path, sha256: str, size_bytes: int) -> None:
+    candidate = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        for _ in range(_ATTEMPTS):
+            storage.fetch(uri, candidate)
+            found_bytes, is_same = candidate.stat().st_size, storage.sha256_file(str(candidate)) == sha256
+            if is_same:
+                break
+        if found_bytes != size_bytes:
+            problem = f"{uri} has {found_bytes} bytes, its manifest says {size_bytes}"
+            raise DataError(problem, repair_advice(uri.rpartition("/")[0]))
+        if not is_same:
+            logger.warning("%s has other bytes than were written: its damaged samples will be skipped", uri)
+        os.replace(candidate, target)
+    finally:
+        candidate.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""Which failures to read are a property of the file, and which of the moment: the former reject an item for good, the
+latter are tried again and then end the job, so that a run on a better day finds nothing wrongly rejected.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from piti import storage
+from piti.data.sources.base import RejectedItem
+from piti.data.sources.entries import DamagedMemberError
+from piti.errors import DataError
+
+logger = logging.getLogger("piti")
+
+Value = TypeVar("Value")
+_PAUSES_SECONDS = (0.2, 1.0, 3.0)
+_OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, DamagedMemberError)
+_ERRNOS_OF_THE_FILE = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
+_REMEDY = "run again: finished shards are kept"
+
+
+def read_patiently(what: str, read: Callable[[], Value]) -> Value:
+    """What `read` gives; where it fails for a reason that may pass, tried again a few times, with growing pauses.
+
+    Raises OSError where the file itself is the reason, DataError where it went on failing.
+    """
+    for pause_seconds in (*_PAUSES_SECONDS, None):
+        try:
+            return read()
+        except Exception as error:
+            if is_of_the_file(error) or not _is_of_reading(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if pause_seconds is None:
+                raise DataError(f"cannot read {what} ({reason})", _REMEDY) from error
+            logger.warning("cannot read %s (%s), trying again in %g s", what, reason, pause_seconds)
+            time.sleep(pause_seconds)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def read_or_reject(path: str, read: Callable[[], bytes]) -> bytes:
+    """As `read_patiently`; where the file itself is the reason, RejectedItem."""
+    try:
+        return read_patiently(path, read)
+    except OSError as error:
+        raise RejectedItem(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def is_of_the_file(error: Exception) -> bool:
+    """Whether an error says something about the file: it is not there, not one, not ours to read, or damaged.
+
+    Object stores refuse with PermissionError also where a token has expired; that is rather of the moment.
+    """
+    if isinstance(error, PermissionError):
+        return error.errno in (errno.EACCES, errno.EPERM)  # only a local filesystem gives a number
+    return isinstance(error, _OF_THE_FILE) or (isinstance(error, OSError) and error.errno in _ERRNOS_OF_THE_FILE)
+
+
+def _is_of_reading(error: Exception) -> bool:
+    """Whether an error comes from reading at all: the system's, or one of an object store's client libraries."""
+    return isinstance(error, OSError | EOFError) or storage.is_client_error(error)
