@@ -2,7 +2,7 @@
 
     python benchmarks/few_steps.py [--worlds photographs pyramid spectrum upsampler] [--pictures 32]
     python benchmarks/few_steps.py --config PRESET_OR_PATH --checkpoint URI --shards URI [--pictures 16] [--device cpu]
-        [--steps 100 50 35 25 20 15 10] [--threads N] [--json FILE]
+        [--steps 250 100 50 35 25 20 15 10] [--ddim-references 1000 250] [--threads N] [--json FILE]
 
 Worlds (exact_worlds.py): networks that are exact, so that a distance is the sampler's alone. 64x64 with the base's
 cosine schedule: one of 400 crops of photographs with noise of four levels around it; a Haar pyramid of independent
@@ -47,8 +47,8 @@ Draw = Callable[[Sampler, str], Tensor]
 
 WORLDS = ("photographs", "pyramid", "spectrum", "upsampler")
 REFERENCE: tuple[Sampler, str] = ("unipc", "logsnr250")
-ALSO_TO: tuple[tuple[Sampler, str], ...] = (("ddim", "1000"), ("ddim", "250"))
 SETTINGS: tuple[tuple[Sampler, str], ...] = (("ddim", ""), ("dpm++", ""), ("dpm++", "logsnr"), ("unipc", "logsnr"))
+FAST27: tuple[tuple[Sampler, str], ...] = (("ddim", "fast27"), ("dpm++", "fast27"), ("unipc", "fast27"))
 NUM_CROPS = 400
 NUM_LARGE = 4  # pictures of 256x256, crops of that size fewer too
 UPSAMPLER_NOISE_SCALE = 0.997
@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--shards", help="URI of the shards whose validation split gives the conditions")
     parser.add_argument("--device", default="cpu", help="where the trained network runs")
     parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 50, 35, 25, 20, 15, 10])
+    parser.add_argument("--steps", type=int, nargs="+", default=[250, 100, 50, 35, 25, 20, 15, 10])
+    parser.add_argument("--ddim-references", type=int, nargs="*", default=[1000, 250])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -96,27 +97,33 @@ def main() -> None:
     figures = {}
     if all(trained):
         draw = trained_network(arguments)
-        figures["checkpoint"] = table(arguments.checkpoint, draw, None, arguments.steps)
+        figures["checkpoint"] = table(arguments.checkpoint, draw, None, arguments)
     else:
         for name in arguments.worlds:
             world, draw = world_of(name, arguments.pictures)
-            figures[name] = table(name, draw, None if name == "spectrum" else world.decisions, arguments.steps)
+            decisions = None if name == "spectrum" else world.decisions
+            figures[name] = table(name, draw, decisions, arguments, FAST27 if name == "upsampler" else ())
     if arguments.json:
         arguments.json.write_text(json.dumps(figures) + "\n")
 
 
 def table(
-    name: str, draw: Draw, decisions: Callable[[Tensor], Tensor] | None, steps: list[int]
+    name: str,
+    draw: Draw,
+    decisions: Callable[[Tensor], Tensor] | None,
+    arguments: argparse.Namespace,
+    more: tuple[tuple[Sampler, str], ...] = (),
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Print and return the distances of every setting to every reference."""
+    """Print and return the distances of every setting, and of `more`, to every reference."""
     start = time.perf_counter()
-    references = {f"{sampler} {respacing}": draw(sampler, respacing) for sampler, respacing in (REFERENCE, *ALSO_TO)}
+    wanted: list[tuple[Sampler, str]] = [REFERENCE, *(("ddim", str(count)) for count in arguments.ddim_references)]
+    references = {f"{sampler} {respacing}": draw(sampler, respacing) for sampler, respacing in wanted}
     main_name, *other_names = references
     print(f"\n{name}: {len(references[main_name])} pictures; distance to {main_name} from the same noise")
     print(f"  {'':16s} {'RMS':>7s} {'median':>7s} {'95 %':>7s} {'PSNR':>6s} {'otherwise':>9s}", *other_names, sep="  ")
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    settings = [("ddim", "250"), ("dpm++", "250"), ("dpm++", "logsnr250")]
-    settings += [(sampler, f"{spacing}{count}") for count in steps for sampler, spacing in SETTINGS]
+    settings = [(sampler, f"{spacing}{count}") for count in arguments.steps for sampler, spacing in SETTINGS]
+    settings = [setting for setting in [*more, *settings] if setting != REFERENCE]
     for sampler, respacing in settings:
         label = f"{sampler} {respacing}"
         drawn = references[label] if label in references else draw(sampler, respacing)

@@ -1,7 +1,7 @@
 """Seconds for one 256x256 picture from one condition.
 
     python benchmarks/picture_time.py [--published FOLDER] [--rounds 3] [--threads N] [--device cpu|cuda]
-        [--sampler unipc] [--base logsnr50] [--upsampler fast27] [--json FILE]
+        [--sampler unipc] [--base logsnr50] [--upsampler logsnr27] [--json FILE]
 
 The networks have published size and fresh weights (time does not depend on what they are). The published picture is
 250 base steps on a batch of two, condition and null condition, and 27 upsampler steps in float32; one step of each is
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sampler", choices=["dpm++", "unipc"], default="unipc", help="ours, of both networks")
     parser.add_argument("--base", default="logsnr50", help="our respacing of the base network")
-    parser.add_argument("--upsampler", default="fast27", help="our respacing of the upsampler")
+    parser.add_argument("--upsampler", default="logsnr27", help="our respacing of the upsampler")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
