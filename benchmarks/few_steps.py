@@ -130,10 +130,11 @@ def table(
         found = {other: Distance.between(drawn, reference, decisions) for other, reference in references.items()}
         rows[label] = {other: asdict(distance) for other, distance in found.items()}
         first = found[main_name]
+        otherwise = "-" if math.isnan(first.otherwise) else f"{first.otherwise:.1%}"
         also = "".join(f"{found[other].rms:11.2f}" for other in other_names)
         print(
             f"  {label:16s} {first.rms:9.2f} {first.median:8.2f} {first.percentile95:8.2f} {first.psnr:7.1f}"
-            f" {first.otherwise:10.1%}{also}",
+            f" {otherwise:>10s}{also}",
             flush=True,
         )
     print(f"  {time.perf_counter() - start:.0f} s")
