@@ -261,15 +261,16 @@ class SamplingConfig(Section):
     """How pictures are drawn. `guidance_scale` is s = 1 + w of equation 7; 1 means no guidance.
 
     `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN`, `fast27`, or
-    `logsnrN`: N steps at even distances of log-SNR, the spacing for `dpm++`. A worker draws `pictures_per_part`
-    pictures, `batch_size` of them at a time, before they are kept: that much is lost where it is killed.
+    `logsnrN`: N steps at even distances of log-SNR, the spacing for `dpm++` and the only one for `unipc`. A worker
+    draws `pictures_per_part` pictures, `batch_size` of them at a time, before they are kept: that much is lost where
+    it is killed.
     """
 
-    base_sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    base_sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "ddpm"
     base_respacing: str = "250"
     guidance_scale: Annotated[float, Field(ge=0)] = 1.5
     normalized_guidance: bool = True
-    upsampler_sampler: Literal["ddpm", "ddim", "dpm++"] = "ddpm"
+    upsampler_sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "ddpm"
     upsampler_respacing: str = "fast27"
     upsampler_noise_scale: Annotated[float, Field(gt=0)] = 0.997
     num_samples: Positive | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from piti.diffusion import samplers
 from piti.diffusion.schedule import Coefficients, betas_of, respaced_betas, respaced_timesteps
 
 ModelFunction = Callable[[Tensor, Tensor], Tensor]
-Sampler = Literal["ddpm", "ddim", "dpm++"]
+Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 
 _MODEL_TIME = 1000.0  # networks are told the time on a scale of 0 to 1000, however many steps there are
 
@@ -49,6 +50,7 @@ class GaussianDiffusion:
         betas = betas_of(schedule, steps)
         self.timestep_map = respaced_timesteps(betas, respacing)
         self.steps = steps
+        self.final_share = float(np.prod(1.0 - betas))  # a_T of the whole process, whose x_T is the initial noise
         self.coefficients = Coefficients.of(respaced_betas(betas, self.timestep_map))
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
@@ -159,7 +161,7 @@ class GaussianDiffusion:
         """Draw pictures (N, 3, H, W), in [-1, 1] if `clip`, from initial `noise` of that `shape`.
 
         `step_noise(i)` gives the noise added in step i = 0, 1, ... (None: torch's global generator); `ddpm` takes
-        it at all steps but the last, `ddim` only for eta > 0 (eta 1 has DDPM's variance), `dpm++` never.
+        it at all steps but the last, `ddim` only for eta > 0 (eta 1 has DDPM's variance), `dpm++` and `unipc` never.
         `progress(done, total)` is called after each step. Raises ValueError if noise has another shape or the
         sampler is unknown.
         """
@@ -172,8 +174,10 @@ class GaussianDiffusion:
             step = samplers.ImplicitStep(self, draw, eta)
         elif sampler == "dpm++":
             step = samplers.SolverStep(self)
+        elif sampler == "unipc":
+            step = samplers.CorrectedSolverStep(self)
         else:
-            raise ValueError(f"unknown sampler {sampler!r}, use ddpm, ddim or dpm++")
+            raise ValueError(f"unknown sampler {sampler!r}, use ddpm, ddim, dpm++ or unipc")
         x_t = noise
         for done, index in enumerate(reversed(range(self.num_timesteps)), start=1):
             t = torch.full((len(x_t),), index, device=x_t.device)

@@ -52,8 +52,8 @@ def respaced_timesteps(betas: Array, respacing: str | Sequence[int] | None) -> l
     `None` keeps all; "250" (or [250]) spreads that many evenly, both ends included; "10,10,3,2,2" splits the process
     into equal sections and spreads each count over its section; "ddim50" uses the smallest whole stride that gives
     exactly 50; "fast27" is GLIDE's for upsampling: 10,10,3,2,2 with the noisiest step moved two down; "logsnr25"
-    spreads 25 evenly in the logarithm of the signal-to-noise ratio, which suits `dpm++` far better than even times
-    (no published counterpart). Raises ConfigError for anything else and for counts that do not fit.
+    spreads 25 evenly in the logarithm of the signal-to-noise ratio, which suits `dpm++` and `unipc` far better than
+    even times (no published counterpart). Raises ConfigError for anything else and for counts that do not fit.
     """
     steps = len(betas)
     if respacing is None:

@@ -29,7 +29,7 @@ from piti.data.sources.keys import stable_hash
 from piti.jobs.context import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 def run(context: JobContext) -> JobResult:

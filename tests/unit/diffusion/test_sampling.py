@@ -20,7 +20,7 @@ def stand_in(x_t: Tensor, time: Tensor) -> Tensor:
     return torch.cat([torch.tanh(x_t), torch.cos(x_t * 3)], 1)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
 def test_a_picture_depends_on_its_own_seed_only(sampler: Any) -> None:
     """Alone, in a batch, or at another place of a batch: the same picture, bit for bit."""
     diffusion = GaussianDiffusion(respacing="8")
@@ -118,7 +118,7 @@ def test_log_snr_spacing_is_even_where_there_are_steps_enough(schedule: str) -> 
 def test_a_single_step_goes_straight_to_the_prediction() -> None:
     diffusion = GaussianDiffusion(respacing="1")
     noise = torch.randn(1, *SHAPE)
-    for sampler in ("ddpm", "ddim", "dpm++"):
+    for sampler in ("ddpm", "ddim", "dpm++", "unipc"):
         drawn = diffusion.sample(stand_in, noise.shape, noise, sampler)
         assert torch.allclose(drawn, diffusion.predict(stand_in(noise, noise), noise, torch.tensor([0]), True).x0)
 
