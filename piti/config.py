@@ -288,6 +288,17 @@ class SamplingConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _unipc_has_its_spacing(self) -> Self:
+        for network in ("base", "upsampler"):
+            sampler, respacing = getattr(self, f"{network}_sampler"), getattr(self, f"{network}_respacing")
+            if sampler == "unipc" and not respacing.startswith("logsnr"):
+                raise ValueError(
+                    f"{network}_sampler unipc with {network}_respacing {respacing!r} overshoots between uneven steps: use "
+                    "logsnrN (logsnr50, say), or the sampler dpm++"
+                )
+        return self
+
 
 class EvaluationConfig(Section):
     """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model."""

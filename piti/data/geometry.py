@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 
 from piti.data.sources.base import RawCondition
 
@@ -50,12 +49,9 @@ class CropBox:
         return array[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
-def shrink_photograph(
-    image: NDArray[np.uint8] | Image.Image, geometry: Literal["squash", "center"], size: int
-) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3), or an RGB picture of Pillow's, -> (size, size, 3); see `resize_photograph`."""
-    pixels = np.asarray(image, dtype=np.uint8)
-    return resize_photograph(CropBox.central(*pixels.shape[:2]).cut(pixels) if geometry == "center" else pixels, size)
+def shrink_photograph(image: NDArray[np.uint8], geometry: Literal["squash", "center"], size: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3), for `center` its largest central square, -> (size, size, 3); see `resize_photograph`."""
+    return resize_photograph(CropBox.central(*image.shape[:2]).cut(image) if geometry == "center" else image, size)
 
 
 def shrink_condition(

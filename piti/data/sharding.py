@@ -166,26 +166,24 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     """
     _check_classes(loaded, data)
     whole = data.geometry == "random" or loaded.shape[:2] == (data.image_size, data.image_size)
-    if data.geometry == "random" or whole:
+    original = loaded.original if whole else None
+    if original is not None and loaded.condition is not None:
+        loaded.check()  # nothing else here reads its pixels
+        members = {original[1]: original[0]}
+        raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.shape)
+    else:
         image = loaded.image
-    else:
-        image = shrink_photograph(loaded.pixels, data.geometry, data.image_size)
-    detected = loaded.condition is None
-    if loaded.condition is None:
-        if data.modality != "sketch":
-            raise RejectedItem(f"no condition for modality {data.modality}")
-        raw = RawCondition(detect_sketch(image, data.sketch))
-    else:
-        raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
-    kept = whole and loaded.original is not None
-    members = _picture_member(image, loaded, kept)
+        if data.geometry != "random" and not whole:
+            image = shrink_photograph(image, data.geometry, data.image_size)
+        raw = _condition(loaded, image, data)
+        members = _picture_member(image, loaded, original)
     members |= _condition_members(encode_condition(raw, data.modality), data.modality)
     about: dict[str, Any] = {
         "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
-        "geometry": data.geometry, "modality": data.modality, "bytes_kept": kept, **loaded.provenance,
+        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None, **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":
-        about["sketch"] = sketch_record(data.sketch) if detected else {"name": "given"}
+        about["sketch"] = sketch_record(data.sketch) if loaded.condition is None else {"name": "given"}
     members["json"] = json.dumps(about, sort_keys=True).encode()
     return members
 
@@ -198,10 +196,20 @@ def _check_classes(loaded: LoadedItem, data: DataConfig) -> None:
         raise FilteredItem("shows none of data.require_classes")
 
 
-def _picture_member(image: NDArray[np.uint8], loaded: LoadedItem, kept: bool) -> dict[str, bytes]:
-    if kept and loaded.original is not None:
-        data, suffix = loaded.original
-        return {suffix: data}
+def _condition(loaded: LoadedItem, image: NDArray[np.uint8], data: DataConfig) -> RawCondition:
+    """The condition at the size of `image`, the stored picture, in which a missing sketch is detected."""
+    if loaded.condition is not None:
+        return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
+    if data.modality != "sketch":
+        raise RejectedItem(f"no condition for modality {data.modality}")
+    return RawCondition(detect_sketch(image, data.sketch))
+
+
+def _picture_member(
+    image: NDArray[np.uint8], loaded: LoadedItem, original: tuple[bytes, str] | None
+) -> dict[str, bytes]:
+    if original is not None:
+        return {original[1]: original[0]}
     if loaded.lossy:
         options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
         return {"jpg": _encode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)}

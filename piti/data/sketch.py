@@ -52,7 +52,7 @@ def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), _BLUR_SIGMA_PIXELS)
     across, down = cv2.spatialGradient(grey)  # Sobel 3x3
-    strong = max(_magnitude_quantile(across, down, _STRONG_SHARE), _FLOOR)
+    strong = max(_magnitude_quantile(across[::2, ::2], down[::2, ::2], _STRONG_SHARE), _FLOOR)  # a quarter suffices
     return np.asarray(cv2.Canny(across, down, _WEAK_TO_STRONG * strong, strong, L2gradient=True), dtype=np.uint8)
 
 

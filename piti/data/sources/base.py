@@ -42,17 +42,30 @@ class RawCondition:
     normals: NDArray[np.float32] | None = None
 
 
+class UndecodedPicture(Protocol):
+    """A picture file whose pixels cost something, and are not always wanted."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height."""
+
+    def decode(self) -> NDArray[np.uint8]:
+        """Upright RGB, uint8 (H, W, 3). Raises RejectedItem where the file is damaged."""
+
+    def check(self) -> None:
+        """Raise RejectedItem where the file is damaged, in less time than decoding it takes."""
+
+
 @dataclass(frozen=True)
 class LoadedItem:
     """One photograph with its condition.
 
-    `pixels`: upright RGB, uint8 (H, W, 3) or as Pillow decoded it, since both ways between the two take a copy; `image`
-    is always the array. `condition`: None where a sketch is still to be detected. `original` is the
+    `pixels`: upright RGB, uint8 (H, W, 3), as Pillow decoded it, or not decoded yet; `image` is always the array. `condition`: None where a sketch is still to be detected. `original` is the
     picture's file content and suffix if decoding it gives exactly `image` without further handling, so that it may
     be stored as it is. `lossy` says that the file was compressed with loss. `provenance` is JSON-able.
     """
 
-    pixels: NDArray[np.uint8] | Image.Image
+    pixels: NDArray[np.uint8] | Image.Image | UndecodedPicture
     condition: RawCondition | None
     provenance: dict[str, Any] = field(default_factory=dict)
     original: tuple[bytes, str] | None = None
@@ -60,10 +73,13 @@ class LoadedItem:
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) RGB."""
-        import numpy as np
+        """uint8 (H, W, 3) RGB. Raises RejectedItem where that shows the file to be damaged."""
+        return as_array(self.pixels)
 
-        return np.asarray(self.pixels, dtype=np.uint8)
+    def check(self) -> None:
+        """Raise RejectedItem where the picture's file is damaged."""
+        if "image" not in self.__dict__ and hasattr(self.pixels, "check"):
+            self.pixels.check()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -75,6 +91,13 @@ class LoadedItem:
         else:
             width, height = self.pixels.size
         return height, width, 3
+
+
+def as_array(pixels: NDArray[np.uint8] | Image.Image | UndecodedPicture) -> NDArray[np.uint8]:
+    """A picture as uint8 (H, W, 3). Raises RejectedItem where its file turns out to be damaged."""
+    import numpy as np
+
+    return pixels.decode() if hasattr(pixels, "decode") else np.asarray(pixels, dtype=np.uint8)
 
 
 class Item(Protocol):

@@ -1,7 +1,7 @@
 """From a picture file, whatever it holds, to upright 8-bit RGB; and from a label or depth file to its values.
 
-Pillow reads here, because it refuses truncated files; OpenCV, which fills them with grey, reads only files of ours
-whose hash has been checked.
+Pillow reads here, because it refuses truncated files, and libjpeg-turbo (simplejpeg) where it has nothing to complain
+of; OpenCV, which fills truncated files with grey, reads only files of ours whose hash has been checked.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from piti.data.sources.base import RejectedItem
+from piti.data.sources.base import RejectedItem, as_array
 
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
 _KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
@@ -33,13 +34,35 @@ _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
 @dataclass(frozen=True)
+class PlainJpeg:
+    """A JPEG that any decoder reads alike, decoded when its pixels are asked for (piti.data.sources.base)."""
+
+    data: bytes
+    size: tuple[int, int]
+
+    def decode(self) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3) RGB, Pillow's levels. Raises RejectedItem where the file is damaged."""
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(self.data, "RGB", strict=True), dtype=np.uint8)
+        except ValueError:  # an oddity at least: Pillow, which forgives some and tells more, decides
+            return np.asarray(_open(self.data), dtype=np.uint8)
+
+    def check(self) -> None:
+        """Raise RejectedItem where the file is damaged: reads all of it, but makes an eighth of each side of it."""
+        try:
+            simplejpeg.decode_jpeg(self.data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+        except ValueError:
+            _open(self.data)
+
+
+@dataclass(frozen=True)
 class Picture:
     """`rgb` upright, and as `image` uint8 (H, W, 3); `keep` is the file's suffix if its bytes decode to just that; see LoadedItem.
 
     `orientation`: EXIF's, 1 to 8, by which it was turned.
     """
 
-    rgb: Image.Image
+    rgb: Image.Image | PlainJpeg
     keep: str | None
     lossy: bool
     file_format: str
@@ -47,20 +70,26 @@ class Picture:
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
-        return np.asarray(self.rgb, dtype=np.uint8)
+        return as_array(self.rgb)
 
 
 def decode_picture(data: bytes) -> Picture:
     """Decode a photograph: EXIF rotation applied, transparency laid on white, 16 bits cut to 8, all turned to RGB.
 
-    Raises RejectedItem where the file is empty, truncated, no picture, too large to trust or too small to use.
+    Raises RejectedItem where the file is empty, truncated, no picture, too large to trust or too small to use; for
+    plain JPEGs, which are most photographs, damage shows only when `image` is asked for, or by `rgb.check()`.
     """
-    picture = _open(data)
+    picture = _open(data, whole=False)
     file_format = picture.format or "unknown"
     keep = _KEPT_SUFFIXES.get(file_format) if _is_plain(picture, data) else None
     orientation = _orientation(picture)
     turn = _UPRIGHT.get(orientation)
-    rgb = _to_rgb(picture if turn is None else picture.transpose(turn))
+    rgb: Image.Image | PlainJpeg
+    if keep == "jpg":
+        rgb = PlainJpeg(data, picture.size)
+    else:
+        whole = _open(data)
+        rgb = _to_rgb(whole if turn is None else whole.transpose(turn))
     if min(rgb.size) < _MIN_SIDE_PIXELS:
         raise RejectedItem(f"picture is only {rgb.size[0]}x{rgb.size[1]} pixels")
     return Picture(rgb, keep, file_format in _LOSSY_FORMATS, file_format, 1 if turn is None else orientation)
@@ -110,7 +139,8 @@ def decode_normals(data: bytes) -> NDArray[np.float32]:
     return normals.astype(np.float32)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, *, whole: bool = True) -> Image.Image:
+    """The picture, its pixels too if `whole`. Raises RejectedItem."""
     if not data:
         raise RejectedItem("file is empty (0 bytes)")
     try:
@@ -118,7 +148,8 @@ def _open(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture: Image.Image = Image.open(io.BytesIO(data))
-            picture.load()
+            if whole:
+                picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedItem(f"picture is larger than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except UnidentifiedImageError as error:

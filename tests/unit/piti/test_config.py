@@ -134,3 +134,9 @@ def test_known_keys_cover_what_the_demo_sets() -> None:
         return found
 
     assert leaves(yaml.safe_load((PRESETS / "demo.yaml").read_text())) <= known
+
+
+def test_unipc_wants_its_spacing() -> None:
+    with pytest.raises(ConfigError, match=r"unipc with base_respacing '250' overshoots.*logsnr50"):
+        load_config("demo", {"sampling.base_sampler": "unipc", "sampling.base_respacing": "250"})
+    load_config("demo", {"sampling.base_sampler": "unipc", "sampling.base_respacing": "logsnr50"})
