@@ -80,6 +80,8 @@ def decode_picture(data: bytes) -> Picture:
     plain JPEGs, which are most photographs, damage shows only when `image` is asked for, or by `rgb.check()`.
     """
     picture = _open(data, whole=False)
+    if picture.format != "JPEG" or not _is_plain(picture, data):
+        picture = _open(data)
     file_format = picture.format or "unknown"
     keep = _KEPT_SUFFIXES.get(file_format) if _is_plain(picture, data) else None
     orientation = _orientation(picture)
@@ -88,8 +90,7 @@ def decode_picture(data: bytes) -> Picture:
     if keep == "jpg":
         rgb = PlainJpeg(data, picture.size)
     else:
-        whole = _open(data)
-        rgb = _to_rgb(whole if turn is None else whole.transpose(turn))
+        rgb = _to_rgb(picture if turn is None else picture.transpose(turn))
     if min(rgb.size) < _MIN_SIDE_PIXELS:
         raise RejectedItem(f"picture is only {rgb.size[0]}x{rgb.size[1]} pixels")
     return Picture(rgb, keep, file_format in _LOSSY_FORMATS, file_format, 1 if turn is None else orientation)
