@@ -120,7 +120,7 @@ def compare(root: Path, files: list[Path], geometry: str, bares: dict[str, Bare]
         for plan in plans:
             write_shard(plan, data, str(out))
         about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-        write_manifest(str(out), [plan.name for plan in plans], about)
+        write_manifest(str(out), list(plans.digests), about)
 
     for number in range(4):
         for name, bare in bares.items():
@@ -170,7 +170,7 @@ def degrade_on_cores(root: Path, count: int) -> dict[str, float]:
     plans = plan_shards(open_source(data), data, 0)
     for plan in plans:
         write_shard(plan, data, uri)
-    write_manifest(uri, [plan.name for plan in plans], {})
+    write_manifest(uri, list(plans.digests), {})
     names = ShardSet(uri).shard_names("train")
     rates: dict[int, float] = {1: 0.0, 2: 0.0}
     pictures = sum(ShardSet(uri).stats[name].num_samples for name in names)

@@ -30,7 +30,7 @@ for plan in plans:
     if plan.name not in finished:
         write_shard(plan, data, uri)
 about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-write_manifest(uri, [plan.name for plan in plans], about)
+write_manifest(uri, list(plans.digests), about)
 """
 _DEGRADE = """
 from piti.config import DataConfig, DegradationConfig

@@ -143,11 +143,11 @@ def test_one_picture_more_changes_one_shard(
     data = make_data(folder, samples_per_shard=4, source={"validation_share": 0.3})
     for number in range(33):
         Image.fromarray(photograph[number : number + 70, :70]).save(folder / f"{number}.png")
-    before = {plan.name: plan.plan for plan in plan_shards(open_source(data), data, seed=0)}
+    before = plan_shards(open_source(data), data, seed=0).digests
     changed = {}
     for number in range(33, 60):  # until one comes that does not change the number of shards
         Image.fromarray(photograph[number : number + 70, :70]).save(folder / f"{number}.png")
-        after = {plan.name: plan.plan for plan in plan_shards(open_source(data), data, seed=0)}
+        after = plan_shards(open_source(data), data, seed=0).digests
         changed = {name for name in after if after[name] != before.get(name)}
         if after.keys() == before.keys():
             break
@@ -301,7 +301,7 @@ def test_a_full_disk_is_one_clear_error(
     sketch_data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_now: Shard
 ) -> None:
     """/dev/full answers every flush with ENOSPC, as a full disk does."""
-    plan = plan_shards(open_source(sketch_data), sketch_data, seed=0)[0]
+    plan = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
     real_open = open
 
     def open_on_full_disk(path: Path, mode: str) -> io.IOBase:
