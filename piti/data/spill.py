@@ -14,7 +14,7 @@ from typing import Any, Literal
 from piti.errors import DataError
 
 _CACHE_KIB = 1024  # of pages that one database keeps in memory, however large it is
-_ROWS_AT_ONCE = 4096  # sorted and inserted together: neighbours land on the same page
+_ROWS_AT_ONCE = 2048  # sorted and inserted together: neighbours land on the same page
 _PRAGMAS = f"""
     PRAGMA locking_mode = EXCLUSIVE;
     PRAGMA journal_mode = OFF;

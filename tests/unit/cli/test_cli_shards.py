@@ -52,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plans = plan_shards(open_source(data), data, seed=0)
     for plan in plans:
         write_shard(plan, data, uri)
-    write_shard(plans[0], data, str(root / "shards" / "half"))
+    write_shard(next(iter(plans)), data, str(root / "shards" / "half"))
     about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
     write_manifest(uri, list(plans.digests), about)
     names = [name for split in ("train", "validation") for name in ShardSet(uri).shard_names(split)]

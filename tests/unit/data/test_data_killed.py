@@ -25,7 +25,7 @@ from piti.data.sources import open_source
 data = DataConfig.model_validate_json(data)
 plans = plan_shards(open_source(data), data, seed=0)
 remove_leftovers(uri)
-finished = published_shards(uri, {plan.name: plan.plan for plan in plans})
+finished = published_shards(uri, plans.digests)
 for plan in plans:
     if plan.name not in finished:
         write_shard(plan, data, uri)
