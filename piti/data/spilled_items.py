@@ -17,7 +17,7 @@ _SCHEMA = """
         WITHOUT ROWID;
     CREATE TABLE subsets (subset INTEGER, number INTEGER, PRIMARY KEY (subset, number)) WITHOUT ROWID;
 """
-_CHOSEN = "FROM places JOIN items USING (number) WHERE shard BETWEEN ? AND ? AND (subset, number) <= (?, ?)"
+_CHOSEN = "FROM places CROSS JOIN items USING (number) WHERE shard BETWEEN ? AND ? AND (subset, number) <= (?, ?)"
 _ITEMS_AT_ONCE = 1024
 _HALF = 1 << 63  # hashes of 64 bits less this are SQLite's integers, in the same order
 _LARGEST = _HALF - 1
