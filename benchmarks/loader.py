@@ -81,7 +81,7 @@ def loader_figures(root: Path, geometry: str) -> dict[str, float]:
     for plan in plans:
         write_shard(plan, data, uri)
     about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-    write_manifest(uri, [plan.name for plan in plans], about)
+    write_manifest(uri, list(plans.digests), about)
     shards = ShardSet(uri)
     steps = shards.num_samples("train") // BATCH
 

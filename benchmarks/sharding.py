@@ -10,18 +10,19 @@ machine. Prints a table, and the same as one line of JSON.
   squash   geometry squash at 256x256: resized and encoded anew, sketches are detected.
            Beside both, copy: read, hash, write, which is what a disk and the hash can do (here from the page cache);
            and work: the same libraries' decoding, resizing, detecting, encoding, then hash and write.
-  keys     memory that planning takes, by number of pictures in the source (listed, not read).
+  keys     memory and time that listing, planning and writing the manifest take, by number of pictures in the source
+           (listed, not read), each with a condition. Slow from a million on: --keys 1000000 makes two million files.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import io
 import json
 import multiprocessing
 import os
+import resource
 import tempfile
 import time
 import tracemalloc
@@ -36,7 +37,7 @@ from PIL import Image
 
 from piti.config import DataConfig, DegradationConfig
 from piti.data.sharding import encode_png, plan_shards, write_shard
-from piti.data.shards import ShardSet, write_manifest
+from piti.data.shards import ShardSet, ShardWriter, write_manifest
 from piti.data.sketch import detect_edges
 from piti.data.sources import open_source
 from piti.data.sources.bundled import PHOTOGRAPHS, _photograph
@@ -120,7 +121,7 @@ def compare(root: Path, files: list[Path], geometry: str, bares: dict[str, Bare]
         for plan in plans:
             write_shard(plan, data, str(out))
         about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-        write_manifest(str(out), [plan.name for plan in plans], about)
+        write_manifest(str(out), list(plans.digests), about)
 
     for number in range(4):
         for name, bare in bares.items():
@@ -170,7 +171,7 @@ def degrade_on_cores(root: Path, count: int) -> dict[str, float]:
     plans = plan_shards(open_source(data), data, 0)
     for plan in plans:
         write_shard(plan, data, uri)
-    write_manifest(uri, [plan.name for plan in plans], {})
+    write_manifest(uri, list(plans.digests), {})
     names = ShardSet(uri).shard_names("train")
     rates: dict[int, float] = {1: 0.0, 2: 0.0}
     pictures = sum(ShardSet(uri).stats[name].num_samples for name in names)
@@ -195,27 +196,63 @@ def degrade(uri: str, name: str, out: str, data: DataConfig) -> None:
 
 
 def planning_memory(root: Path, count: int) -> dict[str, float]:
-    """Memory of planning in a process of its own; see `plan_and_measure`."""
+    """Memory of listing, planning and the manifest, each kind measured in a process of its own."""
     folder = root / f"keys-{count}"
-    for number in range(count):
-        path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(plan_and_measure, (str(folder),))
+    for kind, suffix in (("images", "jpg"), ("conditions", "png")):
+        for number in range(count):
+            path = folder / kind / f"{number // 1000:03d}" / f"{number:06d}.{suffix}"
+            if number % 1000 == 0:
+                path.parent.mkdir(parents=True)
+            path.touch()
+    figures: dict[str, float] = {}
+    for measure in (resident_growth, allocated_peak):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            figures |= pool.apply(measure, (str(folder),))
+    return figures
 
 
-def plan_and_measure(folder: str) -> dict[str, float]:
-    """MiB that Python and NumPy allocate: at most while planning, and for the finished plan."""
-    data = data_of(Path(folder), "squash", samples_per_shard=1000)
-    source = open_source(data)
+def resident_growth(folder: str) -> dict[str, float]:
+    """MiB by which the process's largest resident size grows, after ten keys have loaded what is needed; and seconds."""
+    plan_and_record(few_of(folder), f"{folder}/warm")
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    plan_and_record(folder, f"{folder}/out-resident")
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    growth = (after.ru_maxrss - before.ru_maxrss) / 1024
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    elapsed = time.perf_counter() - started
+    return {"resident_mib": round(growth, 1), "processor_s": round(processor, 2), "elapsed_s": round(elapsed, 2)}
+
+
+def allocated_peak(folder: str) -> dict[str, float]:
+    """MiB that Python and NumPy allocate at most."""
+    plan_and_record(few_of(folder), f"{folder}/warm-traced")
     tracemalloc.start()
-    plans = plan_shards(source, data, 0)
-    peak = tracemalloc.get_traced_memory()[1]
-    gc.collect()
-    kept = tracemalloc.get_traced_memory()[0]
-    del plans
-    return {"peak_mib": round(peak / 2**20, 1), "plan_mib": round(kept / 2**20, 2)}
+    plan_and_record(folder, f"{folder}/out-traced")
+    return {"allocated_mib": round(tracemalloc.get_traced_memory()[1] / 2**20, 1)}
+
+
+def few_of(folder: str) -> str:
+    """Ten keys beside the many."""
+    for kind, suffix in (("images", "jpg"), ("conditions", "png")):
+        few = Path(folder) / "few" / kind
+        few.mkdir(parents=True, exist_ok=True)
+        for number in range(10):
+            (few / f"{number}.{suffix}").touch()
+    return f"{folder}/few"
+
+
+def plan_and_record(folder: str, out: str) -> None:
+    """What the shard job does but for reading pictures, which are recorded as rejected."""
+    source = {"kind": "paired", "images": f"{folder}/images", "conditions": f"{folder}/conditions"}
+    settings = {"source": source, "modality": "mask", "num_classes": 182, "samples_per_shard": 1000}
+    data = DataConfig.model_validate(settings)
+    plans = plan_shards(open_source(data), data, 0)
+    for plan in plans:
+        with ShardWriter(out, plan.name, plan.plan) as writer:
+            for item in plan.items:
+                writer.reject(item.key, "not read", source=item.origin)
+            writer.publish()
+    write_manifest(out, list(plans.digests), {})
 
 
 if __name__ == "__main__":

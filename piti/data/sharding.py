@@ -5,25 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import tempfile
-import zlib
-from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from piti import storage
 from piti.config import DataConfig
 from piti.data.conditions import StoredCondition, encode_condition
 from piti.data.geometry import Modality, shrink_condition, shrink_photograph
 from piti.data.shards import ShardStats, ShardWriter
 from piti.data.sketch import detect_sketch, sketch_record
 from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
-from piti.data.sources.keys import stable_hash
+from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
 from piti.errors import DataError
 
@@ -34,106 +30,84 @@ _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The items of one shard, packed: a source has many. `plan` changes with anything that could change its bytes."""
+    """The items of one shard, each pickled. `plan` changes with anything that could change its bytes."""
 
     name: str
     split: Split
-    num_items: int
-    packed: bytes
     plan: str
+    packed: list[bytes]
 
-    @classmethod
-    def of(cls, name: str, split: Split, items: list[Item], data: DataConfig) -> ShardPlan:
-        packed = zlib.compress(pickle.dumps(items, pickle.HIGHEST_PROTOCOL), 1)
-        return cls(name, split, len(items), packed, _plan(items, data))
+    @property
+    def num_items(self) -> int:
+        return len(self.packed)
 
     @property
     def items(self) -> list[Item]:
         """Unpacked anew each time."""
-        items: list[Item] = pickle.loads(zlib.decompress(self.packed))
-        return items
+        return [pickle.loads(item) for item in self.packed]
 
 
-@storage.disk_space("the plan of shards", tempfile.gettempdir)
-def plan_shards(source: Source, data: DataConfig, seed: int) -> list[ShardPlan]:
+class ShardPlans:
+    """The plans of all shards, each made when its turn comes, as often as asked: the items wait on disk.
+
+    `digests` maps names to `ShardPlan.plan`, in order. Items are found by `num_items`, a count for each split.
+    """
+
+    def __init__(self, spilled: Mapping[Split, SpilledItems], data: DataConfig) -> None:
+        self._spilled, self._samples_per_shard = spilled, data.samples_per_shard
+        self.num_items: dict[Split, int] = {split: len(items) for split, items in spilled.items()}
+        settings, self.digests = _settings(data), {}
+        for split, number, name in self._every_shard():
+            lines = spilled[split].lines(number, self._num_shards(split))
+            if lines:
+                self.digests[name] = hashlib.sha256(b"".join([settings, *lines])).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __iter__(self) -> Iterator[ShardPlan]:
+        return self.only(self.digests)
+
+    def only(self, names: Collection[str]) -> Iterator[ShardPlan]:
+        """The plans of the named shards."""
+        for split, number, name in self._every_shard():
+            if name in names and name in self.digests:
+                packed = self._spilled[split].packed(number, self._num_shards(split))
+                yield ShardPlan(name, split, self.digests[name], packed)
+
+    def _every_shard(self) -> Iterator[tuple[Split, int, str]]:
+        for split in self._spilled:
+            for number in range(self._num_shards(split)):
+                yield split, number, shard_name(split, number)
+
+    def _num_shards(self, split: Split) -> int:
+        return -(-len(self._spilled[split]) // self._samples_per_shard)
+
+
+def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
     """Divide everything a source found among shards of about `data.samples_per_shard` items.
 
     An item's shard follows from a hash of its key and the number of shards, so that neighbours in the dataset are
     spread out, and one item more changes one shard as long as the number of shards stays. `data.max_samples` keeps
     that many training items, drawn by `seed`; validation stays whole. Raises DataError where a split is empty.
     """
-    plans: list[ShardPlan] = []
+    spilled: dict[Split, SpilledItems] = {}
     for split in SPLITS:
-        with tempfile.TemporaryFile() as spill:
-            few = data.max_samples if split == "train" else None
-            found = _spill_items(source.items(split), spill, None if few is None else seed)
-            if not found.offset.size:
-                raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
-            chosen = np.arange(found.offset.size)
-            if few is not None:
-                chosen = np.argsort(found.subset_hash, kind="stable")[:few]
-            plans += _divide(spill, found, chosen, split, data)
-    return plans
+        spilled[split] = SpilledItems(source.items(split), data.max_samples if split == "train" else None, seed)
+        if not len(spilled[split]):
+            raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
+    return ShardPlans(spilled, data)
 
 
-@dataclass(frozen=True)
-class _Spilled:
-    """Items in a file: where each lies, and the hashes of its key that decide on its shard and its place there.
-
-    `subset_hash` decides whether it belongs to a few-shot subset; empty where there is none.
-    """
-
-    offset: NDArray[np.uint64]
-    shard_hash: NDArray[np.uint64]
-    order_hash: NDArray[np.uint64]
-    subset_hash: NDArray[np.uint64]
-
-
-def _spill_items(items: Iterable[Item], spill: IO[bytes], subset_seed: int | None) -> _Spilled:
-    columns = offset, shard_hash, order_hash, subset_hash = array("Q"), array("Q"), array("Q"), array("Q")
-    for item in items:
-        offset.append(spill.tell())
-        shard_hash.append(stable_hash("shard", item.key))
-        order_hash.append(stable_hash("order", item.key))
-        if subset_seed is not None:
-            subset_hash.append(stable_hash("subset", subset_seed, item.key))
-        pickle.dump(item, spill, pickle.HIGHEST_PROTOCOL)
-    return _Spilled(*(np.frombuffer(column, dtype=np.uint64) for column in columns))
-
-
-def _spilled(spill: IO[bytes], found: _Spilled, number: int) -> Item:
-    spill.seek(int(found.offset[number]))
-    item: Item = pickle.load(spill)
-    return item
-
-
-def _divide(
-    spill: IO[bytes], found: _Spilled, chosen: NDArray[np.intp], split: Split, data: DataConfig
-) -> list[ShardPlan]:
-    count = -(-chosen.size // data.samples_per_shard)
-    shard = np.array([(int(value) * count) >> 64 for value in found.shard_hash[chosen]], dtype=np.int64)
-    order = np.lexsort((found.order_hash[chosen], shard))
-    bounds = np.searchsorted(shard[order], np.arange(count + 1))
-    plans = []
-    for number in range(count):
-        bucket = chosen[order[bounds[number] : bounds[number + 1]]]
-        if bucket.size:
-            items = [_spilled(spill, found, int(entry)) for entry in bucket]
-            plans.append(ShardPlan.of(shard_name(split, number), split, items, data))
-    return plans
-
-
-def _plan(items: list[Item], data: DataConfig) -> str:
+def _settings(data: DataConfig) -> bytes:
+    """What of the config could change a shard's bytes."""
     settings = {
         "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
         "conditions_follow_exif": data.conditions_follow_exif,
     }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for item in items:
-        digest.update(f"{item.key}|{item.identity}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    return json.dumps(settings, sort_keys=True).encode()
 
 
 def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:

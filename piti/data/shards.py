@@ -231,25 +231,32 @@ def _copy_shard(source: str, target: str, stats: ShardStats) -> bool:
 def write_manifest(uri: str, names: Sequence[str], about: Mapping[str, Any]) -> dict[str, ShardStats]:
     """Assemble the manifest of the named shards from their records, one row group each, and publish it.
 
-    `about` (JSON-able) goes into the file's metadata. Raises DataError where a record is missing.
+    `about` (JSON-able) goes into the file's metadata. One record is in memory at a time. Raises DataError where a
+    record is missing.
     """
-    every: dict[str, ShardStats] = {}
-    for name in names:
-        record = read_stats(uri, name)
-        if record is None:
-            raise DataError(f"shard {name} of {uri} is not finished", "run again")
-        every[name] = record[0]
+    every = {name: _finished(uri, name)[0] for name in names}
     metadata = {
         "piti": json.dumps({"about": about, "shards": [asdict(stats) for stats in every.values()]}, sort_keys=True)
     }
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, _SCHEMA.with_metadata(metadata), compression="zstd") as writer:
-        for name in names:
-            record = read_stats(uri, name)
-            if record is not None:
-                writer.write_table(record[1].replace_schema_metadata(metadata))
-    storage.write_bytes(storage.join(uri, MANIFEST), sink.getvalue())
+    aside = _aside_path(uri, MANIFEST)
+    try:
+        with (
+            storage.disk_space(MANIFEST, aside.parent),
+            pq.ParquetWriter(str(aside), _SCHEMA.with_metadata(metadata), compression="zstd") as writer,
+        ):
+            for name in names:
+                writer.write_table(_finished(uri, name)[1].replace_schema_metadata(metadata))
+        storage.publish_file(aside, storage.join(uri, MANIFEST))
+    finally:
+        aside.unlink(missing_ok=True)
     return every
+
+
+def _finished(uri: str, name: str) -> tuple[ShardStats, pa.Table]:
+    record = read_stats(uri, name)
+    if record is None:
+        raise DataError(f"shard {name} of {uri} is not finished", "run again")
+    return record
 
 
 @dataclass(frozen=True)

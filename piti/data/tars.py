@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +112,6 @@ def shard_split(name: str) -> str:
     return name.rsplit("-", 1)[0]
 
 
-def names_of(shards: Sequence[str], split: str) -> list[str]:
+def names_of(shards: Iterable[str], split: str) -> list[str]:
     """Those of `shards` that belong to a split, in order of number."""
     return sorted(name for name in shards if shard_split(name) == split)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import ray
@@ -31,9 +32,10 @@ def ray_connection() -> Iterator[None]:
 
 
 def run_tasks(
-    function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], num_cpus: float = 1.0, num_gpus: float = 0.0
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], num_cpus: float = 1.0, num_gpus: float = 0.0
 ) -> Iterator[Result]:
-    """`function(*arguments)` for each entry as a Ray task; results in the order they finish.
+    """`function(*arguments)` for each entry as a Ray task; results in the order they finish. Entries are taken as CPUs
+    come free, so that they may be large and many.
 
     A task lost with its node is run again by Ray. A PitiError raised in a task is raised here as it was; remaining
     tasks are cancelled when this stops early for any reason.
@@ -41,12 +43,13 @@ def run_tasks(
     task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     limit = max(1, int(resources.get("CPU", 1) / num_cpus)) * _QUEUED_PER_CPU
-    waiting = list(reversed(arguments))
+    waiting = iter(arguments)
     running: list[Any] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < limit:
-                running.append(task.remote(*waiting.pop()))
+        while True:
+            running += [task.remote(*entry) for entry in islice(waiting, limit - len(running))]
+            if not running:
+                return
             done, running = ray.wait(running, num_returns=1)
             try:
                 yield ray.get(done[0])

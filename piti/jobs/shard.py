@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from piti.data.sharding import ShardPlan, plan_shards, write_shard
+from piti.data.sharding import ShardPlans, plan_shards, write_shard
 from piti.data.shards import (
-    ShardSet,
     ShardStats,
     adopt_shards,
     published_shards,
@@ -16,6 +15,7 @@ from piti.data.shards import (
     write_manifest,
 )
 from piti.data.sources import SPLITS, open_source
+from piti.data.tars import names_of
 from piti.errors import DataError
 from piti.jobs.context import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
@@ -33,18 +33,17 @@ def run(context: JobContext) -> JobResult:
     config, output = context.config, context.spec.output
     plans = plan_shards(open_source(config.data), config.data, config.seed)
     remove_leftovers(output)
-    wanted = {plan.name: plan.plan for plan in plans}
-    finished = published_shards(output, wanted)
-    adopted = adopt_shards(output, {name: plan for name, plan in wanted.items() if name not in finished})
+    finished = published_shards(output, plans.digests)
+    adopted = adopt_shards(output, {name: plan for name, plan in plans.digests.items() if name not in finished})
     finished |= adopted
-    total = sum(plan.num_items for plan in plans)
+    total = sum(plans.num_items.values())
     context.info(
         f"{total} items in {len(plans)} shards, {len(finished)} of them already there"
         + (f" ({len(adopted)} copied from an earlier set)" if adopted else "")
     )
-    missing = [plan for plan in plans if plan.name not in finished]
+    missing = plans.digests.keys() - finished.keys()
     if missing:
-        work = [(plan, config.data, output) for plan in missing]
+        work = ((plan, config.data, output) for plan in plans.only(missing))
         share = _HED_GPU_SHARE if config.cluster.use_gpu and config.data.sketch.detector == "hed" else 0.0
         with ray_connection():
             for stats in run_tasks(write_shard, work, num_gpus=share):
@@ -52,11 +51,10 @@ def run(context: JobContext) -> JobResult:
                 _report(context, finished, len(plans), total)
                 _check_rejected(output, finished, total, config.data.max_rejected_share)
     _check_rejected(output, finished, total, config.data.max_rejected_share)
-    names = [plan.name for plan in plans]
     about = {"modality": config.data.modality, "image_size": config.data.image_size, "geometry": config.data.geometry}
-    write_manifest(output, names, {**about, "num_classes": config.data.num_classes})
-    _check_splits(output, plans)
-    return _result(output, time.monotonic() - started)
+    written = write_manifest(output, list(plans.digests), {**about, "num_classes": config.data.num_classes})
+    _check_splits(output, written, plans)
+    return _result(written, time.monotonic() - started)
 
 
 def _report(context: JobContext, finished: dict[str, ShardStats], num_shards: int, total: int) -> None:
@@ -82,24 +80,23 @@ def _check_rejected(output: str, finished: dict[str, ShardStats], total: int, al
     )  # fmt: skip
 
 
-def _check_splits(output: str, plans: Sequence[ShardPlan]) -> None:
-    shards = ShardSet(output)
+def _check_splits(output: str, written: Mapping[str, ShardStats], plans: ShardPlans) -> None:
     for split in SPLITS:
-        if not shards.num_samples(split):
-            found = sum(plan.num_items for plan in plans if plan.split == split)
+        if not any(written[name].num_samples for name in names_of(written, split)):
             raise DataError(
-                f"none of the {found} items of the {split} split became a sample",
+                f"none of the {plans.num_items[split]} items of the {split} split became a sample",
                 f"`piti shards stats {output}` tells the reasons",
             )
 
 
-def _result(output: str, seconds: float) -> JobResult:
-    shards = ShardSet(output)
+def _result(written: Mapping[str, ShardStats], seconds: float) -> JobResult:
+    filled = {name: stats for name, stats in written.items() if stats.num_samples}
+    by_split = {split: names_of(filled, split) for split in SPLITS}
     return {
-        "samples": {split: shards.num_samples(split) for split in SPLITS},
-        "rejected": len(shards.rejected()),
-        "filtered": sum(stats.num_filtered for stats in shards.stats.values()),
-        "shards": {split: len(shards.shard_names(split)) for split in SPLITS},
-        "bytes": sum(stats.tar_bytes for stats in shards.stats.values() if stats.num_samples),
+        "samples": {split: sum(filled[name].num_samples for name in names) for split, names in by_split.items()},
+        "rejected": sum(stats.num_rejected for stats in written.values()),
+        "filtered": sum(stats.num_filtered for stats in written.values()),
+        "shards": {split: len(names) for split, names in by_split.items()},
+        "bytes": sum(stats.tar_bytes for stats in filled.values()),
         "seconds": round(seconds, 3),
     }

@@ -57,7 +57,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     for plan in plans:
         write_shard(plan, config.data, uri)
     about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-    write_manifest(uri, [plan.name for plan in plans], about)
+    write_manifest(uri, list(plans.digests), about)
     return uri
 
 

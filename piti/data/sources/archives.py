@@ -12,14 +12,17 @@ import tarfile
 import uuid
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import IO, cast
 
 from piti import storage
 from piti.data.cache import cache_folder
-from piti.data.sources.entries import DamagedMemberError, Entry, is_hidden
+from piti.data.sources.entries import DamagedMemberError, Entry, Listing, is_hidden
+from piti.data.sources.zip_directory import ZipMember, read_member, zip_members
 from piti.errors import DataError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
@@ -39,31 +42,40 @@ class ZipTree:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._archive: zipfile.ZipFile | None = None
+        self._listing: Listing | None = None
+        self._reading = Lock()  # of the one stream
 
-    def _open(self) -> zipfile.ZipFile:
-        if self._archive is None:
-            try:
-                self._archive = zipfile.ZipFile(_open_archive(self._uri))
-            except zipfile.BadZipFile as error:
-                raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
-        return self._archive
+    @cached_property
+    def _stream(self) -> IO[bytes]:
+        return _open_archive(self._uri)
 
-    def entries(self) -> list[Entry]:
-        members = [
-            member for member in self._open().infolist() if not member.is_dir() and not is_hidden(member.filename)
-        ]
-        return sorted(Entry(member.filename, member.file_size, f"{member.CRC:08x}") for member in members)
+    def entries(self) -> Listing:
+        if self._listing is None:
+            members = (member for member in self._members() if not member.path.endswith("/"))
+            self._listing = Listing.located(
+                (Entry(member.path, member.size_bytes, f"{member.crc:08x}"), member.place)
+                for member in members
+                if not is_hidden(member.path)
+            )
+        return self._listing
+
+    def _members(self) -> Iterator[ZipMember]:
+        try:
+            with self._reading:
+                yield from zip_members(self._stream)
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
 
     def holds(self, folder: str) -> bool:
-        prefix = f"{folder}/" if folder else ""
-        return storage.exists(self._uri) and any(name.startswith(prefix) for name in self._open().namelist())
+        return storage.exists(self._uri) and bool(self.entries().below(folder) if folder else self.entries())
 
     def read(self, path: str) -> bytes:
+        entry, place = self.entries().get(path), self.entries().location(path)
+        if entry is None or place is None:
+            raise FileNotFoundError(f"{path} is not in {self._uri}")
         try:
-            return self._open().read(path)
-        except KeyError as error:
-            raise FileNotFoundError(f"{path} is not in {self._uri}") from error
+            with self._reading:
+                return read_member(self._stream, path, entry.size_bytes, place)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
             raise DamagedMemberError(f"{path} in {self._uri} cannot be read ({error})") from error
 
@@ -83,39 +95,37 @@ class TarTree:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._found: dict[str, TarMember] | None = None
+        self._listing: Listing | None = None
 
-    @property
-    def _members(self) -> dict[str, TarMember]:
-        if self._found is None:
-            self._found = {member.path: member for member in tar_members(self._uri)}
-        return self._found
-
-    def entries(self) -> list[Entry]:
-        found = (member for path, member in self._members.items() if not is_hidden(path))
-        return sorted(Entry(member.path, member.size_bytes, f"{member.offset}-{member.modified}") for member in found)
+    def entries(self) -> Listing:
+        if self._listing is None:
+            self._listing = Listing.of(
+                Entry(member.path, member.size_bytes, f"{member.offset}-{member.modified}")
+                for member in tar_members(self._uri)
+                if not is_hidden(member.path)
+            )
+        return self._listing
 
     def holds(self, folder: str) -> bool:
-        prefix = f"{folder}/" if folder else ""
-        return storage.exists(self._uri) and any(path.startswith(prefix) for path in self._members)
+        return storage.exists(self._uri) and bool(self.entries().below(folder) if folder else self.entries())
 
     def read(self, path: str) -> bytes:
-        member = self._members.get(path)
-        if member is None:
+        entry = self.entries().get(path)
+        if entry is None:
             raise FileNotFoundError(f"{path} is not in {self._uri}")
-        return read_span(self._uri, member.offset, member.size_bytes)
+        return read_span(self._uri, int(entry.modified.partition("-")[0]), entry.size_bytes)
 
 
-def tar_members(uri: str) -> list[TarMember]:
+def tar_members(uri: str) -> Iterator[TarMember]:
     """The regular files of a tar in the order they lie in it. Raises DataError where it is missing or not whole."""
     plain = plain_tar(uri)
     try:
         with _open_archive(plain) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            return [
-                TarMember(member.name.removeprefix("./"), member.offset_data, member.size, int(member.mtime))
-                for member in archive
-                if member.isfile()
-            ]
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all it has passed
+                if member.isfile():
+                    path = member.name.removeprefix("./")
+                    yield TarMember(path, member.offset_data, member.size, int(member.mtime))
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{uri} is not a whole tar archive ({error})", "download it again") from error
 

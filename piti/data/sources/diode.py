@@ -11,18 +11,19 @@ Normals are downloaded separately: they may lie beside the rest, or below train_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from piti import storage
 from piti.data.sources.base import SPLITS, Item, Split
-from piti.data.sources.entries import Entry, stem
-from piti.data.sources.files import FileItem, Reading, TreeFile, joint_identity, listing_fingerprint
+from piti.data.sources.entries import Entry, Listing, stem
+from piti.data.sources.files import FileItem, Reading, TreeFile, joint_identity, listing_fingerprint, named_alike
 from piti.data.sources.keys import safe_key
 from piti.data.sources.places import find_place, forms
 from piti.data.sources.trees import open_tree
+from piti.data.spill import SortedTable, to_bytes, to_text
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ class DiodeSource:
                 problems.append(
                     DataError(f"DIODE: no {split} split at {self._config.root}/{_FOLDERS[split]}", _EXPECTED)
                 )
-            elif not self._pictures(open_tree(place).entries()):
+            elif not any(self._pictures(open_tree(place).entries())):
                 problems.append(DataError(f"DIODE: {place} holds no pictures of {self._config.scenes}", _EXPECTED))
-            elif self._uses_normals and not self._normals(split):
+            elif self._uses_normals and not self._normals(split).count():
                 problems.append(
                     DataError(
                         f"DIODE: there are no normals (*{_NORMAL}) for the {split} split",
@@ -104,31 +105,29 @@ class DiodeSource:
         place = self._place(split)
         if place is None:
             raise DataError(f"DIODE: no {split} split at {self._config.root}/{_FOLDERS[split]}", _EXPECTED)
-        entries = open_tree(place).entries()
-        files = {entry.path: entry for entry in entries}
-        normals = self._normals(split) if self._uses_normals else {}
-        pictures = self._pictures(entries)
-        for picture in pictures:
+        files = open_tree(place).entries()
+        normals = self._normals(split) if self._uses_normals else None
+        for picture in self._pictures(files):
             yield self._item(split, place, picture, files, normals)
-        names = {stem(picture.path) for picture in pictures}
-        if self._data.modality != "geometry":
-            return
-        for entry in entries:
+        if self._data.modality == "geometry":
+            yield from self._orphans(split, files)
+
+    def _orphans(self, split: Split, files: Listing) -> Iterator[FileItem]:
+        for entry in files:
             name = entry.path.removesuffix(_DEPTH)
-            if name != entry.path and name not in names and self._is_wanted(entry.path):
+            if name == entry.path or not self._is_wanted(entry.path):
+                continue
+            if not any(self._pictures(named_alike(files, name))):
                 reading = Reading.of(self._data)
                 fault = "depth without a picture"
                 yield FileItem(safe_key(entry.path, split), entry.path, entry.identity, reading, None, fault=fault)
 
-    def _item(
-        self, split: Split, place: str, picture: Entry, files: dict[str, Entry], normals: dict[str, tuple[str, Entry]]
-    ) -> FileItem:
+    def _item(self, split: Split, place: str, picture: Entry, files: Listing, normals: SortedTable | None) -> FileItem:
         name, reading, key = stem(picture.path), Reading.of(self._data), safe_key(picture.path, split)
         if self._data.modality != "geometry":
             return FileItem(key, picture.path, picture.identity, reading, TreeFile(place, picture.path))
         depth, mask = files.get(f"{name}{_DEPTH}"), files.get(f"{name}{_MASK}")
-        beside = f"{name}{_NORMAL}"
-        normal = normals.get(_from_scenes(beside)) or normals.get(storage.name(beside))
+        normal = None if normals is None else _normal(normals, f"{name}{_NORMAL}")
         fault = None
         if depth is None or mask is None:
             fault = f"no {name}{_DEPTH if depth is None else _MASK}"
@@ -143,22 +142,23 @@ class DiodeSource:
             fault,
         )  # fmt: skip
 
-    def _pictures(self, entries: list[Entry]) -> list[Entry]:
-        return [entry for entry in entries if entry.path.lower().endswith(".png") and self._is_wanted(entry.path)]
+    def _pictures(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        return (entry for entry in entries if entry.path.lower().endswith(".png") and self._is_wanted(entry.path))
 
     def _is_wanted(self, path: str) -> bool:
         """Whether a file's scene is of a wanted kind, which the first folder tells."""
         kind = path.split("/", 1)[0]
         return any(kind in (scenes, f"{scenes}s") for scenes in self._config.scenes)
 
-    def _normals(self, split: Split) -> dict[str, tuple[str, Entry]]:
-        """(place, entry) of each normal map by what `_from_scenes` makes of its path."""
-        return {
-            _from_scenes(entry.path): (place, entry)
+    def _normals(self, split: Split) -> SortedTable:
+        """Each normal map by what `_from_scenes` makes of its path; see `_normal`."""
+        rows = (
+            (_from_scenes(entry.path), to_bytes(place), to_bytes(entry.path), entry.size_bytes, entry.modified)
             for place in self._normal_places(split)
             for entry in open_tree(place).entries()
             if entry.path.endswith(_NORMAL)
-        }
+        )
+        return SortedTable(rows, columns=4)
 
 
 def _from_scenes(path: str) -> str:
@@ -168,3 +168,12 @@ def _from_scenes(path: str) -> str:
         if part.rstrip("s") in ("indoor", "outdoor"):
             return "/".join([part.rstrip("s"), *parts[number + 1 :]])
     return parts[-1]
+
+
+def _normal(normals: SortedTable, path: str) -> tuple[str, Entry] | None:
+    """Place and entry of the normal map that lies like `path`, or has its base name and lies in no folder of scenes."""
+    row = normals.get(_from_scenes(path)) or normals.get(storage.name(path))
+    if row is None:
+        return None
+    place, found, size_bytes, modified = row
+    return to_text(place), Entry(to_text(found), size_bytes, modified)

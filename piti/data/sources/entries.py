@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol, Self
+
+from piti.data.spill import SortedTable
+
+_AFTER_SLASH = "0"  # the character that follows `/`; `/` in turn follows `.`
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file: `path` relative to the tree with `/`, and what tells that its content may have changed."""
 
     path: str
@@ -28,10 +31,64 @@ class DamagedMemberError(OSError):
     """A member of an archive that is not whole, or that cannot be unpacked. Reading it again would fail the same way."""
 
 
+class Listing:
+    """Files sorted by path, on disk: a dataset has millions. Of two with one path the later one counts.
+
+    `location` is for the tree that made it: where in its archive a file lies.
+    """
+
+    def __init__(self, table: SortedTable, folder: str = "") -> None:
+        self._table, self._prefix = table, folder
+        self._end = None if not folder else folder[:-1] + _AFTER_SLASH
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Self:
+        """Take the entries in any order."""
+        return cls(SortedTable(((*entry, None) for entry in entries), columns=3))
+
+    @classmethod
+    def located(cls, entries: Iterable[tuple[Entry, bytes]]) -> Self:
+        """Take the entries in any order, each with its location."""
+        return cls(SortedTable(((*entry, location) for entry, location in entries), columns=3))
+
+    def below(self, folder: str) -> Listing:
+        """The files in a folder of this one, their paths relative to it. A view: nothing is copied."""
+        return Listing(self._table, f"{self._prefix}{folder}/")
+
+    def __len__(self) -> int:
+        return self._table.count(self._prefix, self._end)
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
+
+    def __iter__(self) -> Iterator[Entry]:
+        start = len(self._prefix)
+        for path, size_bytes, modified, _ in self._table.rows(self._prefix, self._end):
+            yield Entry(path[start:], size_bytes, modified)
+
+    def get(self, path: str) -> Entry | None:
+        """The file of that path, if it is there."""
+        found = self._table.get(self._prefix + path)
+        return None if found is None else Entry(path, found[0], found[1])
+
+    def location(self, path: str) -> bytes | None:
+        """Where the archive keeps the file of that path, if it is there."""
+        found = self._table.get(self._prefix + path)
+        return None if found is None else found[2]
+
+    def suffixed(self, name: str) -> Iterator[Entry]:
+        """Files whose path is `name`, a dot and a suffix without a dot."""
+        first = f"{self._prefix}{name}."
+        for path, size_bytes, modified, _ in self._table.rows(first, f"{self._prefix}{name}/"):
+            suffix = path[len(first) :]
+            if "." not in suffix and "/" not in suffix:
+                yield Entry(f"{name}.{suffix}", size_bytes, modified)
+
+
 class Tree(Protocol):
     """Files below one place."""
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> Listing:
         """Every file, sorted by path; hidden ones (a component begins with a dot) left out.
 
         Raises DataError where there is no such place.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from piti.data.sources.archives import read_span
 from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
-from piti.data.sources.entries import Entry, stem
+from piti.data.sources.entries import Entry, Listing, stem
 from piti.data.sources.reading import read_or_reject
 from piti.data.sources.trees import open_tree
+from piti.data.spill import SortedTable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,20 +170,46 @@ def check_labels(labels: NDArray[Any], num_classes: int) -> None:
         raise RejectedItem(f"label {listed} is outside 0..{num_classes - 1} (and not 255, unlabelled)")
 
 
-def pictures_among(entries: Iterable[Entry]) -> list[Entry]:
+def is_picture(path: str) -> bool:
+    """Whether a file is a picture by its suffix."""
+    return "." + path.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
+
+
+def pictures_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries that are pictures by their suffix."""
-    return [entry for entry in entries if "." + entry.path.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES]
+    return (entry for entry in entries if is_picture(entry.path))
 
 
-def usable_among(entries: Iterable[Entry]) -> list[Entry]:
+def usable_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries that may be conditions: pictures and NumPy files."""
-    found = list(entries)
-    return [*(entry for entry in found if entry.path.lower().endswith(".npy")), *pictures_among(found)]
+    return (entry for entry in entries if is_picture(entry.path) or entry.path.lower().endswith(".npy"))
 
 
-def by_stem(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Pictures and NumPy files by their path without its suffix; of two alike, the picture."""
-    return {stem(entry.path): entry for entry in usable_among(entries)}
+def named_alike(listing: Listing, name: str) -> Iterator[Entry]:
+    """Pictures and NumPy files whose path without its suffix is `name`, by path."""
+    bare = listing.get(name) if f".{name.lower()}" in PICTURE_SUFFIXES else None
+    if bare is not None:  # a file called just `png` counts as a picture
+        yield bare
+    yield from usable_among(listing.suffixed(name))
+
+
+def condition_named(listing: Listing, name: str) -> Entry | None:
+    """The picture or NumPy file whose path without its suffix is `name`; of several, the last picture."""
+    best = None
+    for entry in named_alike(listing, name):
+        if best is None or is_picture(entry.path) or not is_picture(best.path):
+            best = entry
+    return best
+
+
+def without_picture(conditions: Listing, pictures: Listing) -> Iterator[Entry]:
+    """The conditions that no picture is named like, by their path without its suffix."""
+    names = (stem(entry.path) for entry in usable_among(conditions))
+    lonely = ((name,) for name in names if not any(pictures_among(named_alike(pictures, name))))
+    for (name,) in SortedTable(lonely, columns=0).rows():
+        condition = condition_named(conditions, name)
+        if condition is not None:
+            yield condition
 
 
 def listing_fingerprint(version: int, places: Iterable[str]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Set
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 _MAX_SLUG = 64
 _HASH_DIGITS = 12
@@ -36,11 +37,28 @@ def unit_hash(*parts: object) -> float:
     return (stable_hash(*parts) >> 11) / float(1 << 53)
 
 
-def validation_names(names: Set[str], share: float) -> set[str]:
+@dataclass(frozen=True)
+class ValidationDraw:
+    """Which names are for validation: about `share` of them by their own hash, and `extra`."""
+
+    share: float
+    extra: str | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name == self.extra or unit_hash("validation", name) < self.share
+
+
+def draw_validation(names: Iterable[str], share: float) -> ValidationDraw:
     """About `share` of the names, drawn by their own hash, so that one keeps its split when others come or go; at
-    least one where there are two.
+    least one where there are two. Reads no further than to the first that is drawn.
     """
-    chosen = {name for name in names if unit_hash("validation", name) < share}
-    if not chosen and len(names) > 1:
-        chosen = {min(names, key=lambda name: stable_hash("validation", name))}
-    return chosen
+    draw, first, least = ValidationDraw(share), None, None
+    several = False
+    for name in names:
+        if name in draw:
+            return draw
+        first = name if first is None else first
+        several = several or name != first
+        candidate = (stable_hash("validation", name), name)
+        least = candidate if least is None else min(least, candidate)
+    return ValidationDraw(share, least[1]) if several and least is not None else draw

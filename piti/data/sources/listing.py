@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from piti import storage
 from piti.data.sources.base import Item, Split
-from piti.data.sources.entries import Entry
+from piti.data.sources.entries import Entry, Listing
 from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, joint_identity
-from piti.data.sources.keys import safe_key, validation_names
+from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
 from piti.data.sources.reading import read_patiently
 from piti.data.sources.trees import open_tree
+from piti.data.spill import SortedTable
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ _FORMAT_VERSION = 1
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
 }  # fmt: skip
+_ROWS_AT_ONCE = 1024
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -71,6 +75,30 @@ class Pair:
     normals: str | None
     split: str | None
 
+    @property
+    def files(self) -> list[str]:
+        """What the row names."""
+        return [part for part in (self.image, self.condition, self.normals) if part is not None]
+
+    @property
+    def name(self) -> str:
+        return "|".join(part for part in (self.image, self.condition) if part) or f"row {self.number}"
+
+
+class Pairs:
+    """The rows of a table, in order, on disk: a table has millions."""
+
+    def __init__(self, rows: Iterable[Pair]) -> None:
+        cells = ((f"{row.number:016d}", row.image, row.condition, row.normals, row.split) for row in rows)
+        self._table = SortedTable(cells, columns=4)
+
+    def __len__(self) -> int:
+        return self._table.count()
+
+    def __iter__(self) -> Iterator[Pair]:
+        for number, *cells in self._table.rows():
+            yield Pair(int(number), *cells)
+
 
 class ListSource:
     """See ListSourceConfig. Every row is an item."""
@@ -80,11 +108,12 @@ class ListSource:
         self._root = config.root or config.path.rstrip("/").rpartition("/")[0] or "."
 
     def fingerprint(self) -> str:
-        table = storage.sha256_bytes(self._content())
-        files = [f"{name}|{entry.identity}" for name, entry in sorted(self._files(self._rows()).items())]
-        return storage.sha256_bytes(
-            "\n".join([str(_FORMAT_VERSION), self._root, table, *files]).encode("utf-8", "surrogateescape")
-        )
+        with _opened(self._config.path):
+            table = storage.sha256_file(self._config.path)
+        digest = hashlib.sha256("\n".join([str(_FORMAT_VERSION), self._root, table]).encode())
+        for entry in self._files(self._rows()):
+            digest.update(f"\n{entry.path}|{entry.identity}".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     def problems(self) -> list[PitiError]:
         try:
@@ -93,7 +122,7 @@ class ListSource:
         except PitiError as error:
             return [error]
         problems: list[PitiError] = []
-        if not any(row.image in files for row in rows):
+        if not any(row.image and files.get(row.image) for row in rows):
             example = next((row.image for row in rows if row.image), "no picture")
             problem = (
                 f"none of the {len(rows)} pictures of {self._config.path} is in {self._root} (the first: {example})"
@@ -108,18 +137,21 @@ class ListSource:
         """In the order of rows. Raises DataError where the table cannot be read."""
         rows = self._rows()
         files = self._files(rows)
-        chosen = self._validation(rows)
-        first: dict[str, int] = {}
+        drawn = self._validation(rows)
+        first = SortedTable(((row.name, row.number) for row in rows), columns=1, keep="first")
         for row in rows:
-            name = "|".join(part for part in (row.image, row.condition) if part) or f"row {row.number}"
-            repeats = first.setdefault(name, row.number)
-            mine = _SPLIT_NAMES[row.split] if row.split else ("validation" if row.image in chosen else "train")
-            if mine == split:
-                yield self._item(row, name, files, repeats if repeats != row.number else None)
+            (number,) = first.get(row.name) or (row.number,)
+            if self._split(row, drawn) == split:
+                yield self._item(row, files, number if number != row.number else None)
 
-    def _item(self, row: Pair, name: str, files: dict[str, Entry], repeats: int | None) -> FileItem:
-        named = [part for part in (row.image, row.condition, row.normals) if part is not None]
-        missing = [part for part in named if part not in files]
+    def _split(self, row: Pair, drawn: ValidationDraw) -> Split:
+        if row.split is not None:
+            return _SPLIT_NAMES[row.split]
+        return "validation" if row.image is not None and row.image in drawn else "train"
+
+    def _item(self, row: Pair, files: Listing, repeats: int | None) -> FileItem:
+        name, found = row.name, [files.get(part) for part in row.files]
+        missing = [part for part, entry in zip(row.files, found, strict=True) if entry is None]
         fault = None
         if row.image is None:
             fault = "row names no picture"
@@ -132,7 +164,7 @@ class ListSource:
             fault = "row names no condition"
         normals = row.normals if self._data.modality == "geometry" else None
         return FileItem(
-            safe_key(name), f"row {row.number}: {row.image}", joint_identity(*(files.get(part) for part in named)),
+            safe_key(name), f"row {row.number}: {row.image}", joint_identity(*found),
             Reading.of(self._data, self._config.depth_unit_metres), self._part(row.image), self._part(row.condition),
             self._part(normals), fault=fault,
         )  # fmt: skip
@@ -142,65 +174,88 @@ class ListSource:
             return None
         return UriFile(name) if _is_absolute(name) else TreeFile(self._root, name)
 
-    def _validation(self, rows: list[Pair]) -> set[str]:
-        if any(row.split for row in rows):
-            return set()
-        return validation_names({row.image for row in rows if row.image}, self._config.validation_share)
+    def _validation(self, rows: Pairs) -> ValidationDraw:
+        """Of the pictures, where the table has no splits."""
+        return draw_validation((row.image for row in rows if row.image), self._config.validation_share)
 
-    def _files(self, rows: list[Pair]) -> dict[str, Entry]:
+    def _files(self, rows: Pairs) -> Listing:
         """The files that rows name and that are there."""
-        names = {part for row in rows for part in (row.image, row.condition, row.normals) if part is not None}
-        found = {name: entry for name in names if _is_absolute(name) and (entry := _look_up(name)) is not None}
-        if any(not _is_absolute(name) for name in names):
-            found |= {entry.path: entry for entry in open_tree(self._root).entries() if entry.path in names}
-        return found
+        names = SortedTable(((part,) for row in rows for part in row.files), columns=0)
+        has_relative = any(not _is_absolute(name) for (name,) in names.rows())
+        tree = open_tree(self._root).entries() if has_relative else None
 
-    def _content(self) -> bytes:
-        try:
-            return storage.read_bytes(self._config.path)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise DataError(f"there is no list {self._config.path}", "correct data.source.path") from error
+        def look_up(name: str) -> Entry | None:
+            return _look_up(name) if _is_absolute(name) or tree is None else tree.get(name)
 
-    def _rows(self) -> list[Pair]:
-        config, records = self._config, _read_table(self._config.path, self._content())
-        if not records:
-            raise DataError(f"{config.path} has no rows", "a row names a picture and what goes with it")
-        if config.image not in records[0]:
-            columns = ", ".join(map(repr, records[0]))
-            raise DataError(
-                f"{config.path} has no column {config.image!r}, only {columns}",
-                "set data.source.image to the column that names the pictures",
-            )
+        return Listing.of(entry for (name,) in names.rows() if (entry := look_up(name)) is not None)
+
+    def _rows(self) -> Pairs:
+        rows = Pairs(self._checked_rows())
+        if not len(rows):
+            raise DataError(f"{self._config.path} has no rows", "a row names a picture and what goes with it")
+        return rows
+
+    def _checked_rows(self) -> Iterator[Pair]:
+        """Raises DataError where a column is missing or splits are wrong."""
+        config = self._config
         names = (config.image, config.condition, config.normals, config.split)
-        rows = [Pair(number, *(_cell(record, name) for name in names)) for number, record in enumerate(records, 1)]
-        for row in rows:
-            if row.split is not None and row.split not in _SPLIT_NAMES:
+        without_split: int | None = None
+        with_split = False
+        for number, record in enumerate(_read_table(config.path), 1):
+            if config.image not in record:
+                columns = ", ".join(map(repr, record))
                 raise DataError(
-                    f"{config.path}, row {row.number}: there is no split {row.split!r}", "use train and validation"
+                    f"{config.path} has no column {config.image!r}, only {columns}",
+                    "set data.source.image to the column that names the pictures",
                 )
-        if len({row.split is None for row in rows}) > 1:
-            number = next(row.number for row in rows if row.split is None)
-            raise DataError(f"{config.path}, row {number} has no split, others have", "give all rows one, or none")
-        return rows
+            row = Pair(number, *(_cell(record, name) for name in names))
+            if row.split is None:
+                without_split = without_split or number
+            elif row.split not in _SPLIT_NAMES:
+                raise DataError(
+                    f"{config.path}, row {number}: there is no split {row.split!r}", "use train and validation"
+                )
+            with_split = with_split or row.split is not None
+            yield row
+        if with_split and without_split is not None:
+            problem = f"{config.path}, row {without_split} has no split, others have"
+            raise DataError(problem, "give all rows one, or none")
 
 
-def _read_table(path: str, content: bytes) -> list[dict[str, Any]]:
-    if path.lower().endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content)).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path} is no whole Parquet file ({error})", "write it again") from error
-        return rows
-    delimiter = _DELIMITERS.get(path.lower()[-4:])
-    if delimiter is None:
-        raise DataError(f"{path} is neither .csv, .tsv nor .parquet", "convert it, or correct its suffix")
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
     try:
-        return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no readable table ({error})", "save it as UTF-8") from error
+        with storage.open_read(path) as stream:
+            yield stream
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"there is no list {path}", "correct data.source.path") from error
+
+
+def _read_table(path: str) -> Iterator[dict[str, Any]]:
+    """Rows as they are read. Raises DataError where that is not possible."""
+    with _opened(path) as stream:
+        if path.lower().endswith(".parquet"):
+            yield from _read_parquet(path, stream)
+            return
+        delimiter = _DELIMITERS.get(path.lower()[-4:])
+        if delimiter is None:
+            raise DataError(f"{path} is neither .csv, .tsv nor .parquet", "convert it, or correct its suffix")
+        try:
+            text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+            yield from csv.DictReader(text, delimiter=delimiter)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path} is no readable table ({error})", "save it as UTF-8") from error
+
+
+def _read_parquet(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(stream).iter_batches(_ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is no whole Parquet file ({error})", "write it again") from error
 
 
 def _cell(record: dict[str, Any], name: str) -> str | None:

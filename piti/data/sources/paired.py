@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from piti.data.sources.base import Item, Split
-from piti.data.sources.entries import Entry, stem
+from piti.data.sources.entries import Entry, Listing, stem
 from piti.data.sources.files import (
     FileItem,
     Reading,
     TreeFile,
-    by_stem,
+    condition_named,
     joint_identity,
     listing_fingerprint,
     pictures_among,
     usable_among,
+    without_picture,
 )
-from piti.data.sources.keys import safe_key, validation_names
+from piti.data.sources.keys import draw_validation, safe_key
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
 
@@ -100,7 +101,7 @@ class PairedSource:
         problems: list[PitiError] = []
         for place in self._all_folders():
             try:
-                if not usable_among(open_tree(place).entries()):
+                if not any(usable_among(open_tree(place).entries())):
                     problems.append(DataError(f"{place} holds no pictures", "correct the path in data.source"))
             except PitiError as error:
                 problems.append(error)
@@ -115,24 +116,31 @@ class PairedSource:
     def items(self, split: Split) -> Iterator[Item]:
         """In the order of paths. Raises DataError where a folder does not exist."""
         folders = self._folders(split)
-        images = pictures_among(open_tree(folders.images).entries())
-        conditions = {} if folders.conditions is None else by_stem(open_tree(folders.conditions).entries())
-        normals = {} if folders.normals is None else by_stem(open_tree(folders.normals).entries())
-        if self._config.validation_images is None:
-            chosen = validation_names({stem(entry.path) for entry in images}, self._config.validation_share)
-            mine = [entry for entry in images if (stem(entry.path) in chosen) == (split == "validation")]
-        else:
-            mine = images
-        for entry in mine:
+        images = open_tree(folders.images).entries()
+        conditions = None if folders.conditions is None else open_tree(folders.conditions).entries()
+        normals = None if folders.normals is None else open_tree(folders.normals).entries()
+        for entry in self._pictures(images, split):
             yield self._item(folders, entry, conditions, normals)
-        if split == "train" or self._config.validation_images is not None:
-            yield from self._orphans(folders, images, conditions)
+        if conditions is not None and (split == "train" or self._config.validation_images is not None):
+            for orphan in without_picture(conditions, images):
+                yield FileItem(
+                    safe_key(orphan.path, *folders.place, "conditions"), orphan.path, orphan.identity, self._reading, None,
+                    fault="condition without a picture",
+                )  # fmt: skip
 
-    def _item(
-        self, folders: Folders, entry: Entry, conditions: dict[str, Entry], normals: dict[str, Entry]
-    ) -> FileItem:
+    def _pictures(self, images: Listing, split: Split) -> Iterator[Entry]:
+        if self._config.validation_images is not None:
+            yield from pictures_among(images)
+            return
+        drawn = draw_validation((stem(entry.path) for entry in pictures_among(images)), self._config.validation_share)
+        for entry in pictures_among(images):
+            if (stem(entry.path) in drawn) == (split == "validation"):
+                yield entry
+
+    def _item(self, folders: Folders, entry: Entry, conditions: Listing | None, normals: Listing | None) -> FileItem:
         name = stem(entry.path)
-        condition, normal = conditions.get(name), normals.get(name)
+        condition = None if conditions is None else condition_named(conditions, name)
+        normal = None if normals is None else condition_named(normals, name)
         fault = None
         if folders.conditions is not None and condition is None:
             fault = f"no condition {name}.* in {folders.conditions}"
@@ -143,15 +151,6 @@ class PairedSource:
             TreeFile(folders.images, entry.path), _file(folders.conditions, condition), _file(folders.normals, normal),
             fault=fault,
         )  # fmt: skip
-
-    def _orphans(self, folders: Folders, images: list[Entry], conditions: dict[str, Entry]) -> Iterator[FileItem]:
-        stems = {stem(entry.path) for entry in images}
-        for name, entry in sorted(conditions.items()):
-            if name not in stems:
-                yield FileItem(
-                    safe_key(entry.path, *folders.place, "conditions"), entry.path, entry.identity, self._reading, None,
-                    fault="condition without a picture",
-                )  # fmt: skip
 
 
 def _file(folder: str | None, entry: Entry | None) -> TreeFile | None:

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from piti.data.sources.base import SPLITS, Item, Split
-from piti.data.sources.entries import stem
+from piti.data.sources.entries import Entry, Listing, stem
 from piti.data.sources.files import (
     FileItem,
     Reading,
     TreeFile,
-    by_stem,
+    condition_named,
     joint_identity,
     listing_fingerprint,
+    named_alike,
     pictures_among,
+    without_picture,
 )
 from piti.data.sources.keys import safe_key
 from piti.data.sources.places import find_place
@@ -85,7 +87,7 @@ class SplitSource:
                 f"{self._layout.name}: no {what} at {self._root}/{candidates[0]}",
                 f"data.source.root must hold {self._layout.expected}",
             )
-        elif not pictures_among(open_tree(place).entries()):
+        elif not any(pictures_among(open_tree(place).entries())):
             yield DataError(f"{self._layout.name}: {place} holds no pictures", "download and unpack it again")
 
     def items(self, split: Split) -> Iterator[Item]:
@@ -97,17 +99,24 @@ class SplitSource:
                 f"data.source.root must hold {self._layout.expected}",
             )
         reading = Reading.of(self._data)
-        pictures = pictures_among(open_tree(images).entries())
-        maps = {} if labels is None else by_stem(open_tree(labels).entries())
-        for entry in pictures:
-            found = maps.pop(stem(entry.path), None)
+        pictures = open_tree(images).entries()
+        maps = None if labels is None else open_tree(labels).entries()
+        for entry in pictures_among(pictures):
+            found = None if maps is None else _label_map(entry, pictures, maps)
             fault = None if labels is None or found else f"no label map {stem(entry.path)}.* in {labels}"
             yield FileItem(
                 safe_key(entry.path, split), entry.path, joint_identity(entry, found), reading, TreeFile(images, entry.path),
                 None if labels is None or found is None else TreeFile(labels, found.path), fault=fault,
             )  # fmt: skip
-        for _, orphan in sorted(maps.items()):
+        for orphan in () if maps is None else without_picture(maps, pictures):
             fault = "label map without a picture"
             yield FileItem(
                 safe_key(orphan.path, split, "labels"), orphan.path, orphan.identity, reading, None, fault=fault
             )
+
+
+def _label_map(picture: Entry, pictures: Listing, maps: Listing) -> Entry | None:
+    """The label map that is named like a picture; it belongs to the first picture of that name."""
+    name = stem(picture.path)
+    first = next(pictures_among(named_alike(pictures, name)), picture)
+    return condition_named(maps, name) if first.path == picture.path else None

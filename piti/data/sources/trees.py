@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 from piti import storage
 from piti.data.sources.archives import TarTree, ZipTree, is_archive
-from piti.data.sources.entries import Entry, Tree, is_hidden
+from piti.data.sources.entries import Entry, Listing, Tree, is_hidden
+from piti.data.sources.object_store import stored_objects
 from piti.errors import DataError
 
 AnyTree = TypeVar("AnyTree", bound=Tree)
 
-_shared: ContextVar[dict[Tree, list[Entry]] | None] = ContextVar("shared_listings", default=None)
+_shared: ContextVar[dict[Tree, Listing] | None] = ContextVar("shared_listings", default=None)
 
 
 @contextmanager
@@ -32,9 +33,9 @@ def shared_listings() -> Iterator[None]:
         _shared.reset(token)
 
 
-def _shareable(lister: Callable[[AnyTree], list[Entry]]) -> Callable[[AnyTree], list[Entry]]:
+def _shareable(lister: Callable[[AnyTree], Listing]) -> Callable[[AnyTree], Listing]:
     @wraps(lister)
-    def entries(tree: AnyTree) -> list[Entry]:
+    def entries(tree: AnyTree) -> Listing:
         shared = _shared.get()
         if shared is None:
             return lister(tree)
@@ -73,23 +74,19 @@ class SubTree:
     """A folder of another tree."""
 
     def __init__(self, tree: Tree, folder: str, uri: str) -> None:
-        self._tree, self._prefix, self._uri = tree, f"{folder}/", uri
+        self._tree, self._folder, self._uri = tree, folder, uri
 
-    def entries(self) -> list[Entry]:
-        found = [
-            Entry(entry.path.removeprefix(self._prefix), entry.size_bytes, entry.modified)
-            for entry in self._tree.entries()
-            if entry.path.startswith(self._prefix)
-        ]
+    def entries(self) -> Listing:
+        found = self._tree.entries().below(self._folder)
         if not found:
             raise DataError(f"there is nothing at {self._uri}", "correct the path in data.source")
         return found
 
     def holds(self, folder: str) -> bool:
-        return self._tree.holds(f"{self._prefix}{folder}".rstrip("/"))
+        return self._tree.holds(f"{self._folder}/{folder}".rstrip("/"))
 
     def read(self, path: str) -> bytes:
-        return self._tree.read(f"{self._prefix}{path}")
+        return self._tree.read(f"{self._folder}/{path}")
 
 
 class LocalTree:
@@ -99,32 +96,27 @@ class LocalTree:
         self._root = str(storage.local_path(uri))
 
     @_shareable
-    def entries(self) -> list[Entry]:
+    def entries(self) -> Listing:
         if not os.path.isdir(self._root):
             raise DataError(f"there is no folder {self._root}", "correct the path in data.source")
-        return sorted(self._walk(self._root, "", frozenset()))
+        return Listing.of(self._walk(self._root, "", frozenset()))
 
     def _walk(self, folder: str, relative: str, above: frozenset[str]) -> Iterator[Entry]:
         real = os.path.realpath(folder)
         if real in above:
             return
         try:
-            with os.scandir(folder) as found:
-                children = list(found)
+            children = os.scandir(folder)
         except PermissionError as error:
             raise DataError(f"the folder {folder} may not be read", "change its permissions") from error
-        for child in children:
-            path = f"{relative}{child.name}"
-            if is_hidden(child.name):
-                continue
-            if _is_folder(child):
-                yield from self._walk(child.path, f"{path}/", above | {real})
-                continue
-            try:
-                status = child.stat()
-                yield Entry(path, status.st_size, str(status.st_mtime_ns))
-            except OSError:  # a link to nowhere is listed, and rejected when it is read
-                yield Entry(path, 0, "unreadable")
+        with children:
+            for child in children:
+                if is_hidden(child.name):
+                    continue
+                if _is_folder(child):
+                    yield from self._walk(child.path, f"{relative}{child.name}/", above | {real})
+                else:
+                    yield _entry(child, f"{relative}{child.name}")
 
     def holds(self, folder: str) -> bool:
         return os.path.isdir(os.path.join(self._root, folder))
@@ -141,6 +133,14 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
         return False
 
 
+def _entry(child: os.DirEntry[str], path: str) -> Entry:
+    try:
+        status = child.stat()
+    except OSError:  # a link to nowhere is listed, and rejected when it is read
+        return Entry(path, 0, "unreadable")
+    return Entry(path, status.st_size, str(status.st_mtime_ns))
+
+
 class RemoteTree:
     """A prefix of an object store."""
 
@@ -149,17 +149,15 @@ class RemoteTree:
         self._fs, self._path = storage.filesystem(self._uri)
 
     @_shareable
-    def entries(self) -> list[Entry]:
-        found: dict[str, dict[str, Any]] = self._fs.find(self._path, detail=True)
-        if not found:
+    def entries(self) -> Listing:
+        listing = Listing.of(entry for entry in self._found() if not is_hidden(entry.path))
+        if not listing and next(self._found(), None) is None:
             raise DataError(f"there is nothing at {self._uri}", "correct the path in data.source")
-        prefix = self._path.rstrip("/") + "/"
-        entries = [
-            Entry(path.removeprefix(prefix), int(about["size"]), _modified(about))
-            for path, about in found.items()
-            if not is_hidden(path.removeprefix(prefix))
-        ]
-        return sorted(entries)
+        return listing
+
+    def _found(self) -> Iterator[Entry]:
+        for path, about in stored_objects(self._fs, self._path):
+            yield Entry(path, int(about["size"]), _modified(about))
 
     def holds(self, folder: str) -> bool:
         return bool(storage.list_names(storage.join(self._uri, folder) if folder else self._uri))

@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,7 +16,7 @@ from piti.data.sources.archives import TarMember, is_archive, tar_members
 from piti.data.sources.base import SPLITS, Item, Split
 from piti.data.sources.entries import is_hidden
 from piti.data.sources.files import FileItem, Reading, TarSpan
-from piti.data.sources.keys import safe_key, validation_names
+from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class WebdatasetSource:
             yield DataError(what, "correct data.source.train or data.source.validation")
             return
         try:
-            found = {suffix for sample in _samples(tars[0]) for suffix in sample.members}
+            found = {suffix for sample in _samples(tars[0], _version(tars[0])) for suffix in sample.members}
         except PitiError as error:
             yield error
             return
@@ -113,16 +114,16 @@ class WebdatasetSource:
         tars = self._tars("train" if self._config.validation is None else split)
         every = [tar for part in SPLITS for tar in self._tars(part)]
         common = posixpath.commonprefix([f"{tar.rpartition('/')[0]}/" for tar in every]).rpartition("/")[0]
-        samples = [(tar, tar.removeprefix(common).lstrip("/"), sample) for tar in tars for sample in _samples(tar)]
-        chosen: set[str] | None = None
+        drawn: ValidationDraw | None = None
         if self._config.validation is None:
-            names = {f"{short}/{sample.key}" for _, short, sample in samples}
-            chosen = validation_names(names, self._config.validation_share)
-        versions = {tar: _version(tar) for tar in tars}
-        for tar, short, sample in samples:
-            name = f"{short}/{sample.key}"
-            if chosen is None or (name in chosen) == (split == "validation"):
-                yield self._item(tar, name, sample, versions[tar], () if chosen is not None else (split,))
+            names = (name for tar in tars for name, _ in _named_samples(tar, common))
+            drawn = draw_validation(names, self._config.validation_share)
+        place = () if drawn is not None else (split,)
+        for tar in tars:
+            version = _version(tar)
+            for name, sample in _named_samples(tar, common):
+                if drawn is None or (name in drawn) == (split == "validation"):
+                    yield self._item(tar, name, sample, version, place)
 
     def _item(self, tar: str, name: str, sample: _Sample, version: str, place: tuple[str, ...]) -> FileItem:
         config = self._config
@@ -161,7 +162,16 @@ def expand_tars(place: str) -> list[str]:
     return [storage.join(place, name) for name in names if is_archive(name) and not name.endswith(".zip")]
 
 
-def _samples(tar: str) -> list[_Sample]:
+def _named_samples(tar: str, common: str) -> Iterator[tuple[str, _Sample]]:
+    """The samples of a tar, each with its name in the dataset: keys may repeat in other tars."""
+    short = tar.removeprefix(common).lstrip("/")
+    for sample in _samples(tar, _version(tar)):
+        yield f"{short}/{sample.key}", sample
+
+
+@lru_cache(maxsize=1)
+def _samples(tar: str, version: str) -> list[_Sample]:
+    """Of one tar at a time: a set of them has millions. `version`: a tar that changes is listed anew."""
     samples: dict[str, _Sample] = {}
     for member in tar_members(tar):
         if is_hidden(member.path):

@@ -53,9 +53,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plans = plan_shards(open_source(data), data, seed=0)
     for plan in plans:
         write_shard(plan, data, uri)
-    write_shard(plans[0], data, str(root / "shards" / "half"))
+    write_shard(next(iter(plans)), data, str(root / "shards" / "half"))
     about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-    write_manifest(uri, [plan.name for plan in plans], about)
+    write_manifest(uri, list(plans.digests), about)
     names = [name for split in ("train", "validation") for name in ShardSet(uri).shard_names(split)]
     for name in names:
         degrade_shard(uri, name, str(root / "degraded" / "def"), "plan", data, DegradationConfig(variants=2), 4, seed=0)

@@ -73,7 +73,7 @@ def shard_now() -> Callable[[DataConfig, Path | str], ShardSet]:
         for plan in plans:
             write_shard(plan, data, str(uri))
         about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-        write_manifest(str(uri), [plan.name for plan in plans], about)
+        write_manifest(str(uri), list(plans.digests), about)
         return ShardSet(str(uri))
 
     return shard

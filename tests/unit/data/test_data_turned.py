@@ -206,7 +206,7 @@ def test_the_option_changes_the_plan(tmp_path: Path, make_data: MakeData) -> Non
     for number in range(4):
         write(tmp_path, f"{number}.png", picture)
     plans = [
-        plan_shards(open_source(data), data, seed=0)[0].plan
+        next(iter(plan_shards(open_source(data), data, seed=0))).plan
         for data in (make_data(tmp_path, conditions_follow_exif=follows) for follows in (None, True, False))
     ]
     assert len(set(plans)) == 3

@@ -71,7 +71,7 @@ def small_inputs(small_config: Config) -> dict[str, str]:
     for plan in plans:
         write_shard(plan, config.data, shards)
     about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-    write_manifest(shards, [plan.name for plan in plans], about)
+    write_manifest(shards, list(plans.digests), about)
     inputs = {"shards": shards}
     for number, stage in enumerate(("pretrain", "stage1", "stage2", "upsampler")):
         run = storage.join(config.root, "runs", stage)

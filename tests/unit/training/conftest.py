@@ -110,7 +110,7 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     for plan in plans:
         write_shard(plan, data, shards)
     about = {name: getattr(data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-    write_manifest(shards, [plan.name for plan in plans], about)
+    write_manifest(shards, list(plans.digests), about)
     names = list(ShardSet(shards).stats)
     for name in names:
         degrade_shard(shards, name, degraded, "test", data, config.degradation, config.scale, config.seed)

@@ -1,0 +1,117 @@
+"""Rows that wait on disk instead of in memory: SQLite databases in the temporary folder that nothing outlives."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+from piti.errors import DataError
+
+_CACHE_KIB = 1024  # of pages that one database keeps in memory, however large it is
+_ROWS_AT_ONCE = 2048  # sorted and inserted together: neighbours land on the same page
+_PRAGMAS = f"""
+    PRAGMA locking_mode = EXCLUSIVE;
+    PRAGMA journal_mode = OFF;
+    PRAGMA synchronous = OFF;
+    PRAGMA cache_size = -{_CACHE_KIB};
+"""
+
+
+class TemporaryDatabase:
+    """A database without a name: its file is gone from the folder once it is open, and from the disk once this is.
+
+    Any thread may use it (SQLite takes turns), no other process may.
+    """
+
+    def __init__(self, schema: str) -> None:
+        descriptor, path = tempfile.mkstemp(prefix="piti-", suffix=".sqlite")
+        os.close(descriptor)
+        try:
+            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self.close = weakref.finalize(self, self.connection.close)
+            with _disk_space():
+                self.connection.executescript(_PRAGMAS + schema)
+        finally:
+            os.unlink(path)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """One transaction. Raises DataError where the disk is full."""
+        with _disk_space():
+            self.connection.execute("BEGIN")
+            yield
+            self.connection.execute("COMMIT")
+
+
+@contextmanager
+def _disk_space() -> Iterator[None]:
+    """What `storage.disk_space` does for files, for SQLite, which has errors of its own."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            remedy = "free some space, or set TMPDIR to a larger disk"
+            raise DataError(f"no space left in {tempfile.gettempdir()} for a listing", remedy) from error
+        raise
+
+
+class SortedTable:
+    """Rows (key, value, ...) in a temporary file, in the order of their keys, each key once.
+
+    `keep`: which of several rows with one key. Keys are any text, also with the escaped bytes of file names that are
+    no UTF-8, and sorted as Python sorts text; values are what SQLite stores (text with such escapes: see `to_bytes`).
+    """
+
+    def __init__(self, rows: Iterable[tuple[Any, ...]], columns: int, keep: Literal["first", "last"] = "last") -> None:
+        names = "".join(f", value{number}" for number in range(columns))
+        self._database = TemporaryDatabase(f"CREATE TABLE sorted (key BLOB PRIMARY KEY{names}) WITHOUT ROWID")
+        self._connection = self._database.connection
+        conflict = "REPLACE" if keep == "last" else "IGNORE"
+        insert = f"INSERT OR {conflict} INTO sorted VALUES (?{', ?' * columns})"
+        packed = ((to_bytes(row[0]), *row[1:]) for row in rows)
+        with self._database.filling():
+            while some := list(islice(packed, _ROWS_AT_ONCE)):
+                some.sort(key=_first)
+                self._connection.executemany(insert, some)
+
+    def count(self, first: str = "", end: str | None = None) -> int:
+        """How many keys there are from `first` to before `end` (None: to the last)."""
+        return int(self._select("COUNT(*)", first, end).fetchone()[0])
+
+    def rows(self, first: str = "", end: str | None = None) -> Iterator[tuple[Any, ...]]:
+        """(key, value, ...) from the key `first` to before `end` (None: to the last)."""
+        for key, *values in self._select("*", first, end):
+            yield key.decode("utf-8", "surrogatepass"), *values
+
+    def get(self, key: str) -> tuple[Any, ...] | None:
+        """The values of a key; None where it is not there."""
+        row = self._connection.execute("SELECT * FROM sorted WHERE key = ?", (to_bytes(key),)).fetchone()
+        return None if row is None else row[1:]
+
+    def _select(self, what: str, first: str, end: str | None) -> sqlite3.Cursor:
+        if end is None:
+            return self._connection.execute(
+                f"SELECT {what} FROM sorted WHERE key >= ? ORDER BY key", (to_bytes(first),)
+            )
+        bounds = to_bytes(first), to_bytes(end)
+        return self._connection.execute(f"SELECT {what} FROM sorted WHERE key >= ? AND key < ? ORDER BY key", bounds)
+
+
+def to_bytes(text: str) -> bytes:
+    """Any text as bytes that sort alike: UTF-8, with escaped bytes (lone surrogates) as what they are to Python."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def to_text(data: bytes) -> str:
+    """The text that `to_bytes` was given."""
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _first(row: tuple[Any, ...]) -> Any:
+    return row[0]

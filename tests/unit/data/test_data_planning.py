@@ -1,0 +1,264 @@
+"""Listing and planning: the same as ever for the same files, and no more memory for more of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sqlite3
+import tempfile
+import threading
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from piti.config import DataConfig
+from piti.data.sharding import plan_shards
+from piti.data.shards import ShardSet, ShardWriter, write_manifest
+from piti.data.sources import open_source
+from piti.data.sources.archives import ZipTree
+from piti.data.sources.entries import Entry, Listing
+from piti.data.sources.keys import draw_validation, stable_hash, unit_hash
+from piti.data.spill import SortedTable, TemporaryDatabase
+from piti.errors import DataError
+
+ODD_NAMES = [
+    b"a.jpg", b"a.png", b"a-b.jpg", b"a.b.jpg", b"a/a.jpg", b"a/b/c.PNG", b"a.d/x.jpg", b"png", "ä.jpg".encode(), "日本.webp".encode(),
+    "😀.jpg".encode(), "\ue000.jpg".encode(), b"\xff.jpg", b"\x80.jpg", b"x\xc3.jpg", b".hidden/x.jpg", b"notes.txt",
+]  # fmt: skip
+ODD_CONDITIONS = [b"a.npy", b"a.png", b"a-b.npy", b"a/b/c.png", b"lost.png", b"lost.npy", b"lost-1.png", b"\xff.png", b"lost\xfe.png"]  # fmt: skip
+
+
+def touch(folder: bytes, name: bytes, size_bytes: int) -> None:
+    """A file of a fixed time."""
+    path = os.path.join(folder, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as stream:
+        stream.write(b"x" * size_bytes)
+    os.utime(path, (1_700_000_000 + size_bytes,) * 2)
+
+
+@pytest.fixture
+def odd_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders `odd/images` and `odd/conditions` in the working directory, since places are part of a fingerprint."""
+    monkeypatch.chdir(tmp_path)
+    for folder, names in ((b"odd/images", ODD_NAMES), (b"odd/conditions", ODD_CONDITIONS)):
+        for number, name in enumerate(names):
+            touch(folder, name, number)
+    for number in range(60):
+        touch(b"odd/images", b"many/%d/%04d.jpg" % (number // 20, number), number)
+        if number % 7:
+            touch(b"odd/conditions", b"many/%d/%04d.png" % (number // 20, number), number)
+
+
+def odd_data(make_data: Callable[..., DataConfig], **changes: object) -> DataConfig:
+    source = {"conditions": "odd/conditions"}
+    return make_data("odd/images", modality="mask", num_classes=20, source=source, samples_per_shard=16, **changes)
+
+
+@pytest.mark.usefixtures("odd_tree")
+def test_fingerprints_and_plans_do_not_change_by_accident(make_data: Callable[..., DataConfig]) -> None:
+    """Where they change, all shards are written anew: only together with a format version, then store new values here."""
+    data = odd_data(make_data)
+    assert open_source(data).fingerprint() == FINGERPRINT
+    assert plan_shards(open_source(data), data, seed=3).digests == PLANS
+    few = odd_data(make_data, max_samples=7)
+    assert plan_shards(open_source(few), few, seed=3).digests == FEW_PLANS
+
+
+FINGERPRINT = "089bd993118caad0739e60cc7ed720972a8e6f8d87703130fd2442c3414dda8c"
+PLANS = {
+    "train-000000.tar": "90e74fb26d92d241852f0ede487f6528ea140374e26b617916342191cdca9cbd",
+    "train-000001.tar": "2bbfcabc585e6b9ffad4302dc95ee9f81d165f8d80a10f3016abc2f78f4e42ec",
+    "train-000002.tar": "b3850020e6420bee7301f5b9a74832db9b33cd524170f72c4194df04a25fde8d",
+    "train-000003.tar": "e4b6e236ea21d7827a2145f4415e9f95a1dc342809d1f7fc3323716250471695",
+    "train-000004.tar": "fd70821ab514efd01bdf7390704839549994b35bc4559b273ecb5ff902552a9c",
+    "validation-000000.tar": "e924b284ab139eb79590733e8b77c2bd71cdc64a0c9de30e1387fafe25187a57",
+}
+FEW_PLANS = {
+    "train-000000.tar": "24563fae6cf016d81ab40d61951c0480155cda7e4c33a6836d0f87844aaf5f61",
+    "validation-000000.tar": "e924b284ab139eb79590733e8b77c2bd71cdc64a0c9de30e1387fafe25187a57",
+}
+
+
+@pytest.mark.usefixtures("odd_tree")
+def test_items_come_in_the_order_of_paths_whatever_bytes_their_names_hold(make_data: Callable[..., DataConfig]) -> None:
+    data = odd_data(make_data)
+    for split in ("train", "validation"):
+        items = list(open_source(data).items(split))
+        pictures = [item.origin for item in items if item.fault != "condition without a picture"]
+        assert pictures == sorted(pictures)
+    train = {item.origin: item for item in open_source(data).items("train")}
+    lonely = [name for name, item in train.items() if item.fault == "condition without a picture"]
+    assert lonely == ["lost.png", "lost-1.png", "lost\udcfe.png"], "in the order of their stems, pictures before arrays"
+    found = train | {item.origin: item for item in open_source(data).items("validation")}
+    assert found["\udcff.jpg"].condition.path == "\udcff.png"
+    assert found["a.jpg"].condition.path == "a.png"
+    assert found["a-b.jpg"].condition.path == "a-b.npy"
+
+
+def test_a_plan_is_the_same_each_time_it_is_asked_for(sketch_data: DataConfig) -> None:
+    plans = plan_shards(open_source(sketch_data), sketch_data, seed=0)
+    assert [plan.name for plan in plans] == list(plans.digests)
+    assert list(plans) == list(plans)
+    last = list(plans.digests)[-1]
+    assert [plan.name for plan in plans.only([last])] == [last]
+    assert sum(plan.num_items for plan in plans) == sum(plans.num_items.values()) == 41
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.05, 0.5])
+def test_validation_is_drawn_as_from_a_set_of_names(share: float) -> None:
+    for count in range(1, 30):
+        names = [f"name {number % 17}" for number in range(count)]
+        expected = {name for name in names if unit_hash("validation", name) < share}
+        if not expected and len(set(names)) > 1:
+            expected = {min(names, key=lambda name: stable_hash("validation", name))}
+        draw = draw_validation(iter(names), share)
+        assert {name for name in names if name in draw} == expected
+
+
+def peak_bytes(out: Path, data: DataConfig) -> int:
+    """At most allocated by Python while everything is listed, planned, and recorded in a manifest as rejected."""
+    tracemalloc.start()
+    source = open_source(data)
+    source.fingerprint()
+    plans = plan_shards(source, data, seed=0)
+    for plan in plans:
+        with ShardWriter(str(out), plan.name, plan.plan) as writer:
+            for item in plan.items:
+                writer.reject(item.key, "picture is empty", source=item.origin)
+            writer.publish()
+    write_manifest(str(out), list(plans.digests), {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ShardSet(str(out)).manifest.num_rows == sum(plans.num_items.values())
+    return peak
+
+
+def test_memory_does_not_grow_with_the_number_of_keys(make_data: Callable[..., DataConfig], tmp_path: Path) -> None:
+    """4,000 keys more: less than a quarter of a MiB more. An object for each of a key's two files would be 1 MiB."""
+
+    def peak(count: int) -> int:
+        root = tmp_path / str(count)
+        for number in range(count):
+            for kind, suffix in (("images", "jpg"), ("conditions", "png")):
+                path = root / kind / f"{number // 5000}" / f"{number:06d}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        source = {"conditions": str(root / "conditions")}
+        data = make_data(root / "images", modality="mask", num_classes=20, source=source, samples_per_shard=250)
+        return peak_bytes(tmp_path / f"shards-{count}", data)
+
+    peak(300)  # imports and caches
+    few, many = peak(2200), peak(6200)
+    assert many - few < 2**18
+
+
+def open_files() -> set[str]:
+    """Files below the temporary folder that this process holds open, deleted ones included."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return {str(link.readlink()) for link in links if link.is_symlink() and "piti-" in str(link.readlink())}
+
+
+def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = open_files()
+
+    def failing() -> Iterator[Entry]:
+        for number in range(10_000):
+            yield Entry(f"{number}.jpg", number, "now")
+        raise ValueError("the disk was pulled out")
+
+    with pytest.raises(ValueError, match="pulled out"):
+        Listing.of(failing())
+    listing = Listing.of(Entry(f"{number}.jpg", number, "now") for number in range(10_000))
+    assert len(listing) == 10_000
+    assert list(tmp_path.iterdir()) == []
+    assert len(open_files() - before) == 1
+    del listing
+    assert open_files() <= before
+
+
+def test_a_full_temporary_folder_is_one_clear_error() -> None:
+    database = TemporaryDatabase("CREATE TABLE content (data BLOB)")
+    database.connection.execute("PRAGMA max_page_count = 8")
+    with pytest.raises(DataError, match=r"no space left in .* for a listing - free some space, or set TMPDIR"), database.filling():  # fmt: skip
+        database.connection.execute("INSERT INTO content VALUES (zeroblob(1000000))")
+
+
+def test_a_table_sorts_as_python_does_and_keeps_what_it_is_told() -> None:
+    keys = ["b", "a", "a/b", "a.b", "\udc80", "\ue000", "😀", "\ud7ff", "", "a", "\udcff"]
+    rows = [(key, number) for number, key in enumerate(keys)]
+    assert list(SortedTable(rows, columns=1).rows()) == sorted(dict(rows).items())
+    assert list(SortedTable(rows, columns=1, keep="first").rows()) == sorted(dict(reversed(rows)).items())
+    table = SortedTable(rows, columns=1)
+    assert [key for key, _ in table.rows("a", "b")] == ["a", "a.b", "a/b"]
+    assert table.count("a", "b") == 3
+    assert table.get("\udcff") == (10,)
+    assert table.get("c") is None
+
+
+def test_a_listing_serves_several_threads() -> None:
+    listing = Listing.of(Entry(f"{number:05d}.jpg", number, "now") for number in range(5000))
+    found: list[int] = []
+
+    def read() -> None:
+        found.append(sum(entry.size_bytes for entry in listing if listing.get(entry.path) == entry))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sqlite3.threadsafety == 3
+    assert found == [sum(range(5000))] * 3
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["plain", "zip64"])
+def test_zip_archives_of_every_kind_are_read_as_zipfile_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: bool
+) -> None:
+    """With a program before it, a comment after it, every method, folders, names in both encodings; zip64 forced."""
+    if wide:
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.comment = b"a comment PK"
+        for number in range(200):
+            method = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)[number % 4]
+            name = f"{'é' if number % 3 else 'e'}{number % 7}/{number}.jpg"
+            archive.writestr(name, os.urandom(3) * number, method)
+        archive.mkdir("folder")
+    path = tmp_path / "pictures.zip"
+    path.write_bytes(b"#!/bin/sh\n" + content.getvalue())
+    tree = ZipTree(str(path))
+    with zipfile.ZipFile(path) as archive:
+        members = sorted(
+            (member for member in archive.infolist() if not member.is_dir()), key=lambda each: each.filename
+        )
+        expected = [Entry(member.filename, member.file_size, f"{member.CRC:08x}") for member in members]
+        assert list(tree.entries()) == expected
+        for member in members:
+            assert tree.read(member.filename) == archive.read(member)
+    with pytest.raises(OSError, match=r"nowhere\.jpg is not in"):
+        tree.read("nowhere.jpg")
+
+
+def test_a_damaged_zip_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"0123456789" * 10)
+        archive.writestr("b.jpg", b"0123456789" * 10)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"0123456789", b"x123456789", 1))
+    with pytest.raises(OSError, match=r"a\.jpg in .* cannot be read .*CRC"):
+        ZipTree(str(path)).read("a.jpg")
+    path.write_bytes(whole[:-30])
+    with pytest.raises(DataError, match="is not a whole zip archive"):
+        ZipTree(str(path)).entries()
+    path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x03", 1))
+    with pytest.raises(DataError, match="is not a whole zip archive"):
+        ZipTree(str(path)).entries()
