@@ -4,14 +4,18 @@
 
 Processor time on one thread, so that a busy machine disturbs little; contenders take turns within a round.
 
-  squash   shards at training size: beside the loader, a loop that only decodes the same pictures and conditions.
-  random   shards of kept 640x480 JPEGs: a loop that only decodes the same files, crops the same boxes and resizes them.
-  Both: also a loop that goes on to what the network needs (conditions rendered, float planes, one batch), and one that
-  decodes and resizes the original JPEGs alone, without any condition.
+  squash   shards at training size.
+  random   shards of kept 640x480 JPEGs, of which random squares are cut and resized.
+
+Loops beside the loader, all by the loader's own libraries (simplejpeg, OpenCV, torch):
+  originals           decode the original 640x480 JPEGs and resize them to training size; no conditions.
+  pictures            decode the same shards' JPEGs alone, crop and resize the same squares where random.
+  decode              the same, and the conditions: decode, crop, resize.
+  decode_and_render   the same, and what a network needs: conditions rendered, float planes, one batch.
 
 Decoders read 640x480 JPEGs and give 256x256 RGB;
 those that scale while decoding lose something, told as PSNR to the picture that OpenCV decodes whole and reduces by
-area averages. simplejpeg and PyTurboJPEG are timed where they are installed. Prints a table, and JSON.
+area averages. PyTurboJPEG is timed where it is installed. Prints a table, and JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,7 +45,7 @@ from piti.config import DegradationConfig
 from piti.data.conditions import StoredCondition, render_condition
 from piti.data.decoding import decode_image
 from piti.data.examples import Degraded
-from piti.data.geometry import crop_photograph, resize_edges
+from piti.data.geometry import crop_photograph, resize_edges, resize_photograph
 from piti.data.loader import TrainingLoader
 from piti.data.order import draw_chances
 from piti.data.sharding import plan_shards, write_shard
@@ -95,7 +100,7 @@ def loader_figures(root: Path, geometry: str) -> dict[str, float]:
     samples = [entry for name in shards.shard_names("train") for entry in shards.samples(name)][: steps * BATCH]
 
     def decoded(key: str, members: dict[str, bytes]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        image = cv2.imdecode(np.frombuffer(members["jpg"], np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = simplejpeg.decode_jpeg(members["jpg"])
         edges = cv2.imdecode(np.frombuffer(members["cond.png"], np.uint8), cv2.IMREAD_UNCHANGED)
         if geometry == "random":
             box = boxes[key]
@@ -120,21 +125,27 @@ def loader_figures(root: Path, geometry: str) -> dict[str, float]:
                 conditions.append(render_condition(StoredCondition(edges), "sketch"))
             torch.stack(images), torch.stack(conditions)
 
+    def pictures() -> None:
+        for key, members in samples:
+            image = simplejpeg.decode_jpeg(members["jpg"])
+            if geometry == "random":
+                crop_photograph(image, boxes[key], SIDE)
+
     originals = [path.read_bytes() for path in sorted((root / "pictures").iterdir())][: len(samples)]
-    original = by_opencv(cv2.IMREAD_COLOR)
     online = DegradationConfig(variants=0)
     contenders: dict[str, Callable[[], None]] = {
         "loader": lambda: read(None),
         "decode": decode,
         "decode_and_render": render,
-        "originals": lambda: [original(content) for content in originals] and None,
+        "pictures": pictures,
+        "originals": lambda: [by_simplejpeg(content) for content in originals] and None,
         "degrading_online": lambda: read(online),
     }
     seconds = best_in_turns(contenders)
     each = {f"{name}_ms": round(1000 * value / len(samples), 2) for name, value in seconds.items()}
     shares = {
         f"share_of_{name}_rate": round(seconds[name] / seconds["loader"], 3)
-        for name in ("decode", "decode_and_render", "originals")
+        for name in ("decode", "decode_and_render", "pictures", "originals")
     }
     return {**each, **shares}
 
@@ -177,6 +188,11 @@ def by_opencv(flags: int) -> Decoder:
     )
 
 
+def by_simplejpeg(content: bytes) -> NDArray[np.uint8]:
+    """As the loader and sharding do it."""
+    return resize_photograph(simplejpeg.decode_jpeg(content), SIDE)
+
+
 def decoders() -> dict[str, Decoder]:
     found: dict[str, Decoder] = {
         "pillow": by_pillow,
@@ -184,15 +200,12 @@ def decoders() -> dict[str, Decoder]:
         "opencv": by_opencv(cv2.IMREAD_COLOR),
         "opencv scaled": by_opencv(cv2.IMREAD_REDUCED_COLOR_2),
     }
-    for name in ("simplejpeg", "turbojpeg"):
-        if importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed, and left out")
-    if importlib.util.find_spec("simplejpeg"):
-        simplejpeg = importlib.import_module("simplejpeg")
-        found["simplejpeg"] = lambda content: reduced(simplejpeg.decode_jpeg(content))
-        found["simplejpeg scaled"] = lambda content: reduced(
-            simplejpeg.decode_jpeg(content, min_height=SIDE, min_width=SIDE, min_factor=1)
-        )
+    found["simplejpeg"] = lambda content: reduced(simplejpeg.decode_jpeg(content))
+    found["simplejpeg scaled"] = lambda content: reduced(
+        simplejpeg.decode_jpeg(content, min_height=SIDE, min_width=SIDE, min_factor=1)
+    )
+    if importlib.util.find_spec("turbojpeg") is None:
+        print("PyTurboJPEG is not installed, and left out")
     if importlib.util.find_spec("turbojpeg"):
         turbo = importlib.import_module("turbojpeg")
         try:

@@ -50,12 +50,14 @@ class ShardPlan:
 class ShardPlans:
     """The plans of all shards, each made when its turn comes, as often as asked: the items wait on disk.
 
-    `digests` maps names to `ShardPlan.plan`, in order. Items are found by `num_items`, a count for each split.
+    `digests` maps names to `ShardPlan.plan`, in order. `num_items`: how many there are in each split; `num_not_drawn`
+    more were found, and left out by `data.max_samples`.
     """
 
     def __init__(self, spilled: Mapping[Split, SpilledItems], data: DataConfig) -> None:
         self._spilled, self._samples_per_shard = spilled, data.samples_per_shard
         self.num_items: dict[Split, int] = {split: len(items) for split, items in spilled.items()}
+        self.num_not_drawn = sum(items.num_not_drawn for items in spilled.values())
         settings, self.digests = _settings(data), {}
         for split, number, name in self._every_shard():
             lines = spilled[split].lines(number, self._num_shards(split))

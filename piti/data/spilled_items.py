@@ -41,6 +41,11 @@ class SpilledItems:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def num_not_drawn(self) -> int:
+        """Items that were found and do not count."""
+        return self._found - self._count
+
     def lines(self, number: int, count: int) -> list[bytes]:
         """Key and identity of the items of shard `number` of `count`, in order."""
         return self._column("line", number, count)

@@ -38,7 +38,7 @@ def run(context: JobContext) -> JobResult:
     finished |= adopted
     total = sum(plans.num_items.values())
     context.info(
-        f"{total} items in {len(plans)} shards, {len(finished)} of them already there"
+        f"{total} items{f' of {total + plans.num_not_drawn}' if plans.num_not_drawn else ''} in {len(plans)} shards, {len(finished)} of them already there"
         + (f" ({len(adopted)} copied from an earlier set)" if adopted else "")
     )
     missing = plans.digests.keys() - finished.keys()
@@ -54,7 +54,7 @@ def run(context: JobContext) -> JobResult:
     about = {"modality": config.data.modality, "image_size": config.data.image_size, "geometry": config.data.geometry}
     written = write_manifest(output, list(plans.digests), {**about, "num_classes": config.data.num_classes})
     _check_splits(output, written, plans)
-    return _result(written, time.monotonic() - started)
+    return _result(written, plans.num_not_drawn, time.monotonic() - started)
 
 
 def _report(context: JobContext, finished: dict[str, ShardStats], num_shards: int, total: int) -> None:
@@ -89,13 +89,14 @@ def _check_splits(output: str, written: Mapping[str, ShardStats], plans: ShardPl
             )
 
 
-def _result(written: Mapping[str, ShardStats], seconds: float) -> JobResult:
+def _result(written: Mapping[str, ShardStats], num_not_drawn: int, seconds: float) -> JobResult:
     filled = {name: stats for name, stats in written.items() if stats.num_samples}
     by_split = {split: names_of(filled, split) for split in SPLITS}
     return {
         "samples": {split: sum(filled[name].num_samples for name in names) for split, names in by_split.items()},
         "rejected": sum(stats.num_rejected for stats in written.values()),
         "filtered": sum(stats.num_filtered for stats in written.values()),
+        "not_drawn": num_not_drawn,
         "shards": {split: len(names) for split, names in by_split.items()},
         "bytes": sum(stats.tar_bytes for stats in filled.values()),
         "seconds": round(seconds, 3),

@@ -112,6 +112,15 @@ def test_too_many_rejected_fails_and_names_the_first(tmp_path: Path, picture_fol
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_every_item_found_is_accounted_for_in_a_few_shot_set(tmp_path: Path) -> None:
+    source = {"kind": "bundled", "train_crops": 12, "validation_crops": 4}
+    config = small_config(tmp_path, source, max_samples=5)
+    result = run(shard, Plan(config).shard, config, tmp_path / "job")
+    assert result["samples"] == {"train": 5, "validation": 4}
+    assert (result["rejected"], result["filtered"], result["not_drawn"]) == (0, 0, 7)
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_degrading_damaged_shards_says_which_sample(tmp_path: Path) -> None:
     config = small_config(tmp_path, {"kind": "bundled", "train_crops": 4, "validation_crops": 2})
     plan = Plan(config)
