@@ -25,7 +25,7 @@ def draw_variant(
     image: NDArray[np.uint8], data: DataConfig, degradation: DegradationConfig, scale: int, rng: np.random.Generator
 ) -> Variant:
     """Degrade `image`, uint8 (H, W, 3) as stored; everything random is drawn from `rng`."""
-    box = CropBox.draw(rng, *image.shape[:2]) if data.geometry == "random" else None
+    box = CropBox.draw(rng.random, *image.shape[:2]) if data.geometry == "random" else None
     picture = image if box is None else np.ascontiguousarray(crop_photograph(image, box, data.image_size))
     recipe = draw_recipe(rng, scale, degradation.recipe)
     return Variant(apply_recipe(picture, recipe), box, recipe)

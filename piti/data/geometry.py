@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,11 +33,15 @@ class CropBox:
     side: int
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, height: int, width: int) -> CropBox:
-        """A random square: side uniform in 60 % to 100 % of the short side, then its place uniform."""
+    def draw(cls, chance: Callable[[], float], height: int, width: int) -> CropBox:
+        """A random square: side uniform in 60 % to 100 % of the short side, then its place uniform.
+
+        `chance` gives numbers uniform in [0, 1), of which three are taken.
+        """
         short = min(height, width)
-        side = int(rng.integers(max(1, round(_SMALLEST_CROP_SHARE * short)), short + 1))
-        return cls(int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1)), side)
+        smallest = max(1, round(_SMALLEST_CROP_SHARE * short))
+        side = smallest + int(chance() * (short + 1 - smallest))
+        return cls(int(chance() * (width - side + 1)), int(chance() * (height - side + 1)), side)
 
     @classmethod
     def central(cls, height: int, width: int) -> CropBox:
