@@ -1,6 +1,6 @@
 """Times sharding and degrading on one core and two, beside loops that do only the unavoidable part.
 
-    python benchmarks/sharding.py [--pictures 400] [--degraded 60] [--keys 1000 10000 100000] [--only kept squash degrade keys] [--json FILE]
+    python benchmarks/sharding.py [--pictures 400] [--degraded 60] [--keys 1000 10000 100000] [--only kept squash degrade disk keys] [--json FILE]
 
 Pictures are 640x480 JPEGs cut from scikit-image's photographs. Processor time is counted (user and system, of all
 processes of a contender), except for the step from one core to two, which is about elapsed time: run that on an idle
@@ -10,6 +10,7 @@ machine. Prints a table, and the same as one line of JSON.
   squash   geometry squash at 256x256: resized and encoded anew, sketches are detected.
            Beside both, copy: read, hash, write, which is what a disk and the hash can do (here from the page cache);
            and work: the same libraries' decoding, resizing, detecting, encoding, then hash and write.
+  disk     elapsed time of two processes, files read from the disk and shards flushed to it, beside read, hash, write.
   keys     memory and time that listing, planning and writing the manifest take, by number of pictures in the source
            (listed, not read), each with a condition. Slow from a million on: --keys 1000000 makes two million files.
 """
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -33,10 +33,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from piti.config import DataConfig, DegradationConfig
-from piti.data.sharding import encode_png, plan_shards, write_shard
+from piti.data.geometry import resize_photograph
+from piti.data.sharding import ShardPlan, encode_condition_png, encode_png, plan_shards, write_shard
 from piti.data.shards import ShardSet, ShardWriter, write_manifest
 from piti.data.sketch import detect_edges
 from piti.data.sources import open_source
@@ -51,7 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times of sharding and degrading.")
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--degraded", type=int, default=60, help="pictures to degrade on one core, then on two")
-    parser.add_argument("--only", nargs="*", default=["kept", "squash", "degrade", "keys"], help="parts to measure")
+    parser.add_argument(
+        "--only", nargs="*", default=["kept", "squash", "degrade", "keys", "disk"], help="parts to measure"
+    )
     parser.add_argument("--keys", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
@@ -66,6 +70,8 @@ def main() -> None:
             figures["squash"] = compare(root, files, "squash", {"copy": bare_copy, "work": bare_work("squash")})
         if "degrade" in options.only:
             figures["degrade"] = degrade_on_cores(root, options.degraded)
+        if "disk" in options.only:
+            figures["disk"] = on_the_disk(root, files)
         if "keys" in options.only:
             figures["keys"] = {count: planning_memory(root, count) for count in options.keys}
     for name, value in figures.items():
@@ -133,13 +139,16 @@ def compare(root: Path, files: list[Path], geometry: str, bares: dict[str, Bare]
     return each | {f"share_of_{name}_rate": round(least[name] / least["ours"], 3) for name in bares}
 
 
-def bare_copy(files: list[Path], target: Path) -> None:
+def bare_copy(files: list[Path], target: Path, durable: bool = False) -> None:
     """Read, hash, write: what a disk and a hash can do."""
     with open(target, "wb") as stream:
         for path in files:
             content = path.read_bytes()
             hashlib.sha256(content).digest()
             stream.write(content)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def bare_work(geometry: str) -> Bare:
@@ -149,17 +158,66 @@ def bare_work(geometry: str) -> Bare:
         with open(target, "wb") as stream:
             for path in files:
                 content = path.read_bytes()
-                with Image.open(io.BytesIO(content)) as picture:
-                    whole = geometry == "random"
-                    image = np.asarray(picture if whole else picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-                if not whole:
+                image = simplejpeg.decode_jpeg(content)
+                if geometry != "random":
+                    image = resize_photograph(image, SIDE)
                     options = [cv2.IMWRITE_JPEG_QUALITY, 95]
                     content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
-                for part in (content, encode_png(detect_edges(image))):
+                for part in (content, encode_condition_png(detect_edges(image), "sketch")):
                     hashlib.sha256(part).digest()
                     stream.write(part)
 
     return work
+
+
+def on_the_disk(root: Path, files: list[Path]) -> dict[str, float]:
+    """Elapsed milliseconds a picture, files not in the page cache before and everything on the disk at the end.
+
+    `copy`: read, hash, write by one process. `masks`: pictures with label maps, bytes kept, by two processes;
+    `sketches`: detected in pictures that are resized. All of the best of two rounds.
+    """
+    labels = root / "labels"
+    labels.mkdir()
+    for path in files:
+        grey = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2GRAY)
+        areas = (cv2.GaussianBlur(grey, (0, 0), 8) // 16 * 11).astype(np.uint8)  # 16 labels in blobs
+        (labels / f"{path.stem}.png").write_bytes(encode_png(areas))
+    maps = sorted(labels.iterdir())
+    source = {"kind": "paired", "images": str(files[0].parent), "conditions": str(labels)}
+    masks = {"source": source, "modality": "mask", "num_classes": 182, "geometry": "random", "samples_per_shard": 200}
+    datas = {"masks": DataConfig.model_validate(masks), "sketches": data_of(files[0].parent, "squash")}
+    seconds: dict[str, list[float]] = {}
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for number in range(3):  # the first warms up
+            evict(files)
+            before = time.perf_counter()
+            bare_copy(files, root / "on-disk-copy", durable=True)
+            seconds.setdefault("copy", []).append(time.perf_counter() - before)
+            for name, data in datas.items():
+                evict([*files, *maps])
+                before = time.perf_counter()
+                plans = plan_shards(open_source(data), data, 0)
+                out = str(root / f"on-disk-{name}-{number}")
+                for _ in pool.imap(partial(write_one, data=data, out=out), plans):
+                    pass
+                write_manifest(out, list(plans.digests), {})
+                seconds.setdefault(name, []).append(time.perf_counter() - before)
+    each = {f"{name}_ms": round(1000 * min(values[1:]) / len(files), 2) for name, values in seconds.items()}
+    shares = {f"{name}_share_of_copy_rate": round(each["copy_ms"] / each[f"{name}_ms"], 3) for name in datas}
+    return each | shares
+
+
+def evict(files: list[Path]) -> None:
+    """Out of the page cache, once they are on the disk."""
+    os.sync()
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def write_one(plan: ShardPlan, data: DataConfig, out: str) -> None:
+    write_shard(plan, data, out)
 
 
 def degrade_on_cores(root: Path, count: int) -> dict[str, float]:

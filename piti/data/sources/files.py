@@ -163,7 +163,7 @@ def check_labels(labels: NDArray[Any], num_classes: int) -> None:
     """Raise RejectedItem unless all labels are below `num_classes` or 255, which means unlabelled."""
     import numpy as np
 
-    found = np.unique(labels)
+    found = np.flatnonzero(np.bincount(labels.ravel()))
     wrong = found[(found >= num_classes) & (found != 255)]
     if wrong.size:
         listed = ", ".join(str(value) for value in wrong[:5])
