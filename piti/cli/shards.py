@@ -92,7 +92,7 @@ def verify(
 ) -> None:
     """Read everything again and name what is damaged. Exits with 1 if anything is, unless it is to be repaired."""
     from piti.data.repair import forget_unreadable_manifest, repair_advice, repair_shards
-    from piti.data.shards import verify_shards
+    from piti.data.verification import verify_shards
 
     if repair and (deleted := forget_unreadable_manifest(uri)):
         _print_deleted(deleted)

@@ -9,7 +9,7 @@ from piti import storage
 from piti.errors import DataError
 
 if TYPE_CHECKING:
-    from piti.data.shards import ShardProblem
+    from piti.data.verification import ShardProblem
 
 
 def repair_advice(uri: str) -> str:

@@ -355,57 +355,6 @@ class ShardSet:
         return self._accepted.filter(pc.equal(self._accepted["split"], split))
 
 
-@dataclass(frozen=True)
-class ShardProblem:
-    """Something that verification found. `key` None: the whole tar or the set is concerned."""
-
-    shard: str
-    key: str | None
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.what}" if self.key is None else f"{self.shard}: sample {self.key} {self.what}"
-
-
-def verify_shards(uri: str) -> Iterator[ShardProblem]:
-    """Hash every tar of a set again and yield what is damaged, missing or should not be there.
-
-    Raises DataError where the manifest itself is missing or damaged.
-    """
-    shards = ShardSet(uri)
-    present = {name for name in storage.list_names(uri) if name.endswith(".tar")}
-    expected = {name: stats for name, stats in shards.stats.items() if stats.num_samples}
-    for name, stats in expected.items():
-        if name not in present:
-            yield ShardProblem(name, None, "is missing")
-        elif storage.sha256_file(shards.shard_uri(name)) != stats.tar_sha256:
-            yield from _damage(shards, name, stats)
-    for name in sorted(present - set(expected)):
-        yield ShardProblem(name, None, "is not in the manifest")
-
-
-def _damage(shards: ShardSet, name: str, stats: ShardStats) -> Iterator[ShardProblem]:
-    """Which samples of a tar with a wrong hash are concerned."""
-    rows = shards.manifest.filter(pc.equal(shards.manifest["shard"], name)).to_pylist()
-    damaged = 0
-    with storage.open_read(shards.shard_uri(name)) as stream:
-        for row in rows:
-            stream.seek(row["offset"])
-            data = stream.read(row["size"])
-            if len(data) < row["size"]:
-                what = "is cut off"
-            elif storage.sha256_bytes(data) != row["sha256"]:
-                what = "has other bytes than were written"
-            else:
-                continue
-            damaged += 1
-            yield ShardProblem(name, row["key"], what)
-    if not damaged:
-        yield ShardProblem(
-            name, None, f"has other bytes than were written ({stats.tar_bytes} expected), no sample is concerned"
-        )
-
-
 def _aside_folder(uri: str) -> Path:
     """Where a tar is written before it is published: on the same filesystem if that is local."""
     return storage.local_path(uri) if storage.is_local(uri) else Path(tempfile.gettempdir())

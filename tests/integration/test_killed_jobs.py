@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from piti import storage
-from piti.data.shards import verify_shards
+from piti.data.verification import verify_shards
 from piti.jobs.context import JobSpec
 from piti.plan import Plan, Step
 from piti.presets import load_config

@@ -12,7 +12,8 @@ from PIL import Image
 
 from piti.config import DataConfig
 from piti.data.decoding import decode_condition
-from piti.data.shards import ShardSet, verify_shards
+from piti.data.shards import ShardSet
+from piti.data.verification import verify_shards
 
 MakeData = Callable[..., DataConfig]
 Shard = Callable[..., ShardSet]

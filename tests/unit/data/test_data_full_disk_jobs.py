@@ -15,7 +15,8 @@ import pytest
 
 from piti import storage
 from piti.config import Config
-from piti.data.shards import MANIFEST, verify_shards
+from piti.data.shards import MANIFEST
+from piti.data.verification import verify_shards
 from piti.errors import DataError
 from piti.jobs import degrade, shard
 from piti.jobs.context import JobContext, JobSpec

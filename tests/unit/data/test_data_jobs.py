@@ -15,7 +15,8 @@ from degradations import Recipe, apply_recipe
 from piti.config import Config
 from piti.data.decoding import decode_image, decode_variant
 from piti.data.geometry import crop_photograph
-from piti.data.shards import ShardSet, stats_uri, verify_shards
+from piti.data.shards import ShardSet, stats_uri
+from piti.data.verification import verify_shards
 from piti.errors import DataError
 from piti.jobs import degrade, shard
 from piti.jobs.context import JobContext, JobSpec

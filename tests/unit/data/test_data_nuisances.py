@@ -19,8 +19,9 @@ from skimage import data as photographs
 from piti.config import DataConfig
 from piti.data.decoding import decode_condition, decode_image
 from piti.data.geometry import resize_photograph
-from piti.data.shards import ShardSet, verify_shards
+from piti.data.shards import ShardSet
 from piti.data.sources import SPLITS, open_source
+from piti.data.verification import verify_shards
 
 HEIGHT, WIDTH, SIZE = 80, 96, 64
 EXACT, LOSSY = 0.0, 4.0  # mean difference in levels that a format leaves; another picture differs by more than 20

@@ -23,9 +23,10 @@ from piti import storage
 from piti.config import DataConfig
 from piti.data.loader import TrainingLoader
 from piti.data.sharding import plan_shards
-from piti.data.shards import ShardSet, verify_shards
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source, reading
 from piti.data.sources.trees import open_tree
+from piti.data.verification import verify_shards
 from piti.errors import DataError
 
 

@@ -22,18 +22,11 @@ from PIL import Image
 from piti.config import DataConfig
 from piti.data.decoding import decode_image
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import (
-    ShardSet,
-    ShardWriter,
-    adopt_shards,
-    published_shards,
-    read_stats,
-    verify_shards,
-    write_manifest,
-)
+from piti.data.shards import ShardSet, ShardWriter, adopt_shards, published_shards, read_stats, write_manifest
 from piti.data.sketch import DETECTOR, detect_edges
 from piti.data.sources import open_source
 from piti.data.tars import SampleTarWriter, split_members
+from piti.data.verification import verify_shards
 from piti.errors import DataError
 
 MakeData = Callable[..., DataConfig]

@@ -59,6 +59,13 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert Settings().job_environment()["RAY_JOB_STOP_WAIT_TIME_S"] == "7"
 
 
+def test_jobs_take_memory_in_large_pages_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    assert Settings().job_environment()["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert Settings().job_environment()["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
 def test_a_taken_port_is_found_out_and_its_holder_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
