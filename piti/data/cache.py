@@ -9,6 +9,7 @@ import stat
 import tempfile
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from piti import storage
@@ -33,7 +34,8 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     folder = Path(tempfile.gettempdir()) / f"piti-cache-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
         raise ConfigError(f"{folder} is not a folder of this user", f"set {FOLDER_VARIABLE} to a folder of yours")

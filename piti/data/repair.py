@@ -18,12 +18,18 @@ def repair_advice(uri: str) -> str:
 
 
 def forget_unreadable_manifest(uri: str) -> list[str]:
-    """Delete a manifest that is damaged, and DONE.json with it or without any manifest; URIs of what was deleted."""
+    """Delete a manifest that is damaged, and DONE.json with it or without any manifest; URIs of what was deleted.
+
+    Raises DataError where `uri` holds no set of shards, so that nothing else loses its DONE.json.
+    """
     from piti.data.shards import MANIFEST, ShardSet
 
     try:
         ShardSet(uri)
     except DataError:
+        if not storage.exists(storage.join(uri, MANIFEST)) and not storage.list_names(storage.join(uri, "stats")):
+            remedy = "give <root>/shards/<fingerprint> or <root>/degraded/<fingerprint>"
+            raise DataError(f"{uri} is no set of shards", remedy) from None
         places = [storage.join(uri, storage.MARKER), storage.join(uri, MANIFEST)]
         return _delete(place for place in places if storage.exists(place))
     return []

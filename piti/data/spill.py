@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
 
+from piti import storage
 from piti.errors import DataError
 
 _CACHE_KIB = 1024  # of pages that one database keeps in memory, however large it is
@@ -30,15 +31,15 @@ class TemporaryDatabase:
     """
 
     def __init__(self, schema: str) -> None:
-        descriptor, path = tempfile.mkstemp(prefix="piti-", suffix=".sqlite")
-        os.close(descriptor)
-        try:
-            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self.close = weakref.finalize(self, self.connection.close)
-            with _disk_space():
+        with _disk_space(), storage.disk_space("a listing", tempfile.gettempdir):
+            descriptor, path = tempfile.mkstemp(prefix="piti-", suffix=".sqlite")
+            os.close(descriptor)
+            try:
+                self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                self.close = weakref.finalize(self, self.connection.close)
                 self.connection.executescript(_PRAGMAS + schema)
-        finally:
-            os.unlink(path)
+            finally:
+                os.unlink(path)
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -55,10 +56,10 @@ def _disk_space() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-            remedy = "free some space, or set TMPDIR to a larger disk"
-            raise DataError(f"no space left in {tempfile.gettempdir()} for a listing", remedy) from error
-        raise
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            raise
+        remedy = "free some space, or set TMPDIR to a larger disk"
+        raise DataError(f"no space left in {tempfile.gettempdir()} for a listing", remedy) from error
 
 
 class SortedTable:

@@ -134,6 +134,7 @@ class TaskEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._is_channels_last = is_channels_last(config)
         width = config.encoder_width
         num_tokens = (config.condition_size // ENCODER_STRIDE) ** 2
         self.transformer = Transformer(
@@ -151,7 +152,7 @@ class TaskEncoder(nn.Module):
         expected = (self.config.condition_channels, self.config.condition_size, self.config.condition_size)
         if tuple(condition.shape[1:]) != expected:
             raise ValueError(f"condition has shape {tuple(condition.shape)}, this encoder takes (N, {expected})")
-        if is_channels_last(self.config):
+        if self._is_channels_last:
             condition = condition.contiguous(memory_format=torch.channels_last)
         tokens = self.cnn(condition.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)
         tokens = tokens + self.positional_embedding[:, 1:]

@@ -165,6 +165,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._is_channels_last = is_channels_last(config)
         width = config.model_channels
         embedding_width = 4 * width
         in_channels = IMAGE_CHANNELS * (2 if config.super_resolution else 1)
@@ -245,7 +246,7 @@ class Decoder(nn.Module):
         if low_res is not None:
             enlarged = F.interpolate(low_res.to(x_t.dtype), x_t.shape[2:], mode="bilinear", align_corners=False)
             x_t = torch.cat([x_t, enlarged], dim=1)
-        if is_channels_last(self.config):
+        if self._is_channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         dtype = self.transformer_proj.weight.dtype
         embedding = self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))

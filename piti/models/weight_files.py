@@ -49,6 +49,8 @@ def read_weights(path: Path, name: str) -> Any:
             f"{name} holds Python objects besides tensors{doubt}, and loading those can run code: refused",
             "save the plain weights, torch.save(model.state_dict(), path), where you trust the file's origin",
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise _damaged(name, _first_line(error)) from error
 

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from piti.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -42,9 +44,15 @@ class Workers:
         if self.world_size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
-        )
+        try:
+            return DistributedDataParallel(
+                module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
+        except RuntimeError as error:
+            if "strides" not in str(error):
+                raise
+            problem = "the workers' machines lay the network out differently in memory"
+            raise ConfigError(problem, "set models.base.channels_last and models.upsampler.channels_last") from error
 
     def gather(self, values: Tensor) -> Tensor:
         """Every worker's `values` (n, ...), of the same shape, one after the other in the order of ranks."""

@@ -61,8 +61,8 @@ class ZipTree:
 
     def _members(self) -> Iterator[ZipMember]:
         try:
-            with self._reading:
-                yield from zip_members(self._stream)
+            with _open_archive(self._uri) as stream:
+                yield from zip_members(stream)
         except zipfile.BadZipFile as error:
             raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
 
@@ -70,9 +70,10 @@ class ZipTree:
         return storage.exists(self._uri) and bool(self.entries().below(folder) if folder else self.entries())
 
     def read(self, path: str) -> bytes:
-        entry, place = self.entries().get(path), self.entries().location(path)
-        if entry is None or place is None:
+        found = self.entries().located_entry(path)
+        if found is None:
             raise FileNotFoundError(f"{path} is not in {self._uri}")
+        entry, place = found
         try:
             with self._reading:
                 return read_member(self._stream, path, entry.size_bytes, place)

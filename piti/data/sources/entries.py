@@ -21,11 +21,6 @@ class Entry(NamedTuple):
     def identity(self) -> str:
         return f"{self.path}|{self.size_bytes}|{self.modified}"
 
-    @property
-    def base_name(self) -> str:
-        """The last component of the path."""
-        return self.path.rsplit("/", 1)[-1]
-
 
 class DamagedMemberError(OSError):
     """A member of an archive that is not whole, or that cannot be unpacked. Reading it again would fail the same way."""
@@ -34,7 +29,7 @@ class DamagedMemberError(OSError):
 class Listing:
     """Files sorted by path, on disk: a dataset has millions. Of two with one path the later one counts.
 
-    `location` is for the tree that made it: where in its archive a file lies.
+    `located_entry` is for the tree that made it: it tells where in its archive a file lies.
     """
 
     def __init__(self, table: SortedTable, folder: str = "") -> None:
@@ -71,10 +66,10 @@ class Listing:
         found = self._table.get(self._prefix + path)
         return None if found is None else Entry(path, found[0], found[1])
 
-    def location(self, path: str) -> bytes | None:
-        """Where the archive keeps the file of that path, if it is there."""
+    def located_entry(self, path: str) -> tuple[Entry, bytes] | None:
+        """The file of that path, and where the archive keeps it."""
         found = self._table.get(self._prefix + path)
-        return None if found is None else found[2]
+        return None if found is None or found[2] is None else (Entry(path, found[0], found[1]), found[2])
 
     def suffixed(self, name: str) -> Iterator[Entry]:
         """Files whose path is `name`, a dot and a suffix without a dot."""

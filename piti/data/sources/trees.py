@@ -56,8 +56,9 @@ def open_tree(uri: str) -> Tree:
     archive, inside = split_archive(uri)
     if archive is None:
         return LocalTree(uri) if storage.is_local(uri) else RemoteTree(uri)
-    tree: Tree = ZipTree(archive) if archive.lower().endswith(".zip") else TarTree(archive)
-    return SubTree(tree, inside, uri) if inside else tree
+    if inside:
+        return SubTree(open_tree(archive), inside, uri)
+    return ZipTree(archive) if archive.lower().endswith(".zip") else TarTree(archive)
 
 
 def split_archive(uri: str) -> tuple[str | None, str]:

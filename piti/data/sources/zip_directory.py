@@ -22,6 +22,7 @@ _LONGEST_COMMENT_BYTES = 0xFFFF
 _ELSEWHERE = 0xFFFFFFFF  # a 32-bit field whose value is in the zip64 extra field
 _ENCRYPTED, _NAME_IS_UTF8 = 0x1, 0x800
 _PIECE_BYTES = 1 << 20
+_LARGEST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,10 @@ def zip_members(stream: IO[bytes]) -> Iterator[ZipMember]:
 
 
 def read_member(stream: IO[bytes], path: str, size_bytes: int, place: bytes) -> bytes:
-    """Content of a file. Raises zipfile.BadZipFile or zlib.error where it is damaged, OSError where it is encrypted."""
+    """Content of a file. Raises zipfile.BadZipFile or zlib.error where it is damaged or encrypted."""
     offset, packed_bytes, method, flags, crc = _PLACE.unpack(place)
     if flags & _ENCRYPTED:
-        raise OSError(f"{path} is encrypted")
+        raise zipfile.BadZipFile("it is encrypted")
     stream.seek(offset)
     header = stream.read(_LOCAL.size)
     if len(header) != _LOCAL.size or not header.startswith(_LOCAL_SIGNATURE):
@@ -113,6 +114,8 @@ def _member(window: bytes, position: int, shift: int) -> tuple[ZipMember, int]:
         raise zipfile.BadZipFile(f"a name that is no UTF-8: {name!r}") from error
     extra = window[name_end : name_end + extra_bytes]
     size, packed, offset = _wide_fields(extra, [size, packed, record[-1]])
+    if not 0 <= offset + shift <= _LARGEST or max(size, packed) > _LARGEST:
+        raise zipfile.BadZipFile(f"no such place or size: {path!r}")
     member = ZipMember(path, size, packed, offset + shift, method, flags, crc)
     return member, name_end + extra_bytes + comment_bytes
 

@@ -187,6 +187,16 @@ def test_a_damaged_manifest_is_repaired_alike(root: Path) -> None:
     assert "is no finished set" in run("verify", str(root / "shards" / "half"), "--repair", code=1)
 
 
+def test_repair_of_a_wrong_uri_deletes_nothing(root: Path) -> None:
+    checkpoint = root / "runs" / "abc"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "DONE.json").write_text("{}")
+    assert "is no set of shards - give <root>/shards/<fingerprint>" in " ".join(
+        run("verify", str(checkpoint), "--repair", code=1).split()
+    )
+    assert (checkpoint / "DONE.json").exists()
+
+
 def test_verify_names_what_is_damaged(root: Path) -> None:
     uri = root / "shards" / "abc"
     assert "is whole" in run("verify", str(uri))

@@ -19,7 +19,7 @@ from piti.data.sharding import plan_shards
 from piti.data.shards import ShardSet, ShardWriter, write_manifest
 from piti.data.sources import open_source
 from piti.data.sources.archives import ZipTree
-from piti.data.sources.entries import Entry, Listing
+from piti.data.sources.entries import DamagedMemberError, Entry, Listing
 from piti.data.sources.keys import draw_validation, stable_hash, unit_hash
 from piti.data.spill import SortedTable, TemporaryDatabase
 from piti.errors import DataError
@@ -261,4 +261,29 @@ def test_a_damaged_zip_is_said_so(tmp_path: Path) -> None:
         ZipTree(str(path)).entries()
     path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x03", 1))
     with pytest.raises(DataError, match="is not a whole zip archive"):
+        ZipTree(str(path)).entries()
+
+
+def test_an_encrypted_member_is_rejected_and_ends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "secret.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"secret")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory
+    path.write_bytes(content)
+    with pytest.raises(DamagedMemberError, match=r"a\.jpg in .* cannot be read \(it is encrypted\)"):
+        ZipTree(str(path)).read("a.jpg")
+
+
+def test_a_directory_that_points_before_the_file_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "shifted.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"content")
+    content = bytearray(path.read_bytes())
+    end = content.index(b"PK\x05\x06") + 16
+    content[end : end + 4] = (int.from_bytes(content[end : end + 4], "little") + 1000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is not a whole zip archive"):
+        ZipTree(str(path)).entries()
+    with pytest.raises(DataError, match="is not a whole zip archive"):  # and nothing is held that would keep it waiting
         ZipTree(str(path)).entries()
