@@ -9,8 +9,9 @@ the task encoder stay as published. The published code and ours live in a proces
 our jobs get (piti.settings: memory in large pages); all contenders take turns within a round, and the median is
 reported. On a busy machine --clock processor with --threads 1 counts a process's own seconds. --memory also reports the peak
 memory of a stage 2 step (AdamW, float32 weights, computed in bf16) with and without activation checkpointing, each in
-its own process; with `--networks` and nothing after it, nothing else. Ours lies in memory channels last, the default;
-"stored" is sampling's network, whose weights are rounded to bf16 once and which is not trained. Prints a table, and the same as one line of JSON.
+its own process; with `--networks` and nothing after it, nothing else. Ours lies in memory as suits the machine
+(piti.models.memory); "stored" is sampling's network, whose weights are rounded to bf16 once and which is not trained.
+Prints a table, and the same as one line of JSON.
 """
 
 from __future__ import annotations

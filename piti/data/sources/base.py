@@ -60,9 +60,10 @@ class UndecodedPicture(Protocol):
 class LoadedItem:
     """One photograph with its condition.
 
-    `pixels`: upright RGB, uint8 (H, W, 3), as Pillow decoded it, or not decoded yet; `image` is always the array. `condition`: None where a sketch is still to be detected. `original` is the
-    picture's file content and suffix if decoding it gives exactly `image` without further handling, so that it may
-    be stored as it is. `lossy` says that the file was compressed with loss. `provenance` is JSON-able.
+    `pixels`: upright RGB, uint8 (H, W, 3), as Pillow decoded it, or not decoded yet; `image` is always the array.
+    `condition`: None where a sketch is still to be detected. `original` is the picture's file content and suffix if
+    decoding it gives exactly `image` without further handling, so that it may be stored as it is. `lossy` says that
+    the file was compressed with loss. `provenance` is JSON-able.
     """
 
     pixels: NDArray[np.uint8] | Image.Image | UndecodedPicture
