@@ -26,6 +26,7 @@ from fsspec.core import url_to_fs
 from piti.errors import DataError
 
 MARKER = "DONE.json"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _CHUNK_BYTES = 1 << 20
 
 
@@ -37,7 +38,7 @@ def disk_space(what: str, place: str | Path | Callable[[], str | Path]) -> Itera
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         folder = place() if callable(place) else place
         raise DataError(f"no space left for {what} in {folder}", "free some space there and run again") from error

@@ -31,7 +31,7 @@ class TemporaryDatabase:
     """
 
     def __init__(self, schema: str) -> None:
-        with _disk_space(), storage.disk_space("a listing", tempfile.gettempdir):
+        with _disk_space():
             descriptor, path = tempfile.mkstemp(prefix="piti-", suffix=".sqlite")
             os.close(descriptor)
             try:
@@ -55,11 +55,17 @@ def _disk_space() -> Iterator[None]:
     """What `storage.disk_space` does for files, for SQLite, which has errors of its own."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+    except (OSError, sqlite3.OperationalError) as error:
+        if not _is_full(error):
             raise
         remedy = "free some space, or set TMPDIR to a larger disk"
         raise DataError(f"no space left in {tempfile.gettempdir()} for a listing", remedy) from error
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in storage.DISK_FULL
+    return error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
 class SortedTable:

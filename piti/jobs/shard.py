@@ -37,10 +37,9 @@ def run(context: JobContext) -> JobResult:
     adopted = adopt_shards(output, {name: plan for name, plan in plans.digests.items() if name not in finished})
     finished |= adopted
     total = sum(plans.num_items.values())
-    context.info(
-        f"{total} items{f' of {total + plans.num_not_drawn}' if plans.num_not_drawn else ''} in {len(plans)} shards, {len(finished)} of them already there"
-        + (f" ({len(adopted)} copied from an earlier set)" if adopted else "")
-    )
+    drawn = f" of {total + plans.num_not_drawn}" if plans.num_not_drawn else ""
+    copied = f" ({len(adopted)} copied from an earlier set)" if adopted else ""
+    context.info(f"{total} items{drawn} in {len(plans)} shards, {len(finished)} of them already there{copied}")
     missing = plans.digests.keys() - finished.keys()
     if missing:
         work = ((plan, config.data, output) for plan in plans.only(missing))

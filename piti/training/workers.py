@@ -40,19 +40,20 @@ class Workers:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` such that its backward pass averages gradients over the workers."""
+        """`module` such that its backward pass averages gradients over the workers.
+
+        Raises ConfigError, on every worker, where they lay it out differently in memory (piti.models.memory).
+        """
         if self.world_size == 1:
             return module
-        devices = [self.device] if self.device.type == "cuda" else None
-        try:
-            return DistributedDataParallel(
-                module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
-        except RuntimeError as error:
-            if "strides" not in str(error):
-                raise
+        num_elsewise = sum(not parameter.is_contiguous() for parameter in module.parameters())
+        if len(set(self.gather(torch.tensor([num_elsewise], device=self.device)).tolist())) > 1:
             problem = "the workers' machines lay the network out differently in memory"
-            raise ConfigError(problem, "set models.base.channels_last and models.upsampler.channels_last") from error
+            raise ConfigError(problem, "set models.base.channels_last and models.upsampler.channels_last")
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
 
     def gather(self, values: Tensor) -> Tensor:
         """Every worker's `values` (n, ...), of the same shape, one after the other in the order of ranks."""

@@ -15,7 +15,6 @@ from piti.errors import PitiError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -46,8 +45,8 @@ class UndecodedPicture(Protocol):
     """A picture file whose pixels cost something, and are not always wanted."""
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width, height."""
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, 3)."""
 
     def decode(self) -> NDArray[np.uint8]:
         """Upright RGB, uint8 (H, W, 3). Raises RejectedItem where the file is damaged."""
@@ -60,13 +59,13 @@ class UndecodedPicture(Protocol):
 class LoadedItem:
     """One photograph with its condition.
 
-    `pixels`: upright RGB, uint8 (H, W, 3), as Pillow decoded it, or not decoded yet; `image` is always the array.
+    `pixels`: upright RGB, uint8 (H, W, 3), or not decoded yet; `image` is always the array.
     `condition`: None where a sketch is still to be detected. `original` is the picture's file content and suffix if
     decoding it gives exactly `image` without further handling, so that it may be stored as it is. `lossy` says that
     the file was compressed with loss. `provenance` is JSON-able.
     """
 
-    pixels: NDArray[np.uint8] | Image.Image | UndecodedPicture
+    pixels: NDArray[np.uint8] | UndecodedPicture
     condition: RawCondition | None
     provenance: dict[str, Any] = field(default_factory=dict)
     original: tuple[bytes, str] | None = None
@@ -79,26 +78,22 @@ class LoadedItem:
 
     def check(self) -> None:
         """Raise RejectedItem where the picture's file is damaged."""
-        if "image" not in self.__dict__ and hasattr(self.pixels, "check"):
+        import numpy as np
+
+        if not isinstance(self.pixels, np.ndarray):
             self.pixels.check()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(H, W, 3)."""
-        import numpy as np
-
-        if isinstance(self.pixels, np.ndarray):
-            height, width = self.pixels.shape[:2]
-        else:
-            width, height = self.pixels.size
-        return height, width, 3
+        return self.pixels.shape
 
 
-def as_array(pixels: NDArray[np.uint8] | Image.Image | UndecodedPicture) -> NDArray[np.uint8]:
+def as_array(pixels: NDArray[np.uint8] | UndecodedPicture) -> NDArray[np.uint8]:
     """A picture as uint8 (H, W, 3). Raises RejectedItem where its file turns out to be damaged."""
     import numpy as np
 
-    return pixels.decode() if hasattr(pixels, "decode") else np.asarray(pixels, dtype=np.uint8)
+    return pixels if isinstance(pixels, np.ndarray) else pixels.decode()
 
 
 class Item(Protocol):

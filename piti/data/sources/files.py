@@ -108,7 +108,7 @@ class FileItem:
         condition = self._condition()
         if condition is not None:
             condition = self._upright(condition, picture)
-            shape = picture.rgb.size[::-1]
+            shape = picture.rgb.shape[:2]
             _check_frame(shape, condition.values.shape, "condition")
             if condition.normals is not None:
                 _check_frame(shape, condition.normals.shape, "normal map")
@@ -123,7 +123,7 @@ class FileItem:
             return condition
         from piti.data.sources import turning
 
-        upright, follows = picture.rgb.size[::-1], self.reading.conditions_follow_exif
+        upright, follows = picture.rgb.shape[:2], self.reading.conditions_follow_exif
         values, normals = condition.values, condition.normals
         if turning.is_stored(values.shape, upright, picture.orientation, follows):
             values = turning.turned_values(values, picture.orientation)

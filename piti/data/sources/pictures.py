@@ -22,7 +22,6 @@ from PIL import Image, UnidentifiedImageError
 from piti.data.sources.base import RejectedItem, as_array
 
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
-_KEPT_SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,14 +37,14 @@ class PlainJpeg:
     """A JPEG that any decoder reads alike, decoded when its pixels are asked for (piti.data.sources.base)."""
 
     data: bytes
-    size: tuple[int, int]
+    shape: tuple[int, ...]
 
     def decode(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) RGB, Pillow's levels. Raises RejectedItem where the file is damaged."""
         try:
             return np.asarray(simplejpeg.decode_jpeg(self.data, "RGB", strict=True), dtype=np.uint8)
         except ValueError:  # an oddity at least: Pillow, which forgives some and tells more, decides
-            return np.asarray(_open(self.data), dtype=np.uint8)
+            return np.array(_open(self.data), dtype=np.uint8)
 
     def check(self) -> None:
         """Raise RejectedItem where the file is damaged: reads all of it, but makes an eighth of each side of it."""
@@ -57,12 +56,13 @@ class PlainJpeg:
 
 @dataclass(frozen=True)
 class Picture:
-    """`rgb` upright, and as `image` uint8 (H, W, 3); `keep` is the file's suffix if its bytes decode to just that; see LoadedItem.
+    """`rgb` upright, and decoded as `image`, uint8 (H, W, 3).
 
-    `orientation`: EXIF's, 1 to 8, by which it was turned.
+    `keep`: the file's suffix if its bytes decode to just that, see LoadedItem. `orientation`: EXIF's, 1 to 8, by which
+    it was turned.
     """
 
-    rgb: Image.Image | PlainJpeg
+    rgb: NDArray[np.uint8] | PlainJpeg
     keep: str | None
     lossy: bool
     file_format: str
@@ -80,19 +80,21 @@ def decode_picture(data: bytes) -> Picture:
     plain JPEGs, which are most photographs, damage shows only when `image` is asked for, or by `rgb.check()`.
     """
     picture = _open(data, whole=False)
-    if picture.format != "JPEG" or not _is_plain(picture, data):
-        picture = _open(data)
-    file_format = picture.format or "unknown"
-    keep = _KEPT_SUFFIXES.get(file_format) if _is_plain(picture, data) else None
-    orientation = _orientation(picture)
-    turn = _UPRIGHT.get(orientation)
-    rgb: Image.Image | PlainJpeg
-    if keep == "jpg":
-        rgb = PlainJpeg(data, picture.size)
+    if picture.format == "JPEG" and _is_plain(picture, data):
+        found = Picture(PlainJpeg(data, (picture.height, picture.width, 3)), "jpg", True, "JPEG")
     else:
-        rgb = _to_rgb(picture if turn is None else picture.transpose(turn))
-    if min(rgb.size) < _MIN_SIDE_PIXELS:
-        raise RejectedItem(f"picture is only {rgb.size[0]}x{rgb.size[1]} pixels")
+        found = _decoded(_open(data), data)
+    height, width = found.rgb.shape[:2]
+    if min(height, width) < _MIN_SIDE_PIXELS:
+        raise RejectedItem(f"picture is only {width}x{height} pixels")
+    return found
+
+
+def _decoded(picture: Image.Image, data: bytes) -> Picture:
+    file_format, orientation = picture.format or "unknown", _orientation(picture)
+    keep = "png" if file_format == "PNG" and _is_plain(picture, data) else None
+    turn = _UPRIGHT.get(orientation)
+    rgb = np.array(_to_rgb(picture if turn is None else picture.transpose(turn)), dtype=np.uint8)
     return Picture(rgb, keep, file_format in _LOSSY_FORMATS, file_format, 1 if turn is None else orientation)
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger("piti")
 
 Value = TypeVar("Value")
 _PAUSES_SECONDS = (0.2, 1.0, 3.0)
-_OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, DamagedMemberError)
+_OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, DamagedMemberError)
 _ERRNOS_OF_THE_FILE = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
 _REMEDY = "run again: finished shards are kept"
 

@@ -18,6 +18,7 @@ from piti.config import DataConfig
 from piti.data.shards import ShardSet
 from piti.data.sources import Item, RejectedItem, open_source
 from piti.data.sources.trees import open_tree, shared_listings
+from tests.value_files import write_values
 
 Cut = Callable[[int], np.ndarray]
 Shard = Callable[..., ShardSet]
@@ -29,14 +30,6 @@ def cut(photograph: np.ndarray) -> Cut:
     return lambda number: np.ascontiguousarray(photograph[5 * number : 5 * number + 80, 7 * number : 7 * number + 96])
 
 
-def write(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        np.save(path, values)
-    else:
-        Image.fromarray(values).save(path)
-
-
 @pytest.fixture(scope="module")
 def ade(tmp_path_factory: pytest.TempPathFactory, cut: Cut) -> Path:
     """ADEChallengeData2016 with 5 + 3 pictures; labels 0, 1 and 150; the archive's other files too."""
@@ -45,8 +38,8 @@ def ade(tmp_path_factory: pytest.TempPathFactory, cut: Cut) -> Path:
         for number in range(count):
             labels = np.zeros((80, 96), np.uint8)
             labels[20:, 10:40], labels[40:, 40:] = 1, 150
-            write(root / "images" / folder / f"ADE_{name}_{number + 1:08d}.jpg", cut(number))
-            write(root / "annotations" / folder / f"ADE_{name}_{number + 1:08d}.png", labels)
+            write_values(root / "images" / folder / f"ADE_{name}_{number + 1:08d}.jpg", cut(number))
+            write_values(root / "annotations" / folder / f"ADE_{name}_{number + 1:08d}.png", labels)
     (root / "objectInfo150.txt").write_text("Idx\tRatio\n")
     (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
     return root
@@ -61,8 +54,8 @@ def coco(tmp_path_factory: pytest.TempPathFactory, cut: Cut) -> Path:
             labels = np.full((80, 96), 255, np.uint8)
             labels[:30], labels[30:60, 20:] = 0, 181
             picture = cut(number) if number else np.asarray(Image.fromarray(cut(number)).convert("L"))
-            write(root / folder / f"{number:012d}.jpg", picture)
-            write(root / "stuffthingmaps" / folder / f"{number:012d}.png", labels)
+            write_values(root / folder / f"{number:012d}.jpg", picture)
+            write_values(root / "stuffthingmaps" / folder / f"{number:012d}.png", labels)
     (root / "annotations").mkdir()
     (root / "annotations" / "instances_val2017.json").write_text("{}")
     return root
@@ -82,10 +75,10 @@ def diode(tmp_path_factory: pytest.TempPathFactory, cut: Cut) -> Path:
             valid[10:20] = 0
             normals = np.zeros((80, 96, 3), np.float32)
             normals[..., 2], normals[:5] = -1, 0
-            write(scan / f"{name}.png", cut(number))
-            write(scan / f"{name}_depth.npy", depth)
-            write(scan / f"{name}_depth_mask.npy", valid)
-            write(scan / f"{name}_normal.npy", normals)
+            write_values(scan / f"{name}.png", cut(number))
+            write_values(scan / f"{name}_depth.npy", depth)
+            write_values(scan / f"{name}_depth_mask.npy", valid)
+            write_values(scan / f"{name}_normal.npy", normals)
     return root
 
 
@@ -243,8 +236,8 @@ def test_nuisances_of_a_labelled_dataset_are_rejected_by_name(
     maps = root / "stuffthingmaps" / "train2017"
     expected = {}
     for number, reason in enumerate(("label 182", "condition is 96x40", "no label map", "is empty", "damaged"), 100):
-        write(root / "train2017" / f"{number:012d}.jpg", cut(number % 9))
-        write(
+        write_values(root / "train2017" / f"{number:012d}.jpg", cut(number % 9))
+        write_values(
             maps / f"{number:012d}.png",
             np.full((40 if number == 101 else 80, 96), 182 if number == 100 else 7, np.uint8),
         )
@@ -253,7 +246,7 @@ def test_nuisances_of_a_labelled_dataset_are_rejected_by_name(
     (root / "train2017" / "000000000103.jpg").write_bytes(b"")
     whole = (root / "train2017" / "000000000104.jpg").read_bytes()
     (root / "train2017" / "000000000104.jpg").write_bytes(whole[: len(whole) // 2])
-    write(maps / "000000000999.png", np.zeros((80, 96), np.uint8))
+    write_values(maps / "000000000999.png", np.zeros((80, 96), np.uint8))
     expected["000000000999.png"] = "label map without a picture"
     (root / "train2017" / "again").symlink_to(root / "train2017")  # a loop
     shards = shard_now(coco_data(root), tmp_path / "out")
@@ -336,7 +329,7 @@ def test_a_changed_file_changes_the_fingerprint(ade: Path, tmp_path: Path) -> No
     shutil.copytree(ade, root)
     before = open_source(ade_data(root)).fingerprint()
     assert open_source(ade_data(root)).fingerprint() == before
-    write(root / "annotations" / "training" / "ADE_train_00000001.png", np.ones((80, 96), np.uint8))
+    write_values(root / "annotations" / "training" / "ADE_train_00000001.png", np.ones((80, 96), np.uint8))
     assert open_source(ade_data(root)).fingerprint() != before
 
 

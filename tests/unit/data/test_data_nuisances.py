@@ -22,6 +22,7 @@ from piti.data.geometry import resize_photograph
 from piti.data.shards import ShardSet
 from piti.data.sources import SPLITS, open_source
 from piti.data.verification import verify_shards
+from tests.value_files import write_values
 
 HEIGHT, WIDTH, SIZE = 80, 96, 64
 EXACT, LOSSY = 0.0, 4.0  # mean difference in levels that a format leaves; another picture differs by more than 20
@@ -142,14 +143,6 @@ def plain(number: int) -> Nuisance:
     return Nuisance("", jpeg(cut(number)), cut(number), LOSSY, keeps=True)
 
 
-def save(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        np.save(path, values)
-    else:
-        Image.fromarray(values).save(path)
-
-
 def labelled_tree(kind: str, root: Path) -> Dataset:
     """ADE20K or COCO-Stuff: photographs and label maps of the same names, in the folders of their distributions."""
     if kind == "ade20k":
@@ -181,10 +174,10 @@ def labelled_tree(kind: str, root: Path) -> Dataset:
     for number in (1, 2):
         name = first.format("val_" if kind == "ade20k" else "", number)
         dataset.add(validation, name, plain(number))
-        save(map_of(validation_maps, name), label_map(number))
+        write_values(map_of(validation_maps, name), label_map(number))
     for name, labels in dataset.labels.items():
-        save(map_of(maps, name), labels)
-    save(maps / "no picture.png", label_map(0))
+        write_values(map_of(maps, name), labels)
+    write_values(maps / "no picture.png", label_map(0))
     dataset.reasons["no picture.png"] = "label map without a picture"
     dataset.num_found += 1
     (images / "loop").symlink_to(images)
@@ -207,7 +200,7 @@ def diode_tree(root: Path) -> Dataset:
         for part, usual in (("depth", depth_map(number)), ("depth_mask", valid), ("normal", normals)):
             values = beside.get(part, usual)
             if values is not None:
-                save(root / split / f"{name.removesuffix('.png')}_{part}.npy", values)
+                write_values(root / split / f"{name.removesuffix('.png')}_{part}.npy", values)
         dataset.labels[name] = normals
 
     for nuisance in nuisances():
@@ -218,7 +211,7 @@ def diode_tree(root: Path) -> Dataset:
     add("train", "all unknown", plain(3), "unknown at every pixel", depth=np.full((HEIGHT, WIDTH, 1), np.nan))
     add("train", "other shape", plain(4), "condition is 96x40", depth=np.ones((40, WIDTH, 1)), depth_mask=np.ones((40, WIDTH)))  # fmt: skip
     add("val", "00001_00001_indoors_000_010", plain(5))
-    save(root / "train" / "indoors" / "scene_00000" / "no picture_depth.npy", depth_map(0))
+    write_values(root / "train" / "indoors" / "scene_00000" / "no picture_depth.npy", depth_map(0))
     dataset.reasons["indoors/scene_00000/no picture_depth.npy"] = "depth without a picture"
     dataset.num_found += 1
     (root / "train" / "indoors" / "loop").symlink_to(root / "train" / "indoors")

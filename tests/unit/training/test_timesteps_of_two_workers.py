@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from piti.diffusion import LossSecondMomentSampler
@@ -20,8 +17,8 @@ from piti.training import state as training_state
 from piti.training.gradients import Draw, _gathered
 from piti.training.loop import train
 from piti.training.workers import Workers
+from tests.worker_processes import WORLD_SIZE, run_workers
 
-WORLD_SIZE = 2
 NUM_TIMESTEPS = 3
 ROUNDS = 25
 SHARE = 4  # pictures a worker and round
@@ -55,9 +52,6 @@ def fed_with(rank: int, workers: Workers) -> LossSecondMomentSampler:
 
 def work(rank: int, folder: Path, spec: dict[str, Any]) -> None:
     """One of the processes: feeds a sampler, trains a run, and leaves both samplers' states in files."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
     samplers: list[LossSecondMomentSampler] = []
 
     class Remembered(LossSecondMomentSampler):
@@ -66,14 +60,11 @@ def work(rank: int, folder: Path, spec: dict[str, Any]) -> None:
             samplers.append(self)
 
     training_state.LossSecondMomentSampler = Remembered  # type: ignore[misc]
-    try:
-        workers = Workers.current()
-        fed = fed_with(rank, workers)
-        train(JobContext(JobSpec.model_validate(spec)), workers)
-        (trained,) = samplers
-        torch.save({"fed": fed.state_dict(), "trained": trained.state_dict()}, folder / f"rank-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    workers = Workers.current()
+    fed = fed_with(rank, workers)
+    train(JobContext(JobSpec.model_validate(spec)), workers)
+    (trained,) = samplers
+    torch.save({"fed": fed.state_dict(), "trained": trained.state_dict()}, folder / f"rank-{rank}.pt")
 
 
 def is_uniform(state: dict[str, Tensor]) -> bool:
@@ -92,19 +83,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor], relative: flo
 def states(pipeline: Any, tmp_path: Path) -> list[dict[str, dict[str, Tensor]]]:
     """What each of two processes holds at its end."""
     spec = pipeline.context("pretrain", run="two", **OPTIONS).spec.model_dump(mode="json")
-    spawning = multiprocessing.get_context("spawn")
-    processes = [spawning.Process(target=work, args=(rank, tmp_path, spec)) for rank in range(WORLD_SIZE)]
-    for process in processes:
-        process.start()
-    try:
-        for process in processes:
-            process.join(timeout=240)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-                process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_workers(work, tmp_path, spec)
     return [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(WORLD_SIZE)]
 
 

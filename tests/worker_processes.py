@@ -1,0 +1,44 @@
+"""Real workers of torch.distributed (gloo over loopback), each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+WORLD_SIZE = 2
+_PATIENCE_SECONDS = 240
+
+
+def run_workers(function: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    """`function(rank, folder, *arguments)` in each; they meet through a file in `folder`. Fails unless all end well."""
+    spawning = multiprocessing.get_context("spawn")
+    processes = [
+        spawning.Process(target=_work, args=(function, rank, folder, *arguments)) for rank in range(WORLD_SIZE)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(timeout=_PATIENCE_SECONDS)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+    assert [process.exitcode for process in processes] == [0] * WORLD_SIZE
+
+
+def _work(function: Callable[..., None], rank: int, folder: Path, *arguments: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    try:
+        function(rank, folder, *arguments)
+    finally:
+        dist.destroy_process_group()
