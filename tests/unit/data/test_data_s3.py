@@ -35,6 +35,8 @@ class Unreliable:
 
     Every `cut_every`th answer with more than a few bytes is cut off in the middle, every `stall_every`th request is
     left without an answer for `stall_seconds`, and those whose path holds `broken` fail each time (0, None: never).
+    But for the last, whoever asks the same again after a fault is answered well, however the requests of several
+    processes and their retries fall together.
     """
 
     cut_every = 0
@@ -45,26 +47,35 @@ class Unreliable:
     def __init__(self, application: Any) -> None:
         self._application = application
         self._lock = threading.Lock()
+        self._owed: set[tuple[str, ...]] = set()  # good answers, by request
         self.active = False
         self.seen: Counter[str] = Counter()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        request = tuple(environ.get(part, "") for part in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "HTTP_RANGE"))
+        if self.broken is not None and self.broken in environ["PATH_INFO"]:
+            return self._fail(environ, start_response)
         with self._lock:
             self.seen["requests"] += self.active
             number = self.seen["requests"]
-        if self.broken is not None and self.broken in environ["PATH_INFO"]:
-            return self._fail(environ, start_response)
-        if self.active and number % 7 == 3:
+            fails = self.active and number % 7 == 3
+            stalls = self.active and self.stall_every > 0 and number % self.stall_every == 0
+            if request in self._owed:
+                self._owed.remove(request)
+                return self._application(environ, start_response)  # type: ignore[no-any-return]
+            if fails or stalls:
+                self._owed.add(request)
+        if fails:
             return self._fail(environ, start_response)
         if self.active and number % 11 == 5:
             self.seen["late"] += 1
             time.sleep(0.2)
-        if self.active and self.stall_every and number % self.stall_every == 0:
+        if stalls:
             self.seen["stalled"] += 1
             time.sleep(self.stall_seconds)
         answer: Iterable[bytes] = self._application(environ, start_response)
         if self.active and self.cut_every and environ["REQUEST_METHOD"] == "GET":
-            return self._cut(b"".join(answer))
+            return self._cut(request, b"".join(answer))
         return answer
 
     def _fail(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -73,7 +84,7 @@ class Unreliable:
         start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
         return [b"<Error><Code>InternalError</Code><Message>injected</Message></Error>"]
 
-    def _cut(self, body: bytes) -> Iterable[bytes]:
+    def _cut(self, request: tuple[str, ...], body: bytes) -> Iterable[bytes]:
         """The header has promised all of it by now."""
         if len(body) < 1000:
             return [body]
@@ -81,6 +92,8 @@ class Unreliable:
             self.seen["long"] += 1
             is_cut = self.seen["long"] % self.cut_every == 0
             self.seen["cut"] += is_cut
+            if is_cut:
+                self._owed.add(request)
         return [body[: len(body) // 2]] if is_cut else [body]
 
 
