@@ -44,8 +44,8 @@ class ModelConfig(Section):
 
     `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
     side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
-    `channels_last` is how activations lie in memory, None what suits the machine: faster at published widths on GPUs
-    and on CPUs with AVX-512, slower elsewhere and at the demo's widths.
+    `channels_last` is how activations lie in memory, None what suits the machine and the width: faster on GPUs, on
+    CPUs with AVX-512, and at published widths on any; on other CPUs slower at the demo's widths.
     """
 
     image_size: Positive = 64
