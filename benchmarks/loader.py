@@ -1,15 +1,18 @@
 """Times the loader beside a bare loop over the same files, and decoders beside each other.
 
-    python benchmarks/loader.py [--pictures 300] [--only squash random decoders] [--json FILE]
+    python benchmarks/loader.py [--pictures 300] [--only squash random decoders conditions] [--json FILE]
 
 Processor time on one thread, so that a busy machine disturbs little; contenders take turns within a round.
 
-  squash   shards at training size.
-  random   shards of kept 640x480 JPEGs, of which random squares are cut and resized.
+  squash      shards at training size.
+  random      shards of kept 640x480 JPEGs, of which random squares are cut and resized.
+  conditions  the same squares of 640x480 sketches and label maps, decoded as the loader does it and by OpenCV; distances
+              to the edges of a 256x256 sketch, likewise.
 
-Loops beside the loader, all by the loader's own libraries (simplejpeg, OpenCV, torch):
+Loops beside the loader, all by the loader's own libraries (simplejpeg, libdeflate, OpenCV, torch), over files in memory:
+  pictures            decode the same shards' JPEGs and nothing else; where random, crop and resize the same squares.
+                      This is the bare loop of the loader's goal.
   originals           decode the original 640x480 JPEGs and resize them to training size; no conditions.
-  pictures            decode the same shards' JPEGs alone, crop and resize the same squares where random.
   decode              the same, and the conditions: decode, crop, resize.
   decode_and_render   the same, and what a network needs: conditions rendered, float planes, one batch.
 
@@ -43,13 +46,15 @@ from sharding import SIDE, data_of, write_pictures
 
 from piti.config import DegradationConfig
 from piti.data.conditions import StoredCondition, render_condition
-from piti.data.decoding import decode_image
+from piti.data.decoding import decode_condition, decode_image
+from piti.data.distance import edge_distance
 from piti.data.examples import Degraded
 from piti.data.geometry import crop_photograph, resize_edges, resize_photograph
 from piti.data.loader import TrainingLoader
 from piti.data.order import draw_chances
-from piti.data.sharding import plan_shards, write_shard
+from piti.data.sharding import encode_condition_png, plan_shards, write_shard
 from piti.data.shards import ShardSet, write_manifest
+from piti.data.sketch import detect_edges
 from piti.data.sources import open_source
 
 BATCH = 10
@@ -59,7 +64,9 @@ Decoder = Callable[[bytes], NDArray[np.uint8]]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times of the loader and of JPEG decoders.")
     parser.add_argument("--pictures", type=int, default=300)
-    parser.add_argument("--only", nargs="*", default=["squash", "random", "decoders"], help="parts to measure")
+    parser.add_argument(
+        "--only", nargs="*", default=["squash", "random", "decoders", "conditions"], help="parts to measure"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -71,8 +78,12 @@ def main() -> None:
             figures[geometry] = loader_figures(Path(folder), geometry)
         if "decoders" in options.only:
             figures["decoders"] = decoder_figures([path.read_bytes() for path in files[:100]])
+        if "conditions" in options.only:
+            figures["conditions"] = condition_figures(
+                [simplejpeg.decode_jpeg(path.read_bytes()) for path in files[:100]]
+            )
     for name, value in figures.items():
-        print(f"{name:8s} {value}")
+        print(f"{name:10s} {value}")
     print(json.dumps(figures))
     if options.json:
         options.json.write_text(json.dumps(figures) + "\n")
@@ -101,11 +112,10 @@ def loader_figures(root: Path, geometry: str) -> dict[str, float]:
 
     def decoded(key: str, members: dict[str, bytes]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         image = simplejpeg.decode_jpeg(members["jpg"])
-        edges = cv2.imdecode(np.frombuffer(members["cond.png"], np.uint8), cv2.IMREAD_UNCHANGED)
-        if geometry == "random":
-            box = boxes[key]
-            image, edges = crop_photograph(image, box, SIDE), resize_edges(box.cut(edges), SIDE, SIDE)
-        return image, edges
+        if geometry != "random":
+            return image, decode_condition(members).values
+        edges = decode_condition(members, boxes[key]).values
+        return crop_photograph(image, boxes[key], SIDE), resize_edges(edges, SIDE, SIDE)
 
     boxes = {
         key: draw_chances(0, 0, key, num_variants=0, crop_from=decode_image(members).shape).box
@@ -148,6 +158,37 @@ def loader_figures(root: Path, geometry: str) -> dict[str, float]:
         for name in ("decode", "decode_and_render", "pictures", "originals")
     }
     return {**each, **shares}
+
+
+def condition_figures(images: list[NDArray[np.uint8]]) -> dict[str, float]:
+    """Milliseconds a condition."""
+    boxes = [
+        draw_chances(0, 0, str(number), num_variants=0, crop_from=image.shape).box
+        for number, image in enumerate(images)
+    ]
+    sketches = [detect_edges(image) for image in images]
+    labels = [cv2.GaussianBlur(image[..., 0], (0, 0), 6) // 16 for image in images]
+    small = [resize_edges(box.cut(edges), SIDE, SIDE) for box, edges in zip(boxes, sketches, strict=True)]
+    contenders: dict[str, Callable[[], None]] = {
+        "distance": lambda: [edge_distance(edges) for edges in small] and None,
+        "distance_by_opencv": lambda: (
+            [cv2.distanceTransform(cv2.bitwise_not(edges), cv2.DIST_L1, 3, dstType=cv2.CV_8U) for edges in small]
+            and None
+        ),
+    }
+
+    def add(name: str, contents: list[bytes]) -> None:
+        contenders[name] = lambda: (
+            [decode_condition({"cond.png": content}, box) for content, box in zip(contents, boxes, strict=True)]
+            and None
+        )
+        contenders[f"{name}_by_opencv"] = lambda: (
+            [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) for content in contents] and None
+        )
+
+    add("sketch", [encode_condition_png(edges, "sketch") for edges in sketches])
+    add("labels", [encode_condition_png(values, "mask") for values in labels])
+    return {name: round(1000 * value / len(images), 3) for name, value in best_in_turns(contenders).items()}
 
 
 def best_in_turns(contenders: dict[str, Callable[[], None]], rounds: int = 4) -> dict[str, float]:

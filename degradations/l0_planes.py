@@ -8,25 +8,13 @@ space (equation 8). The divergence is added to I before the transform, so a step
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import cv2
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from degradations.compiling import compiled
+
 Planes = NDArray[np.float32]
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile at the first call, for the types it is called with; kept on disk beside this file where that can be."""
-    compiler = partial(numba.njit, fastmath=True, error_model="numpy", nogil=True)
-    try:
-        compiled: Callable[..., None] = compiler(cache=True)(function)
-    except RuntimeError:  # numba finds no folder that it may write to
-        compiled = compiler()(function)
-    return compiled
 
 
 def smooth_planes(planes: Planes, betas: list[float], lam: float) -> Planes:
@@ -78,7 +66,7 @@ def _second_difference(frequencies: NDArray[np.int64], size: int) -> NDArray[np.
     return eigenvalues
 
 
-@_compiled
+@compiled
 def _divide(spectrum: Planes, laplacian: Planes, constant: np.float32, slope: np.float32) -> None:
     """spectrum /= constant + slope * laplacian"""
     height, width = spectrum.shape
@@ -87,7 +75,7 @@ def _divide(spectrum: Planes, laplacian: Planes, constant: np.float32, slope: np
             spectrum[row, column] /= constant + slope * laplacian[row, column]
 
 
-@_compiled
+@compiled
 def _add_strong_gradients(picture: Planes, start: Planes, beta: np.float32, weakest: np.float32, out: Planes) -> None:
     """out = start + beta div(h, v), (h, v) being the forward differences of `picture` whose energy is >= `weakest`.
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piti.data.distance import edge_distance
 from piti.data.geometry import Modality
 from piti.data.sources.base import RawCondition
 
@@ -141,8 +142,7 @@ def paint_condition(stored: StoredCondition, modality: Modality, num_classes: in
             raise ValueError("masks need num_classes")
         return _paint_labels(stored.values, _color_table(num_classes))
     if modality == "sketch":
-        distance = cv2.distanceTransform(cv2.bitwise_not(stored.values), cv2.DIST_L1, 3, dstType=cv2.CV_8U)
-        return np.asarray(distance, dtype=np.uint8)[None]  # in 8 bits, so clipped
+        return edge_distance(stored.values)[None]
     depth = _jet()[_jet_index(stored.values)] * (stored.values > 0)[..., None].astype(np.uint8)
     normals = np.zeros_like(depth) if stored.normals is None else _paint_normals(stored.normals)
     return np.ascontiguousarray(np.concatenate([normals, depth], axis=2).transpose(2, 0, 1))

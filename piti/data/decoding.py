@@ -1,7 +1,7 @@
 """Stored samples back to arrays.
 
-The fastest decoders that were found read here, libjpeg-turbo through simplejpeg and OpenCV (docs/performance.md). They
-may be lenient, since these files are ours and their hashes have been checked.
+The fastest decoders that were found read here: libjpeg-turbo through simplejpeg, libdeflate, and OpenCV for the rest
+(docs/performance.md). They may be lenient, since these files are ours and their hashes have been checked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from piti.data.conditions import StoredCondition
 from piti.data.geometry import CropBox
+from piti.data.grey_png import decode_grey_png
 
 _PICTURE_SUFFIXES = ("png", "jpg")
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -42,15 +43,20 @@ def decode_rgb(data: bytes) -> NDArray[np.uint8]:
     return _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def decode_condition(members: Mapping[str, bytes]) -> StoredCondition:
-    """The condition of a sample. Raises DamagedPictureError where it is missing or does not decode."""
+def decode_condition(members: Mapping[str, bytes], box: CropBox | None = None) -> StoredCondition:
+    """The condition of a sample in `box` (None: the whole).
+
+    Raises DamagedPictureError where it is missing or does not decode.
+    """
     if "cond.png" not in members:
         raise DamagedPictureError("sample holds no condition")
-    values = _decode(members["cond.png"], cv2.IMREAD_UNCHANGED)
+    values: NDArray[Any] | None = decode_grey_png(members["cond.png"], box)
+    if values is None:
+        values = _part(_decode(members["cond.png"], cv2.IMREAD_UNCHANGED), box)
     if "normal.png" not in members:
         return StoredCondition(values)
-    normals = cv2.cvtColor(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED), cv2.COLOR_BGR2RGB)
-    return StoredCondition(values, np.asarray(normals, dtype=np.uint16))
+    normals = _part(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED), box)
+    return StoredCondition(values, np.asarray(cv2.cvtColor(normals, cv2.COLOR_BGR2RGB), dtype=np.uint16))
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ def decode_variant(members: Mapping[str, bytes], variant: int) -> LowResolution:
         return LowResolution(decode_rgb(members[f"lr{variant}.png"]), None if crop is None else CropBox(*crop))
     except (KeyError, IndexError, json.JSONDecodeError) as error:
         raise DamagedPictureError(f"companion sample holds no variant {variant}") from error
+
+
+def _part(values: NDArray[Any], box: CropBox | None) -> NDArray[Any]:
+    return values if box is None else box.cut(values)
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:

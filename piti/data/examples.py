@@ -22,7 +22,7 @@ from piti.data.decoding import (
     num_variants,
 )
 from piti.data.degrading import draw_variant
-from piti.data.geometry import CropBox, Modality, crop_nearest, crop_photograph, resize_edges
+from piti.data.geometry import CropBox, Modality, crop_photograph, resize_edges, resize_nearest
 from piti.data.order import draw_chances
 from piti.data.shard_reader import DamagedSample, ShardReader
 from piti.data.sources.keys import stable_hash
@@ -121,7 +121,7 @@ class ExampleReader:
         place: int,
     ) -> Example:
         data = self._data
-        image, condition = decode_image(members), decode_condition(members)
+        image = decode_image(members)
         box = CropBox.central(*image.shape[:2])
         flip, variant = False, 0
         if draw is not None:
@@ -134,7 +134,9 @@ class ExampleReader:
             box, low_res = low.box or box, low.image
         if data.geometry == "random":
             image = crop_photograph(image, box, data.image_size)
-            condition = _crop_condition(condition, data.modality, box, data.image_size)
+            condition = _resized(decode_condition(members, box), data.modality, data.image_size)
+        else:
+            condition = decode_condition(members)
         if flip:
             image, condition = _mirrored(image), condition.flipped()
             low_res = None if low_res is None else _mirrored(low_res)
@@ -178,11 +180,11 @@ def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.flip(image, 1), dtype=np.uint8)
 
 
-def _crop_condition(stored: StoredCondition, modality: Modality, box: CropBox, size: int) -> StoredCondition:
+def _resized(stored: StoredCondition, modality: Modality, size: int) -> StoredCondition:
     if modality == "sketch":
-        return StoredCondition(resize_edges(np.ascontiguousarray(box.cut(stored.values)), size, size))
-    normals = None if stored.normals is None else crop_nearest(stored.normals, box, size)
-    return StoredCondition(crop_nearest(stored.values, box, size), normals)
+        return StoredCondition(resize_edges(stored.values, size, size))
+    normals = None if stored.normals is None else resize_nearest(stored.normals, size, size)
+    return StoredCondition(resize_nearest(stored.values, size, size), normals)
 
 
 def _check_made_for(uri: str, about: dict[str, Any], name: str, wanted: object) -> None:

@@ -48,6 +48,11 @@ class CropBox:
         side = min(height, width)
         return cls((width - side) // 2, (height - side) // 2, side)
 
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom; the last two are not of it."""
+        return self.left, self.top, self.left + self.side, self.top + self.side
+
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
         """This box of an array (H, W, ...), as a view."""
         return array[self.top : self.top + self.side, self.left : self.left + self.side]
@@ -89,14 +94,9 @@ def resize_photograph(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if image.shape[:2] == (size, size):
         return image
     pixels = image if image.flags.writeable else image.copy()  # torch warns of memory that it may not write
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = F.interpolate(planes, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return np.asarray(cv2.merge(list(resized[0].numpy())), dtype=np.uint8)
-
-
-def crop_nearest(values: NDArray[Any], box: CropBox, size: int) -> NDArray[Any]:
-    """(H, W) or (H, W, C) -> the box at (size, size), each value that of the nearest pixel."""
-    return resize_nearest(box.cut(values), size, size)
+    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
+    resized = F.interpolate(batch, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return np.asarray(resized.permute(0, 2, 3, 1)[0].numpy(), dtype=np.uint8)
 
 
 def resize_edges(edges: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

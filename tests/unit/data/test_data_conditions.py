@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from piti.data.conditions import (
     null_condition,
     render_condition,
 )
+from piti.data.distance import edge_distance
 from piti.data.sources.base import RawCondition
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,6 +53,15 @@ def test_masks_are_coloured_and_unlabelled_is_black() -> None:
     wide = StoredCondition(labels.astype(np.uint16))
     assert torch.equal(render_condition(wide, "mask", 182), render_condition(StoredCondition(labels), "mask", 182))
     np.testing.assert_array_equal(condition_picture(painted.transpose(2, 0, 1), "mask"), painted)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.0001, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (64, 64), (257, 311)])
+def test_distances_are_opencvs(shape: tuple[int, int], density: float) -> None:
+    rng = np.random.default_rng(0)
+    edges = np.where(rng.random(shape) < density, np.uint8(255), rng.integers(0, 255, shape, dtype=np.uint8))
+    expected = cv2.distanceTransform(cv2.bitwise_not(edges), cv2.DIST_L1, 3, dstType=cv2.CV_8U)
+    np.testing.assert_array_equal(edge_distance(edges), expected)
 
 
 def test_sketches_are_city_block_distances_to_the_nearest_edge() -> None:

@@ -1,0 +1,25 @@
+"""Loops over pixels, compiled by numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec, TypeVar, cast
+
+import numba
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Compile at the first call, for the types it is called with; kept on disk beside its file where that can be.
+
+    Floating-point arithmetic may be reordered. Other threads run meanwhile: Python's lock is let go of.
+    """
+    compiler = partial(numba.njit, fastmath=True, error_model="numpy", nogil=True)
+    try:
+        made = compiler(cache=True)(function)
+    except RuntimeError:  # numba finds no folder that it may write to
+        made = compiler()(function)
+    return cast("Callable[Parameters, Result]", made)

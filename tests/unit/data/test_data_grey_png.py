@@ -1,0 +1,106 @@
+"""Grey PNGs are read as OpenCV reads them, whatever wrote them, and parts of them likewise."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+from piti.data.decoding import DamagedPictureError, decode_condition
+from piti.data.geometry import CropBox, Modality
+from piti.data.grey_png import decode_grey_png
+from piti.data.sharding import encode_condition_png, encode_png
+
+BOXES = [
+    None,
+    CropBox(0, 0, 64),
+    CropBox(1, 3, 8),
+    CropBox(7, 11, 50),
+    CropBox(9, 40, 60),
+    CropBox(36, 1, 1),
+    CropBox(37, 36, 64),
+]
+FILTERS = {
+    "none": cv2.IMWRITE_PNG_FILTER_NONE, "sub": cv2.IMWRITE_PNG_FILTER_SUB, "up": cv2.IMWRITE_PNG_FILTER_UP,
+    "average": cv2.IMWRITE_PNG_FILTER_AVG, "paeth": cv2.IMWRITE_PNG_FILTER_PAETH, "all": cv2.IMWRITE_PNG_ALL_FILTERS,
+}  # fmt: skip
+
+
+def photograph() -> NDArray[np.uint8]:
+    return np.ascontiguousarray(data.camera()[100:200, 150:251])  # 101 columns: a row ends within a byte of bits
+
+
+def by_opencv(content: bytes) -> NDArray[np.uint8]:
+    return np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("modality", ["mask", "sketch"])
+def test_stored_conditions_are_read_without_opencv(modality: Modality, box: CropBox | None) -> None:
+    values = photograph() if modality == "mask" else np.where(photograph() > 100, np.uint8(255), np.uint8(0))
+    found = decode_grey_png(encode_condition_png(values, modality), box)
+    assert found is not None
+    np.testing.assert_array_equal(found, values if box is None else box.cut(values))
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("bilevel", [0, 1])
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_filter_gives_the_pixels_that_opencv_reads(name: str, bilevel: int, box: CropBox | None) -> None:
+    options = [cv2.IMWRITE_PNG_FILTER, FILTERS[name], cv2.IMWRITE_PNG_BILEVEL, bilevel]
+    content = cv2.imencode(".png", photograph() // 50 * 50, options)[1].tobytes()
+    if name in ("none", "sub", "up"):
+        assert decode_grey_png(content, box) is not None
+    expected = by_opencv(content)
+    found = decode_condition({"cond.png": content}, box).values
+    np.testing.assert_array_equal(found, expected if box is None else box.cut(expected))
+
+
+def saved(image: Image.Image, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "png", **options)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def others() -> dict[str, bytes]:
+    grey = Image.fromarray(photograph())
+    return {
+        "16 bits": encode_png(photograph().astype(np.uint16) * 257),
+        "colours": encode_png(data.astronaut()[:90, :90]),
+        "palette": saved(grey.convert("P")),
+        "4 bits": saved(grey.convert("P", palette=Image.Palette.ADAPTIVE, colors=9), bits=4),
+        "transparency": saved(grey, transparency=70),
+        "gamma or text": saved(grey, dpi=(300, 300)),
+    }
+
+
+@pytest.mark.parametrize("kind", others())
+def test_other_files_are_left_to_opencv(kind: str) -> None:
+    content = others()[kind]
+    assert decode_grey_png(content) is None
+    np.testing.assert_array_equal(decode_condition({"cond.png": content}).values, by_opencv(content))
+
+
+def test_a_box_beyond_the_picture_is_left_to_opencv() -> None:
+    content = encode_condition_png(photograph(), "mask")
+    assert decode_grey_png(content, CropBox(40, 0, 64)) is None
+    assert decode_grey_png(content, CropBox(0, 40, 64)) is None
+
+
+def test_damaged_files_are_refused() -> None:
+    content = encode_condition_png(photograph(), "mask")
+    for cut in (b"", content[:8], content[:30], content[:37], b"GIF" + content[3:]):
+        assert decode_grey_png(cut) is None
+        with pytest.raises(DamagedPictureError, match="does not decode"):
+            decode_condition({"cond.png": cut})
+    for place in range(0, len(content), 97):  # wherever it is, nothing but an answer
+        flipped = bytearray(content)
+        flipped[place] ^= 0x55
+        decode_grey_png(bytes(flipped))
+    for side in (102, 1 << 24, (1 << 32) - 1):  # no memory is taken for a size that the pixels do not have
+        assert decode_grey_png(content[:16] + 2 * side.to_bytes(4, "big") + content[24:]) is None
