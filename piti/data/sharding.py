@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from piti.config import DataConfig
 from piti.data.conditions import StoredCondition, encode_condition
 from piti.data.geometry import Modality, shrink_condition, shrink_photograph
+from piti.data.shard_sizes import num_shards
 from piti.data.shards import ShardStats, ShardWriter
 from piti.data.sketch import detect_sketch, sketch_record
 from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
@@ -55,12 +56,13 @@ class ShardPlans:
     """
 
     def __init__(self, spilled: Mapping[Split, SpilledItems], data: DataConfig) -> None:
-        self._spilled, self._samples_per_shard = spilled, data.samples_per_shard
+        self._spilled = spilled
         self.num_items: dict[Split, int] = {split: len(items) for split, items in spilled.items()}
+        self._num_shards = {split: num_shards(len(items), items.mean_bytes, data) for split, items in spilled.items()}
         self.num_not_drawn = sum(items.num_not_drawn for items in spilled.values())
         settings, self.digests = _settings(data), {}
         for split, number, name in self._every_shard():
-            lines = spilled[split].lines(number, self._num_shards(split))
+            lines = spilled[split].lines(number, self._num_shards[split])
             if lines:
                 self.digests[name] = hashlib.sha256(b"".join([settings, *lines])).hexdigest()
 
@@ -74,20 +76,17 @@ class ShardPlans:
         """The plans of the named shards."""
         for split, number, name in self._every_shard():
             if name in names and name in self.digests:
-                packed = self._spilled[split].packed(number, self._num_shards(split))
+                packed = self._spilled[split].packed(number, self._num_shards[split])
                 yield ShardPlan(name, split, self.digests[name], packed)
 
     def _every_shard(self) -> Iterator[tuple[Split, int, str]]:
         for split in self._spilled:
-            for number in range(self._num_shards(split)):
+            for number in range(self._num_shards[split]):
                 yield split, number, shard_name(split, number)
-
-    def _num_shards(self, split: Split) -> int:
-        return -(-len(self._spilled[split]) // self._samples_per_shard)
 
 
 def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
-    """Divide everything a source found among shards of about `data.samples_per_shard` items.
+    """Divide everything a source found among shards; how many see `shard_sizes.num_shards`.
 
     An item's shard follows from a hash of its key and the number of shards, so that neighbours in the dataset are
     spread out, and one item more changes one shard as long as the number of shards stays. `data.max_samples` keeps

@@ -111,6 +111,10 @@ class Item(Protocol):
     def identity(self) -> str:
         """Changes whenever the item's content may have changed (size and time of its files, say)."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its files, as listed; 0 where it has none of its own."""
+
     def load(self) -> LoadedItem:
         """Read it. Raises RejectedItem with the reason where it is unusable."""
 

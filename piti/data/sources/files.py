@@ -84,7 +84,7 @@ class FileItem:
     """A picture with the files that go with it, or `fault`: why it cannot be a sample.
 
     `condition` is a label map, a sketch or a depth map, a picture or `.npy`; None where a sketch is to be detected.
-    `validity` (geometry): where the depth counts, a `.npy` that is positive there.
+    `validity` (geometry): where the depth counts, a `.npy` that is positive there. `size_bytes`: of all its files.
     """
 
     key: str
@@ -96,6 +96,7 @@ class FileItem:
     normals: FilePart | None = None
     validity: FilePart | None = None
     fault: str | None = None
+    size_bytes: int = 0
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""
@@ -224,6 +225,11 @@ def listing_fingerprint(version: int, places: Iterable[str]) -> str:
 def joint_identity(*parts: Entry | None) -> str:
     """Changes whenever one of an item's files may have changed."""
     return "|".join(part.identity for part in parts if part is not None)
+
+
+def joint_size(*parts: Entry | None) -> int:
+    """Bytes of an item's files."""
+    return sum(part.size_bytes for part in parts if part is not None)
 
 
 def _check_frame(picture: tuple[int, ...], other: tuple[int, ...], what: str) -> None:
