@@ -1,7 +1,8 @@
 """Stored samples back to arrays.
 
 The fastest decoders that were found read here, libjpeg-turbo through simplejpeg and OpenCV (docs/performance.md). They
-may be lenient, since these files are ours and their hashes have been checked.
+may be lenient, since these files are ours and their hashes have been checked. Only what has never been decoded
+(data.check headers, which the sample's JSON tells) is looked at as strictly as sharding would have done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 
 from piti.data.conditions import StoredCondition
 from piti.data.geometry import CropBox
+from piti.data.sources.base import RejectedItem
+from piti.data.sources.files import check_labels
+from piti.data.sources.pictures import PlainJpeg
 
 _PICTURE_SUFFIXES = ("png", "jpg")
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -31,7 +35,8 @@ def decode_image(members: Mapping[str, bytes]) -> NDArray[np.uint8]:
     """The picture of a sample: uint8 (H, W, 3) RGB. Raises DamagedPictureError where there is none or it does not decode."""
     for suffix in _PICTURE_SUFFIXES:
         if suffix in members:
-            return decode_rgb(members[suffix])
+            unchecked = suffix == "jpg" and _was_checked_by_headers(members)
+            return _decode_strictly(members[suffix]) if unchecked else decode_rgb(members[suffix])
     raise DamagedPictureError("sample holds no picture")
 
 
@@ -47,6 +52,8 @@ def decode_condition(members: Mapping[str, bytes]) -> StoredCondition:
     if "cond.png" not in members:
         raise DamagedPictureError("sample holds no condition")
     values = _decode(members["cond.png"], cv2.IMREAD_UNCHANGED)
+    if _was_checked_by_headers(members):
+        _check_values(values, _record(members).get("num_classes"))
     if "normal.png" not in members:
         return StoredCondition(values)
     normals = cv2.cvtColor(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED), cv2.COLOR_BGR2RGB)
@@ -59,6 +66,11 @@ class LowResolution:
 
     image: NDArray[np.uint8]
     box: CropBox | None
+
+
+def is_companion(members: Mapping[str, bytes]) -> bool:
+    """Whether a sample is the companion of another; one of a damaged picture has no variants."""
+    return "variants" in _record(members)
 
 
 def num_variants(members: Mapping[str, bytes]) -> int:
@@ -74,6 +86,33 @@ def decode_variant(members: Mapping[str, bytes], variant: int) -> LowResolution:
         return LowResolution(decode_rgb(members[f"lr{variant}.png"]), None if crop is None else CropBox(*crop))
     except (KeyError, IndexError, json.JSONDecodeError) as error:
         raise DamagedPictureError(f"companion sample holds no variant {variant}") from error
+
+
+def _record(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """What a sample's JSON says of it."""
+    record: dict[str, Any] = json.loads(members.get("json", b"{}"))
+    return record
+
+
+def _was_checked_by_headers(members: Mapping[str, bytes]) -> bool:
+    return _record(members).get("check") == "headers"
+
+
+def _decode_strictly(data: bytes) -> NDArray[np.uint8]:
+    try:
+        return PlainJpeg(data, ()).decode()
+    except RejectedItem as error:
+        raise DamagedPictureError(str(error)) from error
+
+
+def _check_values(values: NDArray[Any], num_classes: int | None) -> None:
+    """Raise DamagedPictureError unless labels are among `num_classes` or unlabelled; None: these are no labels."""
+    if num_classes is None:
+        return
+    try:
+        check_labels(values, num_classes)
+    except RejectedItem as error:
+        raise DamagedPictureError(str(error)) from error
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piti.config import DataConfig
-from piti.data.conditions import StoredCondition, encode_condition
+from piti.data.conditions import encode_condition
 from piti.data.geometry import Modality, shrink_condition, shrink_photograph
 from piti.data.shard_sizes import num_shards
 from piti.data.shards import ShardStats, ShardWriter
@@ -24,7 +24,7 @@ from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
 from piti.errors import DataError
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _JPEG_QUALITY = 95
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
@@ -106,7 +106,7 @@ def _settings(data: DataConfig) -> bytes:
         "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
-        "conditions_follow_exif": data.conditions_follow_exif,
+        "conditions_follow_exif": data.conditions_follow_exif, "check": data.check,
     }  # fmt: skip
     return json.dumps(settings, sort_keys=True).encode()
 
@@ -142,23 +142,28 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     _check_classes(loaded, data)
     whole = data.geometry == "random" or loaded.shape[:2] == (data.image_size, data.image_size)
     original = loaded.original if whole else None
-    if original is not None and loaded.condition is not None:
-        loaded.check()  # nothing else here reads its pixels
+    has_condition = loaded.condition is not None or loaded.stored_condition is not None
+    by_headers = loaded.stored_condition is not None
+    if original is not None and has_condition:  # nothing here reads the picture's pixels
         members = {original[1]: original[0]}
-        raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.shape)
+        if data.check == "headers" and loaded.seems_whole:
+            by_headers = True
+        else:
+            loaded.check()
+        members |= _condition_members(loaded, None, data)
     else:
         image = loaded.image
         if data.geometry != "random" and not whole:
             image = shrink_photograph(image, data.geometry, data.image_size)
-        raw = _condition(loaded, image, data)
-        members = _picture_member(image, loaded, original)
-    members |= _condition_members(encode_condition(raw, data.modality), data.modality)
+        members = _picture_member(image, loaded, original) | _condition_members(loaded, image, data)
     about: dict[str, Any] = {
         "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
-        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None, **loaded.provenance,
+        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None, "check": "headers" if by_headers else "pixels", **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":
-        about["sketch"] = sketch_record(data.sketch) if loaded.condition is None else {"name": "given"}
+        about["sketch"] = {"name": "given"} if has_condition else sketch_record(data.sketch)
+    if data.modality == "mask":
+        about["num_classes"] = data.num_classes
     members["json"] = json.dumps(about, sort_keys=True).encode()
     return members
 
@@ -171,11 +176,11 @@ def _check_classes(loaded: LoadedItem, data: DataConfig) -> None:
         raise FilteredItem("shows none of data.require_classes")
 
 
-def _condition(loaded: LoadedItem, image: NDArray[np.uint8], data: DataConfig) -> RawCondition:
-    """The condition at the size of `image`, the stored picture, in which a missing sketch is detected."""
+def _condition(loaded: LoadedItem, image: NDArray[np.uint8] | None, data: DataConfig) -> RawCondition:
+    """The condition at the size of the stored picture, `image`, in which a missing sketch is detected."""
     if loaded.condition is not None:
-        return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
-    if data.modality != "sketch":
+        return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.shape)
+    if data.modality != "sketch" or image is None:
         raise RejectedItem(f"no condition for modality {data.modality}")
     return RawCondition(detect_sketch(image, data.sketch))
 
@@ -191,8 +196,12 @@ def _picture_member(
     return {"png": encode_png(image)}
 
 
-def _condition_members(stored: StoredCondition, modality: Modality) -> dict[str, bytes]:
-    members = {"cond.png": encode_condition_png(stored.values, modality)}
+def _condition_members(loaded: LoadedItem, image: NDArray[np.uint8] | None, data: DataConfig) -> dict[str, bytes]:
+    """The files of the condition; `image` is the stored picture, None where it is not decoded."""
+    if loaded.stored_condition is not None:
+        return {"cond.png": loaded.stored_condition}
+    stored = encode_condition(_condition(loaded, image, data), data.modality)
+    members = {"cond.png": encode_condition_png(stored.values, data.modality)}
     if stored.normals is not None:
         members["normal.png"] = encode_png(stored.normals)
     return members

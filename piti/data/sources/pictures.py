@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from piti.data.sources.base import RejectedItem, as_array
+from piti.data.sources.structure import has_jpeg_end
 
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
 _EXIF_ORIENTATION = 0x0112
@@ -28,6 +29,7 @@ _UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+_LOST_PIXELS = ("remature end", "bad Huffman code", "instead of RST")  # what libjpeg says where it makes some up
 _MIN_SIDE_PIXELS = 16
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -43,15 +45,27 @@ class PlainJpeg:
         """uint8 (H, W, 3) RGB, Pillow's levels. Raises RejectedItem where the file is damaged."""
         try:
             return np.asarray(simplejpeg.decode_jpeg(self.data, "RGB", strict=True), dtype=np.uint8)
-        except ValueError:  # an oddity at least: Pillow, which forgives some and tells more, decides
-            return np.array(_open(self.data), dtype=np.uint8)
+        except ValueError as complaint:
+            return np.array(self._forgiven(complaint), dtype=np.uint8)
 
     def check(self) -> None:
         """Raise RejectedItem where the file is damaged: reads all of it, but makes an eighth of each side of it."""
         try:
             simplejpeg.decode_jpeg(self.data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-        except ValueError:
-            _open(self.data)
+        except ValueError as complaint:
+            self._forgiven(complaint)
+
+    @property
+    def seems_whole(self) -> bool:
+        """Whether it ends with its end marker, no pixel being looked at."""
+        return has_jpeg_end(self.data)
+
+    def _forgiven(self, complaint: ValueError) -> Image.Image:
+        """What Pillow makes of an oddity that costs no pixels. Raises RejectedItem for any other."""
+        picture = _open(self.data)
+        if any(words in str(complaint) for words in _LOST_PIXELS):
+            raise RejectedItem(f"picture is damaged ({complaint})")
+        return picture
 
 
 @dataclass(frozen=True)
