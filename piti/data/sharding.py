@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,14 @@ from piti.data.shard_sizes import num_shards
 from piti.data.shards import ShardStats, ShardWriter
 from piti.data.sketch import detect_sketch, sketch_record
 from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
+from piti.data.sources.trees import shared_listings
 from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
 from piti.errors import DataError
 
 _FORMAT_VERSION = 4
 _JPEG_QUALITY = 95
+_READERS = 2
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
 
@@ -93,10 +97,11 @@ def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
     that many training items, drawn by `seed`; validation stays whole. Raises DataError where a split is empty.
     """
     spilled: dict[Split, SpilledItems] = {}
-    for split in SPLITS:
-        spilled[split] = SpilledItems(source.items(split), data.max_samples if split == "train" else None, seed)
-        if not len(spilled[split]):
-            raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
+    with shared_listings():
+        for split in SPLITS:
+            spilled[split] = SpilledItems(source.items(split), data.max_samples if split == "train" else None, seed)
+            if not len(spilled[split]):
+                raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
     return ShardPlans(spilled, data)
 
 
@@ -118,9 +123,9 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
     """
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     with ShardWriter(uri, plan.name, plan.plan) as writer:
-        for item in plan.items:
+        for item, reading in _read_ahead(plan.items):
             try:
-                loaded = item.load()
+                loaded = reading.result()
                 members = sample_members(item, loaded, data)
             except FilteredItem as reason:
                 writer.leave_out(item.key, str(reason), source=item.origin)
@@ -131,6 +136,19 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
             height, width = loaded.shape[:2]
             writer.add(item.key, members, source=item.origin, width=width, height=height)
         return writer.publish()
+
+
+def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Future[LoadedItem]]]:
+    """Items in order, the next ones being loaded meanwhile: a core does not wait for the disk, nor for a server."""
+    pool, ahead = ThreadPoolExecutor(_READERS, "piti-reader"), deque[tuple[Item, Future[LoadedItem]]]()
+    try:
+        for item in items:
+            ahead.append((item, pool.submit(item.load)))
+            if len(ahead) > _READERS:
+                yield ahead.popleft()
+        yield from ahead
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:

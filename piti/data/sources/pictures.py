@@ -7,9 +7,11 @@ of; OpenCV, which fills truncated files with grey, reads only files of ours whos
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from piti.data.sources.base import RejectedItem, as_array
-from piti.data.sources.structure import has_jpeg_end
+from piti.data.sources.structure import JPEG_START, has_jpeg_end, is_plain_jpeg
 
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
 _EXIF_ORIENTATION = 0x0112
@@ -93,15 +95,26 @@ def decode_picture(data: bytes) -> Picture:
     Raises RejectedItem where the file is empty, truncated, no picture, too large to trust or too small to use; for
     plain JPEGs, which are most photographs, damage shows only when `image` is asked for, or by `rgb.check()`.
     """
-    picture = _open(data, whole=False)
-    if picture.format == "JPEG" and _is_plain(picture, data):
-        found = Picture(PlainJpeg(data, (picture.height, picture.width, 3)), "jpg", True, "JPEG")
-    else:
-        found = _decoded(_open(data), data)
+    shape = _plain_jpeg_shape(data)
+    found = _decoded(_open(data), data) if shape is None else Picture(PlainJpeg(data, shape), "jpg", True, "JPEG")
     height, width = found.rgb.shape[:2]
     if min(height, width) < _MIN_SIDE_PIXELS:
         raise RejectedItem(f"picture is only {width}x{height} pixels")
     return found
+
+
+def _plain_jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
+    """(H, W, 3) of a JPEG that any decoder reads alike, by its headers; None for any other file. Raises RejectedItem."""
+    if is_plain_jpeg(data):  # most of them, in a tenth of the time that Pillow takes
+        with suppress(ValueError):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            if height * width <= (Image.MAX_IMAGE_PIXELS or math.inf):
+                return height, width, 3
+    elif data.startswith(JPEG_START):
+        picture = _open(data, whole=False)
+        if picture.format == "JPEG" and _is_plain(picture, data):
+            return picture.height, picture.width, 3
+    return None
 
 
 def _decoded(picture: Image.Image, data: bytes) -> Picture:

@@ -6,7 +6,11 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-_JPEG_END = b"\xff\xd9"
+JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
+_TABLES = frozenset({0xC4, 0xDB, 0xDD})  # Huffman's, quantization, restart interval
+_APP0, _COMMENT, _START_OF_SCAN = 0xE0, 0xFE, 0xDA
+_TELLING_MORE = (b"Exif", b"MPF")  # what segments begin with that tell how the picture lies, and of further ones
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">2L5B")  # width, height, bits, colour type, compression, filter, interlacing
 _CHUNK = struct.Struct(">L4s")
@@ -23,6 +27,23 @@ class GreyPng:
     height: int
     width: int
     bits: int
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a JPEG's headers are in order and tell of one picture of three 8-bit channels, and of no EXIF."""
+    if not data.startswith(JPEG_START):
+        return False
+    position, frame = len(JPEG_START), b""
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, begin = data[position + 1], data[position + 4 : position + 10]
+        if marker == _START_OF_SCAN:
+            return frame[:1] + frame[5:] == b"\x08\x03"  # bits, channels
+        if marker in _FRAMES:
+            frame = begin
+        elif not (_APP0 <= marker <= _COMMENT or marker in _TABLES) or begin.startswith(_TELLING_MORE):
+            return False
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def has_jpeg_end(data: bytes) -> bool:
