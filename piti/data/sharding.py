@@ -176,7 +176,8 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
         members = _picture_member(image, loaded, original) | _condition_members(loaded, image, data)
     about: dict[str, Any] = {
         "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
-        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None, "check": "headers" if by_headers else "pixels", **loaded.provenance,
+        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None,
+        "check": "headers" if by_headers else "pixels", **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":
         about["sketch"] = {"name": "given"} if has_condition else sketch_record(data.sketch)

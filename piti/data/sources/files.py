@@ -113,7 +113,7 @@ class FileItem(NamedTuple):
         condition = stored = None
         if self.condition is not None:
             content = _read(self.condition)
-            if self._is_stored_form(content, picture):
+            if self._is_stored_form(self.condition.path, content, picture):
                 stored = content
             else:
                 condition = self._upright(self._decoded(self.condition.path, content), picture)
@@ -124,12 +124,12 @@ class FileItem(NamedTuple):
         provenance = {"format": picture.file_format, **origins}
         return LoadedItem(picture.rgb, condition, provenance, original, picture.lossy, stored)
 
-    def _is_stored_form(self, content: bytes, picture: Picture) -> bool:
+    def _is_stored_form(self, path: str, content: bytes, picture: Picture) -> bool:
         """Whether a condition's file is, by its headers, what a shard would hold of it: its bytes may be kept."""
         from piti.data.sources.structure import GreyPng, read_grey_png
 
         bits = _STORED_BITS.get(self.reading.modality)
-        if not self.reading.stores_conditions or bits is None or picture.orientation != 1:
+        if not self.reading.stores_conditions or bits is None or picture.orientation != 1 or _is_array(path):
             return False
         height, width = picture.rgb.shape[:2]
         return read_grey_png(content) == GreyPng(height, width, bits)
@@ -152,7 +152,7 @@ class FileItem(NamedTuple):
         """The condition that a file of that name and content holds."""
         from piti.data.sources import arrays, pictures
 
-        is_array = path.lower().endswith(".npy")
+        is_array = _is_array(path)
         if self.reading.modality == "mask":
             labels = arrays.decode_labels(data) if is_array else pictures.decode_labels(data)
             check_labels(labels, self.reading.num_classes or 0)
@@ -172,7 +172,7 @@ def _normals(part: FilePart) -> NDArray[np.float32]:
     from piti.data.sources import arrays, pictures
 
     data = _read(part)
-    return arrays.decode_normals(data) if part.path.lower().endswith(".npy") else pictures.decode_normals(data)
+    return arrays.decode_normals(data) if _is_array(part.path) else pictures.decode_normals(data)
 
 
 def check_labels(labels: NDArray[Any], num_classes: int) -> None:
@@ -196,6 +196,10 @@ def is_picture(path: str) -> bool:
     return "." + path.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
 
 
+def _is_array(path: str) -> bool:
+    return path.lower().endswith(".npy")
+
+
 def pictures_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries that are pictures by their suffix."""
     return (entry for entry in entries if is_picture(entry.path))
@@ -203,7 +207,7 @@ def pictures_among(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 def usable_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries that may be conditions: pictures and NumPy files."""
-    return (entry for entry in entries if is_picture(entry.path) or entry.path.lower().endswith(".npy"))
+    return (entry for entry in entries if is_picture(entry.path) or _is_array(entry.path))
 
 
 def named_alike(listing: Listing, name: str) -> Iterator[Entry]:
