@@ -1,6 +1,6 @@
 """An item that lies in files: a picture, and what goes with it. Shared by all sources that read files.
 
-Tuples, since pickling these takes a fifth of the time that dataclasses take, which is a good part of planning.
+Tuples, since dataclasses with slots are pickled by Python code, which is a good part of planning.
 """
 
 from __future__ import annotations
