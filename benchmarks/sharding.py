@@ -10,7 +10,8 @@ machine. Prints a table, and the same as one line of JSON.
   squash   geometry squash at 256x256: resized and encoded anew, sketches are detected.
            Beside both, copy: read, hash, write, which is what a disk and the hash can do (here from the page cache);
            and work: the same libraries' decoding, resizing, detecting, encoding, then hash and write.
-  disk     elapsed time of two processes, files read from the disk and shards flushed to it, beside read, hash, write.
+  disk     elapsed time of two processes (and of one), files read from the disk and shards flushed to it, beside as many
+           processes that read, hash and write the same files.
   keys     memory and time that listing, planning and writing the manifest take, by number of pictures in the source
            (listed, not read), each with a condition. Slow from a million on: --keys 1000000 makes two million files.
 """
@@ -170,11 +171,14 @@ def bare_work(geometry: str) -> Bare:
     return work
 
 
-def on_the_disk(root: Path, files: list[Path]) -> dict[str, float]:
+def on_the_disk(root: Path, files: list[Path]) -> dict[str, Any]:
     """Elapsed milliseconds a picture, files not in the page cache before and everything on the disk at the end.
 
-    `copy`: read, hash, write by one process. `masks`: pictures with label maps, bytes kept, by two processes;
-    `sketches`: detected in pictures that are resized. All of the best of two rounds.
+    `masks`: pictures with label maps, bytes kept, every file decoded; `headers`: the same, none decoded; `sketches`:
+    detected in pictures that are resized. Beside them as many processes that read, hash and write the same files,
+    each its share into one file: `copy` pictures and label maps, `copy_pictures` pictures alone. `write` is the shards
+    alone, `whole` with planning before and the manifest after; shares are of the copy's rate. The best of two rounds
+    in which all take turns, after one that warms up.
     """
     labels = root / "labels"
     labels.mkdir()
@@ -182,29 +186,55 @@ def on_the_disk(root: Path, files: list[Path]) -> dict[str, float]:
         grey = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2GRAY)
         areas = (cv2.GaussianBlur(grey, (0, 0), 8) // 16 * 11).astype(np.uint8)  # 16 labels in blobs
         (labels / f"{path.stem}.png").write_bytes(encode_png(areas))
-    maps = sorted(labels.iterdir())
+    pairs = [part for path in files for part in (path, labels / f"{path.stem}.png")]
     source = {"kind": "paired", "images": str(files[0].parent), "conditions": str(labels)}
     masks = {"source": source, "modality": "mask", "num_classes": 182, "geometry": "random", "samples_per_shard": 200}
-    datas = {"masks": DataConfig.model_validate(masks), "sketches": data_of(files[0].parent, "squash")}
+    headers = {"headers": DataConfig.model_validate({**masks, "check": "headers"})}
+    others = {"masks": DataConfig.model_validate(masks), "sketches": data_of(files[0].parent, "squash")}
+    return {
+        "two_processes": disk_times(root / "two", 2, headers | others, pairs, files),
+        "one_process": disk_times(root / "one", 1, headers, pairs, files),
+    }
+
+
+def disk_times(
+    root: Path, processes: int, datas: dict[str, DataConfig], pairs: list[Path], files: list[Path]
+) -> dict[str, float]:
+    """See `on_the_disk`."""
+    root.mkdir()
     seconds: dict[str, list[float]] = {}
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for number in range(3):  # the first warms up
-            evict(files)
-            before = time.perf_counter()
-            bare_copy(files, root / "on-disk-copy", durable=True)
-            seconds.setdefault("copy", []).append(time.perf_counter() - before)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for number in range(3):
+            for name, copied in (("copy", pairs), ("copy_pictures", files)):
+                evict(pairs)
+                before = time.perf_counter()
+                share = len(copied) // processes
+                parts = [
+                    (copied[place * share : (place + 1) * share], root / f"copy-{place}", True)
+                    for place in range(processes)
+                ]
+                pool.starmap(bare_copy, parts, 1)
+                seconds.setdefault(name, []).append(time.perf_counter() - before)
             for name, data in datas.items():
-                evict([*files, *maps])
+                evict(pairs)
                 before = time.perf_counter()
                 plans = plan_shards(open_source(data), data, 0)
-                out = str(root / f"on-disk-{name}-{number}")
+                out, planned = str(root / f"{name}-{number}"), time.perf_counter()
                 for _ in pool.imap(partial(write_one, data=data, out=out), plans):
                     pass
+                written = time.perf_counter()
                 write_manifest(out, list(plans.digests), {})
-                seconds.setdefault(name, []).append(time.perf_counter() - before)
-    each = {f"{name}_ms": round(1000 * min(values[1:]) / len(files), 2) for name, values in seconds.items()}
-    shares = {f"{name}_share_of_copy_rate": round(each["copy_ms"] / each[f"{name}_ms"], 3) for name in datas}
-    return each | shares
+                seconds.setdefault(f"{name}_write", []).append(written - planned)
+                seconds.setdefault(f"{name}_whole", []).append(time.perf_counter() - before)
+    each = {name: 1000 * min(values[1:]) / len(files) for name, values in seconds.items()}
+    shares = {
+        f"{name}_{part}_share": each["copy_pictures" if name == "sketches" else "copy"] / each[f"{name}_{part}"]
+        for name in datas
+        for part in ("write", "whole")
+    }
+    return {f"{name}_ms": round(value, 3) for name, value in each.items()} | {
+        name: round(share, 3) for name, share in shares.items()
+    }
 
 
 def evict(files: list[Path]) -> None:

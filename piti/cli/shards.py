@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piti.errors import DataError
+from piti.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from piti.data.shards import ShardSet
@@ -89,25 +89,33 @@ def stats(
 def verify(
     uri: UriArgument,
     repair: Annotated[bool, typer.Option(help="Delete what keeps damaged shards from being written again.")] = False,
+    decode: Annotated[bool, typer.Option(help="Decode every sample, too: what data.check headers leaves.")] = False,
 ) -> None:
     """Read everything again and name what is damaged. Exits with 1 if anything is, unless it is to be repaired."""
     from piti.data.repair import forget_unreadable_manifest, repair_advice, repair_shards
-    from piti.data.verification import verify_shards
+    from piti.data.verification import ShardProblem, verify_shards
 
+    if repair and decode:
+        problem = "--decode finds what is damaged in the dataset itself, which --repair cannot mend"
+        raise ConfigError(problem, "use one at a time, --repair first")
     if repair and (deleted := forget_unreadable_manifest(uri)):
         _print_deleted(deleted)
         typer.echo("run piti/prepare: it makes the manifest again from the shards that are there; then verify them")
         return
-    problems = []
-    for problem in verify_shards(uri):
-        problems.append(problem)
-        typer.echo(str(problem), err=True)
+    problems: list[ShardProblem] = []
+    for found in verify_shards(uri, decode):
+        problems.append(found)
+        typer.echo(str(found), err=True)
     if not problems:
         typer.echo(f"{uri} is whole")
         return
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found"
     if not repair:
-        raise DataError(f"{uri}: {count}", repair_advice(uri))
+        mendable = any(not problem.came_damaged for problem in problems)
+        remedy = (
+            repair_advice(uri) if mendable else "training skips them; mend them in the dataset and run piti/prepare"
+        )
+        raise DataError(f"{uri}: {count}", remedy)
     _print_deleted(repair_shards(uri, problems))
     typer.echo(f"{count}; run piti/prepare: it writes what is missing, and nothing else")
 

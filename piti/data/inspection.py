@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from eval.grid import PictureGrid, grid_png
 from piti import storage
 from piti.data.conditions import condition_picture, paint_condition
-from piti.data.decoding import decode_condition, decode_image, decode_variant, num_variants
+from piti.data.decoding import (
+    DamagedPictureError,
+    decode_condition,
+    decode_image,
+    decode_variant,
+    num_variants,
+)
 from piti.data.repair import repair_advice
 from piti.data.shard_reader import DamagedSample, ShardReader
 from piti.data.shards import MANIFEST, ShardSet
@@ -96,7 +102,11 @@ def count_labels(shards: ShardSet, limit: int) -> tuple[list[LabelCount], int]:
     pictures: Counter[int] = Counter()
     looked_at = 0
     for members in _spread_samples(shards, limit):
-        labels, counts = np.unique(decode_condition(members).values, return_counts=True)
+        try:
+            values = decode_condition(members).values
+        except DamagedPictureError:
+            continue
+        labels, counts = np.unique(values, return_counts=True)
         looked_at += 1
         pixels.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
         pictures.update(labels.tolist())
@@ -127,24 +137,30 @@ def contact_sheet(shards: ShardSet, num_samples: int) -> bytes:
     Raises DataError where there is nothing to show.
     """
     of_each_split = -(-num_samples // max(1, len(shards.splits)))
-    found = list(_spread_samples(shards, of_each_split))[:num_samples]
-    if not found:
+    shown = [_pictures(members, shards.about) for members in _spread_samples(shards, of_each_split)]
+    rows = [pictures for pictures in shown if pictures][:num_samples]
+    if not rows:
         raise DataError(f"{shards.uri} has no samples to show", "see `piti shards stats` for the reasons")
-    if num_variants(found[0]):
-        columns = [f"variant {number}" for number in range(num_variants(found[0]))]
-        rows = [[decode_variant(members, number).image for number in range(len(columns))] for members in found]
+    if "modality" not in shards.about:
+        columns = [f"variant {number}" for number in range(len(rows[0]))]
     else:
-        pairs = [[decode_image(members), _condition(members, shards.about)] for members in found]
-        columns = ["picture", str(shards.about["modality"])] * min(_PAIRS_A_ROW, len(pairs))
-        cells = [cell for pair in pairs for cell in pair]
+        columns = ["picture", str(shards.about["modality"])] * min(_PAIRS_A_ROW, len(rows))
+        cells = [cell for pair in rows for cell in pair]
         cells += [np.full((8, 8, 3), 255, np.uint8)] * (-len(cells) % len(columns))
         rows = [cells[first : first + len(columns)] for first in range(0, len(cells), len(columns))]
     return grid_png(PictureGrid(columns, rows, [""] * len(rows)))
 
 
-def _condition(members: dict[str, bytes], about: dict[str, Any]) -> NDArray[np.uint8]:
+def _pictures(members: dict[str, bytes], about: dict[str, Any]) -> list[NDArray[np.uint8]]:
+    """A sample's picture and condition, or a companion's variants; nothing where one is damaged."""
+    try:
+        if "modality" not in about:
+            return [decode_variant(members, number).image for number in range(num_variants(members))]
+        image, stored = decode_image(members), decode_condition(members)
+    except DamagedPictureError:
+        return []
     modality = about["modality"]
-    return condition_picture(paint_condition(decode_condition(members), modality, about["num_classes"]), modality)
+    return [image, condition_picture(paint_condition(stored, modality, about["num_classes"]), modality)]
 
 
 def _spread_samples(shards: ShardSet, limit: int) -> Iterator[dict[str, bytes]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piti.config import DataConfig
-from piti.data.conditions import StoredCondition, encode_condition
+from piti.data.conditions import encode_condition
 from piti.data.geometry import Modality, shrink_condition, shrink_photograph
+from piti.data.shard_sizes import num_shards
 from piti.data.shards import ShardStats, ShardWriter
 from piti.data.sketch import detect_sketch, sketch_record
 from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
+from piti.data.sources.trees import shared_listings
 from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
 from piti.errors import DataError
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _JPEG_QUALITY = 95
+_READERS = 2
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
 
@@ -55,12 +60,13 @@ class ShardPlans:
     """
 
     def __init__(self, spilled: Mapping[Split, SpilledItems], data: DataConfig) -> None:
-        self._spilled, self._samples_per_shard = spilled, data.samples_per_shard
+        self._spilled = spilled
         self.num_items: dict[Split, int] = {split: len(items) for split, items in spilled.items()}
+        self._num_shards = {split: num_shards(len(items), items.mean_bytes, data) for split, items in spilled.items()}
         self.num_not_drawn = sum(items.num_not_drawn for items in spilled.values())
         settings, self.digests = _settings(data), {}
         for split, number, name in self._every_shard():
-            lines = spilled[split].lines(number, self._num_shards(split))
+            lines = spilled[split].lines(number, self._num_shards[split])
             if lines:
                 self.digests[name] = hashlib.sha256(b"".join([settings, *lines])).hexdigest()
 
@@ -74,30 +80,28 @@ class ShardPlans:
         """The plans of the named shards."""
         for split, number, name in self._every_shard():
             if name in names and name in self.digests:
-                packed = self._spilled[split].packed(number, self._num_shards(split))
+                packed = self._spilled[split].packed(number, self._num_shards[split])
                 yield ShardPlan(name, split, self.digests[name], packed)
 
     def _every_shard(self) -> Iterator[tuple[Split, int, str]]:
         for split in self._spilled:
-            for number in range(self._num_shards(split)):
+            for number in range(self._num_shards[split]):
                 yield split, number, shard_name(split, number)
-
-    def _num_shards(self, split: Split) -> int:
-        return -(-len(self._spilled[split]) // self._samples_per_shard)
 
 
 def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
-    """Divide everything a source found among shards of about `data.samples_per_shard` items.
+    """Divide everything a source found among shards; how many see `shard_sizes.num_shards`.
 
     An item's shard follows from a hash of its key and the number of shards, so that neighbours in the dataset are
     spread out, and one item more changes one shard as long as the number of shards stays. `data.max_samples` keeps
     that many training items, drawn by `seed`; validation stays whole. Raises DataError where a split is empty.
     """
     spilled: dict[Split, SpilledItems] = {}
-    for split in SPLITS:
-        spilled[split] = SpilledItems(source.items(split), data.max_samples if split == "train" else None, seed)
-        if not len(spilled[split]):
-            raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
+    with shared_listings():
+        for split in SPLITS:
+            spilled[split] = SpilledItems(source.items(split), data.max_samples if split == "train" else None, seed)
+            if not len(spilled[split]):
+                raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
     return ShardPlans(spilled, data)
 
 
@@ -107,7 +111,7 @@ def _settings(data: DataConfig) -> bytes:
         "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
-        "conditions_follow_exif": data.conditions_follow_exif,
+        "conditions_follow_exif": data.conditions_follow_exif, "check": data.check,
     }  # fmt: skip
     return json.dumps(settings, sort_keys=True).encode()
 
@@ -119,9 +123,9 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
     """
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     with ShardWriter(uri, plan.name, plan.plan) as writer:
-        for item in plan.items:
+        for item, reading in _read_ahead(plan.items):
             try:
-                loaded = item.load()
+                loaded = reading.result()
                 members = sample_members(item, loaded, data)
             except FilteredItem as reason:
                 writer.leave_out(item.key, str(reason), source=item.origin)
@@ -134,6 +138,19 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
         return writer.publish()
 
 
+def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Future[LoadedItem]]]:
+    """Items in order, the next ones being loaded meanwhile: a core does not wait for the disk, nor for a server."""
+    pool, ahead = ThreadPoolExecutor(_READERS, "piti-reader"), deque[tuple[Item, Future[LoadedItem]]]()
+    try:
+        for item in items:
+            ahead.append((item, pool.submit(item.load)))
+            if len(ahead) > _READERS:
+                yield ahead.popleft()
+        yield from ahead
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:
     """The files of one sample: suffix to content, picture first, JSON last. Raises RejectedItem, FilteredItem.
 
@@ -143,23 +160,29 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     _check_classes(loaded, data)
     whole = data.geometry == "random" or loaded.shape[:2] == (data.image_size, data.image_size)
     original = loaded.original if whole else None
-    if original is not None and loaded.condition is not None:
-        loaded.check()  # nothing else here reads its pixels
+    has_condition = loaded.condition is not None or loaded.stored_condition is not None
+    by_headers = loaded.stored_condition is not None
+    if original is not None and has_condition:  # nothing here reads the picture's pixels
         members = {original[1]: original[0]}
-        raw = shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.shape)
+        if data.check == "headers" and loaded.seems_whole:
+            by_headers = True
+        else:
+            loaded.check()
+        members |= _condition_members(loaded, None, data)
     else:
         image = loaded.image
         if data.geometry != "random" and not whole:
             image = shrink_photograph(image, data.geometry, data.image_size)
-        raw = _condition(loaded, image, data)
-        members = _picture_member(image, loaded, original)
-    members |= _condition_members(encode_condition(raw, data.modality), data.modality)
+        members = _picture_member(image, loaded, original) | _condition_members(loaded, image, data)
     about: dict[str, Any] = {
         "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
-        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None, **loaded.provenance,
+        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None,
+        "check": "headers" if by_headers else "pixels", **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":
-        about["sketch"] = sketch_record(data.sketch) if loaded.condition is None else {"name": "given"}
+        about["sketch"] = {"name": "given"} if has_condition else sketch_record(data.sketch)
+    if data.modality == "mask":
+        about["num_classes"] = data.num_classes
     members["json"] = json.dumps(about, sort_keys=True).encode()
     return members
 
@@ -172,11 +195,11 @@ def _check_classes(loaded: LoadedItem, data: DataConfig) -> None:
         raise FilteredItem("shows none of data.require_classes")
 
 
-def _condition(loaded: LoadedItem, image: NDArray[np.uint8], data: DataConfig) -> RawCondition:
-    """The condition at the size of `image`, the stored picture, in which a missing sketch is detected."""
+def _condition(loaded: LoadedItem, image: NDArray[np.uint8] | None, data: DataConfig) -> RawCondition:
+    """The condition at the size of the stored picture, `image`, in which a missing sketch is detected."""
     if loaded.condition is not None:
-        return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, image.shape)
-    if data.modality != "sketch":
+        return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.shape)
+    if data.modality != "sketch" or image is None:
         raise RejectedItem(f"no condition for modality {data.modality}")
     return RawCondition(detect_sketch(image, data.sketch))
 
@@ -192,8 +215,12 @@ def _picture_member(
     return {"png": encode_png(image)}
 
 
-def _condition_members(stored: StoredCondition, modality: Modality) -> dict[str, bytes]:
-    members = {"cond.png": encode_condition_png(stored.values, modality)}
+def _condition_members(loaded: LoadedItem, image: NDArray[np.uint8] | None, data: DataConfig) -> dict[str, bytes]:
+    """The files of the condition; `image` is the stored picture, None where it is not decoded."""
+    if loaded.stored_condition is not None:
+        return {"cond.png": loaded.stored_condition}
+    stored = encode_condition(_condition(loaded, image, data), data.modality)
+    members = {"cond.png": encode_condition_png(stored.values, data.modality)}
     if stored.normals is not None:
         members["normal.png"] = encode_png(stored.normals)
     return members

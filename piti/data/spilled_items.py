@@ -30,10 +30,11 @@ class SpilledItems:
         self._database = TemporaryDatabase(_SCHEMA)
         self._connection = self._database.connection
         numbered = enumerate(items)
-        self._found = 0
+        self._found = self._found_bytes = 0
         with self._database.filling():
             while some := list(islice(numbered, _ITEMS_AT_ONCE)):
                 self._found += len(some)
+                self._found_bytes += sum(item.size_bytes for _, item in some)
                 self._insert(some, None if few is None else seed)
         self._last_chosen = self._last_of_subset(few)
         self._count = self._found if few is None else min(few, self._found)
@@ -45,6 +46,11 @@ class SpilledItems:
     def num_not_drawn(self) -> int:
         """Items that were found and do not count."""
         return self._found - self._count
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of an item's files, over all that were found."""
+        return self._found_bytes / max(1, self._found)
 
     def lines(self, number: int, count: int) -> list[bytes]:
         """Key and identity of the items of shard `number` of `count`, in order."""

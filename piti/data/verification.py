@@ -8,24 +8,37 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from piti import storage
+from piti.data.decoding import (
+    DamagedPictureError,
+    decode_condition,
+    decode_image,
+    decode_variant,
+    is_companion,
+    num_variants,
+)
 from piti.data.shards import ShardSet, ShardStats
 
 
 @dataclass(frozen=True)
 class ShardProblem:
-    """Something that verification found. `key` None: the whole tar or the set is concerned."""
+    """Something that verification found. `key` None: the whole tar or the set is concerned.
+
+    `came_damaged`: the dataset's own file is, so that writing the shard again changes nothing.
+    """
 
     shard: str
     key: str | None
     what: str
+    came_damaged: bool = False
 
     def __str__(self) -> str:
         return f"{self.shard}: {self.what}" if self.key is None else f"{self.shard}: sample {self.key} {self.what}"
 
 
-def verify_shards(uri: str) -> Iterator[ShardProblem]:
+def verify_shards(uri: str, decode: bool = False) -> Iterator[ShardProblem]:
     """Hash every tar of a set again and yield what is damaged, missing or should not be there.
 
+    `decode`: decode every sample, too, which finds what was damaged in the dataset already (`data.check: headers`).
     Raises DataError where the manifest itself is missing or damaged.
     """
     shards = ShardSet(uri)
@@ -36,8 +49,24 @@ def verify_shards(uri: str) -> Iterator[ShardProblem]:
             yield ShardProblem(name, None, "is missing")
         elif storage.sha256_file(shards.shard_uri(name)) != stats.tar_sha256:
             yield from _damage(shards, name, stats)
+        elif decode:
+            yield from _undecodable(shards, name)
     for name in sorted(present - set(expected)):
         yield ShardProblem(name, None, "is not in the manifest")
+
+
+def _undecodable(shards: ShardSet, name: str) -> Iterator[ShardProblem]:
+    """Which samples of a tar with the right hash are damaged all the same."""
+    for key, members in shards.samples(name):
+        try:
+            if is_companion(members):
+                for variant in range(num_variants(members)):
+                    decode_variant(members, variant)
+            else:
+                decode_image(members)
+                decode_condition(members)
+        except DamagedPictureError as error:
+            yield ShardProblem(name, key, f"came damaged: {error}", came_damaged=True)
 
 
 def _damage(shards: ShardSet, name: str, stats: ShardStats) -> Iterator[ShardProblem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from piti import storage
 from piti.config import DataConfig, DegradationConfig
-from piti.data.decoding import decode_image
+from piti.data.decoding import DamagedPictureError, decode_image
 from piti.data.degrading import draw_variant
 from piti.data.sharding import encode_png
 from piti.data.shards import (
@@ -28,6 +29,8 @@ from piti.data.sources import SPLITS
 from piti.data.sources.keys import stable_hash
 from piti.jobs.context import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
+
+logger = logging.getLogger("piti")
 
 _FORMAT_VERSION = 3
 
@@ -90,7 +93,12 @@ def degrade_shard(
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     with ShardWriter(output, name, plan) as writer:
         for key, members in ShardSet(source).samples(name):
-            image = decode_image(members)
+            try:
+                image = decode_image(members)
+            except DamagedPictureError as error:  # the loader skips it, and counts on keys being the same
+                logger.warning("sample %s of %s has no variants: %s", key, source, error)
+                writer.add(key, _companion(key, scale, []), source=name, width=0, height=0)
+                continue
             height, width = image.shape[:2]
             companion = degrade_picture(image, key, data, degradation, scale, seed)
             writer.add(key, companion, source=name, width=width, height=height)
@@ -112,5 +120,9 @@ def degrade_picture(
         members[f"lr{variant}.png"] = encode_png(drawn.image)
         crop = None if drawn.box is None else [drawn.box.left, drawn.box.top, drawn.box.side]
         variants.append({"crop": crop, "recipe": json.loads(drawn.recipe.to_json())})
-    members["json"] = json.dumps({"key": key, "scale": scale, "variants": variants}, sort_keys=True).encode()
-    return members
+    return members | _companion(key, scale, variants)
+
+
+def _companion(key: str, scale: int, variants: list[dict[str, Any]]) -> dict[str, bytes]:
+    """The JSON of a companion sample."""
+    return {"json": json.dumps({"key": key, "scale": scale, "variants": variants}, sort_keys=True).encode()}

@@ -54,6 +54,10 @@ class UndecodedPicture(Protocol):
     def check(self) -> None:
         """Raise RejectedItem where the file is damaged, in less time than decoding it takes."""
 
+    @property
+    def seems_whole(self) -> bool:
+        """Whether the file begins and ends as it should: no pixel is looked at."""
+
 
 @dataclass(frozen=True)
 class LoadedItem:
@@ -62,7 +66,8 @@ class LoadedItem:
     `pixels`: upright RGB, uint8 (H, W, 3), or not decoded yet; `image` is always the array.
     `condition`: None where a sketch is still to be detected. `original` is the picture's file content and suffix if
     decoding it gives exactly `image` without further handling, so that it may be stored as it is. `lossy` says that
-    the file was compressed with loss. `provenance` is JSON-able.
+    the file was compressed with loss. `provenance` is JSON-able. `stored_condition`: the content of the condition's
+    file where that is what a shard holds, not decoded; `condition` is None then.
     """
 
     pixels: NDArray[np.uint8] | UndecodedPicture
@@ -70,6 +75,7 @@ class LoadedItem:
     provenance: dict[str, Any] = field(default_factory=dict)
     original: tuple[bytes, str] | None = None
     lossy: bool = False
+    stored_condition: bytes | None = None
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
@@ -82,6 +88,13 @@ class LoadedItem:
 
         if not isinstance(self.pixels, np.ndarray):
             self.pixels.check()
+
+    @property
+    def seems_whole(self) -> bool:
+        """Whether the structure of a file that is not decoded yet shows no damage; False where that tells nothing."""
+        import numpy as np
+
+        return not isinstance(self.pixels, np.ndarray) and self.pixels.seems_whole
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,6 +123,10 @@ class Item(Protocol):
     @property
     def identity(self) -> str:
         """Changes whenever the item's content may have changed (size and time of its files, say)."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its files, as listed; 0 where it has none of its own."""
 
     def load(self) -> LoadedItem:
         """Read it. Raises RejectedItem with the reason where it is unusable."""

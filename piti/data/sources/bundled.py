@@ -77,6 +77,10 @@ class BundledItem:
     def origin(self) -> str:
         return f"scikit-image/{self.photograph}"
 
+    @property
+    def size_bytes(self) -> int:
+        return 0
+
     def load(self) -> LoadedItem:
         import numpy as np
 

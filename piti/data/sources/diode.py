@@ -19,7 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from piti import storage
 from piti.data.sources.base import SPLITS, Item, Split
 from piti.data.sources.entries import Entry, Listing, stem
-from piti.data.sources.files import FileItem, Reading, TreeFile, joint_identity, listing_fingerprint, named_alike
+from piti.data.sources.files import (
+    FileItem,
+    Reading,
+    TreeFile,
+    joint_identity,
+    joint_size,
+    listing_fingerprint,
+    named_alike,
+)
 from piti.data.sources.keys import safe_key
 from piti.data.sources.places import find_place, forms
 from piti.data.sources.trees import open_tree
@@ -125,7 +133,8 @@ class DiodeSource:
     def _item(self, split: Split, place: str, picture: Entry, files: Listing, normals: SortedTable | None) -> FileItem:
         name, reading, key = stem(picture.path), Reading.of(self._data), safe_key(picture.path, split)
         if self._data.modality != "geometry":
-            return FileItem(key, picture.path, picture.identity, reading, TreeFile(place, picture.path))
+            size_bytes, part = picture.size_bytes, TreeFile(place, picture.path)
+            return FileItem(key, picture.path, picture.identity, reading, part, size_bytes=size_bytes)
         depth, mask = files.get(f"{name}{_DEPTH}"), files.get(f"{name}{_MASK}")
         normal = None if normals is None else _normal(normals, f"{name}{_NORMAL}")
         fault = None
@@ -133,13 +142,13 @@ class DiodeSource:
             fault = f"no {name}{_DEPTH if depth is None else _MASK}"
         elif self._uses_normals and normal is None:
             fault = f"no {name}{_NORMAL}"
-        identity = joint_identity(picture, depth, mask, None if normal is None else normal[1])
+        used = (picture, depth, mask, None if normal is None else normal[1])
         return FileItem(
-            key, picture.path, identity, reading, TreeFile(place, picture.path),
+            key, picture.path, joint_identity(*used), reading, TreeFile(place, picture.path),
             None if depth is None else TreeFile(place, depth.path),
             None if normal is None else TreeFile(normal[0], normal[1].path),
             None if mask is None else TreeFile(place, mask.path),
-            fault,
+            fault, joint_size(*used),
         )  # fmt: skip
 
     def _pictures(self, entries: Iterable[Entry]) -> Iterator[Entry]:

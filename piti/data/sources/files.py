@@ -1,11 +1,13 @@
-"""An item that lies in files: a picture, and what goes with it. Shared by all sources that read files."""
+"""An item that lies in files: a picture, and what goes with it. Shared by all sources that read files.
+
+Tuples, since dataclasses with slots are pickled by Python code, which is a good part of planning.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from piti.data.sources.archives import read_span
 from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
@@ -27,6 +29,7 @@ _READ_BY_PILLOW = (
 )
 _PICTURES_ALL_THE_SAME = ".heic .heif .hif .jxl"  # listed, so that each is rejected with a reason instead of vanishing
 PICTURE_SUFFIXES = frozenset(f"{_READ_BY_PILLOW} {_PICTURES_ALL_THE_SAME}".split())
+_STORED_BITS = {"mask": 8, "sketch": 1}  # a pixel of the grey PNGs that shards hold of conditions
 _SAME_ASPECT = 0.02  # relative difference of width / height up to which picture and condition show the same frame
 
 
@@ -41,8 +44,7 @@ class FilePart(Protocol):
         """Its content. Raises OSError."""
 
 
-@dataclass(frozen=True, slots=True)
-class TreeFile:
+class TreeFile(NamedTuple):
     """A file of the tree at `place`."""
 
     place: str
@@ -52,8 +54,7 @@ class TreeFile:
         return open_tree(self.place).read(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class TarSpan:
+class TarSpan(NamedTuple):
     """A member of a tar by its place in it, so that the tar need not be listed again to read it."""
 
     tar: str
@@ -65,26 +66,29 @@ class TarSpan:
         return read_span(self.tar, self.offset, self.size_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How files become values. `depth_unit_metres` is that of integer depth pictures."""
+class Reading(NamedTuple):
+    """How files become values. `depth_unit_metres` is that of integer depth pictures.
+
+    `stores_conditions`: whether a condition's file may become part of a shard as it is, by its headers.
+    """
 
     modality: str
     num_classes: int | None
     depth_unit_metres: float = 0.001
     conditions_follow_exif: bool | None = None
+    stores_conditions: bool = False
 
     @classmethod
     def of(cls, data: DataConfig, depth_unit_metres: float = 0.001) -> Reading:
-        return cls(data.modality, data.num_classes, depth_unit_metres, data.conditions_follow_exif)
+        stores = data.check == "headers" and data.geometry == "random" and data.require_classes is None
+        return cls(data.modality, data.num_classes, depth_unit_metres, data.conditions_follow_exif, stores)
 
 
-@dataclass(frozen=True, slots=True)
-class FileItem:
+class FileItem(NamedTuple):
     """A picture with the files that go with it, or `fault`: why it cannot be a sample.
 
     `condition` is a label map, a sketch or a depth map, a picture or `.npy`; None where a sketch is to be detected.
-    `validity` (geometry): where the depth counts, a `.npy` that is positive there.
+    `validity` (geometry): where the depth counts, a `.npy` that is positive there. `size_bytes`: of all its files.
     """
 
     key: str
@@ -96,6 +100,7 @@ class FileItem:
     normals: FilePart | None = None
     validity: FilePart | None = None
     fault: str | None = None
+    size_bytes: int = 0
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""
@@ -105,17 +110,29 @@ class FileItem:
             raise RejectedItem(self.fault or "no picture")
         data = _read(self.image)
         picture = decode_picture(data)
-        condition = self._condition()
-        if condition is not None:
-            condition = self._upright(condition, picture)
-            shape = picture.rgb.shape[:2]
-            _check_frame(shape, condition.values.shape, "condition")
-            if condition.normals is not None:
-                _check_frame(shape, condition.normals.shape, "normal map")
+        condition = stored = None
+        if self.condition is not None:
+            content = _read(self.condition)
+            if self._is_stored_form(self.condition.path, content, picture):
+                stored = content
+            else:
+                condition = self._upright(self._decoded(self.condition.path, content), picture)
+                _check_frames(picture.rgb.shape, condition)
         parts = (("condition", self.condition), ("normals", self.normals))
         origins = {f"{name}_origin": None if part is None else part.path for name, part in parts}
         original = None if picture.keep is None else (data, picture.keep)
-        return LoadedItem(picture.rgb, condition, {"format": picture.file_format, **origins}, original, picture.lossy)
+        provenance = {"format": picture.file_format, **origins}
+        return LoadedItem(picture.rgb, condition, provenance, original, picture.lossy, stored)
+
+    def _is_stored_form(self, path: str, content: bytes, picture: Picture) -> bool:
+        """Whether a condition's file is, by its headers, what a shard would hold of it: its bytes may be kept."""
+        from piti.data.sources.structure import GreyPng, read_grey_png
+
+        bits = _STORED_BITS.get(self.reading.modality)
+        if not self.reading.stores_conditions or bits is None or picture.orientation != 1 or _is_array(path):
+            return False
+        height, width = picture.rgb.shape[:2]
+        return read_grey_png(content) == GreyPng(height, width, bits)
 
     def _upright(self, condition: RawCondition, picture: Picture) -> RawCondition:
         """The condition turned as EXIF turned the picture, where it lies like the file's pixels. Raises RejectedItem."""
@@ -131,12 +148,11 @@ class FileItem:
             normals = turning.turned_normals(normals, picture.orientation)
         return RawCondition(values, normals)
 
-    def _condition(self) -> RawCondition | None:
+    def _decoded(self, path: str, data: bytes) -> RawCondition:
+        """The condition that a file of that name and content holds."""
         from piti.data.sources import arrays, pictures
 
-        if self.condition is None:
-            return None
-        data, is_array = _read(self.condition), self.condition.path.lower().endswith(".npy")
+        is_array = _is_array(path)
         if self.reading.modality == "mask":
             labels = arrays.decode_labels(data) if is_array else pictures.decode_labels(data)
             check_labels(labels, self.reading.num_classes or 0)
@@ -156,14 +172,19 @@ def _normals(part: FilePart) -> NDArray[np.float32]:
     from piti.data.sources import arrays, pictures
 
     data = _read(part)
-    return arrays.decode_normals(data) if part.path.lower().endswith(".npy") else pictures.decode_normals(data)
+    return arrays.decode_normals(data) if _is_array(part.path) else pictures.decode_normals(data)
 
 
 def check_labels(labels: NDArray[Any], num_classes: int) -> None:
     """Raise RejectedItem unless all labels are below `num_classes` or 255, which means unlabelled."""
+    import cv2
     import numpy as np
 
-    found = np.flatnonzero(np.bincount(labels.ravel()))
+    if labels.dtype == np.uint8:  # in a third of the time
+        counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
+    else:
+        counts = np.bincount(labels.ravel())
+    found = np.flatnonzero(counts)
     wrong = found[(found >= num_classes) & (found != 255)]
     if wrong.size:
         listed = ", ".join(str(value) for value in wrong[:5])
@@ -175,6 +196,10 @@ def is_picture(path: str) -> bool:
     return "." + path.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
 
 
+def _is_array(path: str) -> bool:
+    return path.lower().endswith(".npy")
+
+
 def pictures_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries that are pictures by their suffix."""
     return (entry for entry in entries if is_picture(entry.path))
@@ -182,7 +207,7 @@ def pictures_among(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 def usable_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries that may be conditions: pictures and NumPy files."""
-    return (entry for entry in entries if is_picture(entry.path) or entry.path.lower().endswith(".npy"))
+    return (entry for entry in entries if is_picture(entry.path) or _is_array(entry.path))
 
 
 def named_alike(listing: Listing, name: str) -> Iterator[Entry]:
@@ -224,6 +249,18 @@ def listing_fingerprint(version: int, places: Iterable[str]) -> str:
 def joint_identity(*parts: Entry | None) -> str:
     """Changes whenever one of an item's files may have changed."""
     return "|".join(part.identity for part in parts if part is not None)
+
+
+def joint_size(*parts: Entry | None) -> int:
+    """Bytes of an item's files."""
+    return sum(part.size_bytes for part in parts if part is not None)
+
+
+def _check_frames(picture: tuple[int, ...], condition: RawCondition) -> None:
+    """Raise RejectedItem where a condition cannot show what a picture (H, W, ...) does."""
+    _check_frame(picture, condition.values.shape, "condition")
+    if condition.normals is not None:
+        _check_frame(picture, condition.normals.shape, "normal map")
 
 
 def _check_frame(picture: tuple[int, ...], other: tuple[int, ...], what: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from piti import storage
 from piti.data.sources.base import Item, Split
 from piti.data.sources.entries import Entry, Listing
-from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, joint_identity
+from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, joint_identity, joint_size
 from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
 from piti.data.sources.reading import read_patiently
 from piti.data.sources.trees import open_tree
@@ -166,7 +166,7 @@ class ListSource:
         return FileItem(
             safe_key(name), f"row {row.number}: {row.image}", joint_identity(*found),
             Reading.of(self._data, self._config.depth_unit_metres), self._part(row.image), self._part(row.condition),
-            self._part(normals), fault=fault,
+            self._part(normals), fault=fault, size_bytes=joint_size(*found),
         )  # fmt: skip
 
     def _part(self, name: str | None) -> FilePart | None:

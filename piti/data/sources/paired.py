@@ -16,6 +16,7 @@ from piti.data.sources.files import (
     TreeFile,
     condition_named,
     joint_identity,
+    joint_size,
     listing_fingerprint,
     pictures_among,
     usable_among,
@@ -149,7 +150,7 @@ class PairedSource:
         return FileItem(
             safe_key(entry.path, *folders.place), entry.path, joint_identity(entry, condition, normal), self._reading,
             TreeFile(folders.images, entry.path), _file(folders.conditions, condition), _file(folders.normals, normal),
-            fault=fault,
+            fault=fault, size_bytes=joint_size(entry, condition, normal),
         )  # fmt: skip
 
 

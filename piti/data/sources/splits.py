@@ -16,6 +16,7 @@ from piti.data.sources.files import (
     TreeFile,
     condition_named,
     joint_identity,
+    joint_size,
     listing_fingerprint,
     named_alike,
     pictures_among,
@@ -107,6 +108,7 @@ class SplitSource:
             yield FileItem(
                 safe_key(entry.path, split), entry.path, joint_identity(entry, found), reading, TreeFile(images, entry.path),
                 None if labels is None or found is None else TreeFile(labels, found.path), fault=fault,
+                size_bytes=joint_size(entry, found),
             )  # fmt: skip
         for orphan in () if maps is None else without_picture(maps, pictures):
             fault = "label map without a picture"

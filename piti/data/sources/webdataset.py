@@ -145,6 +145,7 @@ class WebdatasetSource:
         return FileItem(
             safe_key(f"{name}.tar", *place), name, identity, Reading.of(self._data, config.depth_unit_metres),
             _span(tar, image), _span(tar, condition), _span(tar, normals), fault=fault,
+            size_bytes=sum(member.size_bytes for member in used),
         )  # fmt: skip
 
 

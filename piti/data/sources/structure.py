@@ -1,0 +1,75 @@
+"""What the structure of a file tells without decoding its pixels: is it whole, and what does it hold?"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
+_TABLES = frozenset({0xC4, 0xDB, 0xDD})  # Huffman's, quantization, restart interval
+_APP0, _COMMENT, _START_OF_SCAN = 0xE0, 0xFE, 0xDA
+_TELLING_MORE = (b"Exif", b"MPF")  # what segments begin with that tell how the picture lies, and of further ones
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER = struct.Struct(">2L5B")  # width, height, bits, colour type, compression, filter, interlacing
+_CHUNK = struct.Struct(">L4s")
+_CHUNK_BYTES = 12  # length, type and checksum around a chunk's content
+_WITHOUT_EFFECT = frozenset(
+    [b"IHDR", b"IDAT", b"IEND", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP"]
+)  # on the values that decoders give
+
+
+@dataclass(frozen=True)
+class GreyPng:
+    """A PNG of one grey value of `bits` a pixel, which any decoder reads alike."""
+
+    height: int
+    width: int
+    bits: int
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a JPEG's headers are in order and tell of one picture of three 8-bit channels, and of no EXIF."""
+    if not data.startswith(JPEG_START):
+        return False
+    position, frame = len(JPEG_START), b""
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, begin = data[position + 1], data[position + 4 : position + 10]
+        if marker == _START_OF_SCAN:
+            return frame[:1] + frame[5:] == b"\x08\x03"  # bits, channels
+        if marker in _FRAMES:
+            frame = begin
+        elif not (_APP0 <= marker <= _COMMENT or marker in _TABLES) or begin.startswith(_TELLING_MORE):
+            return False
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
+
+
+def has_jpeg_end(data: bytes) -> bool:
+    """Whether a JPEG's last bytes are its end marker."""
+    return data.endswith(_JPEG_END)
+
+
+def read_grey_png(data: bytes) -> GreyPng | None:
+    """What a PNG holds if it is whole, grey, not interlaced and without anything that decoders treat differently.
+
+    Whole means that it ends with its last chunk and that every chunk has its checksum. None for any other file.
+    """
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    position, kinds = len(_PNG_SIGNATURE), []
+    while position + _CHUNK_BYTES <= len(data):
+        length, kind = _CHUNK.unpack_from(data, position)
+        end = position + _CHUNK_BYTES + length
+        checksum = zlib.crc32(memoryview(data)[position + 4 : end - 4])
+        if end > len(data) or checksum != int.from_bytes(data[end - 4 : end], "big"):
+            return None
+        kinds.append(kind)
+        position = end
+    if position != len(data) or kinds[:1] != [b"IHDR"] or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
+        return None
+    width, height, bits, colour_type, *others = _PNG_HEADER.unpack_from(data, len(_PNG_SIGNATURE) + _CHUNK.size)
+    if colour_type != 0 or any(others) or not _WITHOUT_EFFECT.issuperset(kinds):
+        return None
+    return GreyPng(height, width, bits)
