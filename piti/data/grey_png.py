@@ -74,7 +74,7 @@ def _compressed_pixels(data: bytes) -> bytes:
 def _undo_filters(rows: NDArray[np.uint8], top: int, bottom: int, end: int) -> bool:
     """Undo in place the filters that are named in column 0, in rows `top` to `bottom`, columns 1 to `end`.
 
-    False where there is a filter that is not None, Sub or Up; OpenCV writes Sub, which needs no row but its own.
+    False where there is a filter that is not None, Sub or Up; sharding writes Up; Sub needs no row but its own.
     """
     first = top
     while first > 0 and rows[first, 0] > _SUB:

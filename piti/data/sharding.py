@@ -229,14 +229,14 @@ def _condition_members(loaded: LoadedItem, image: NDArray[np.uint8] | None, data
 def encode_condition_png(values: NDArray[Any], modality: Modality) -> bytes:
     """PNG of a stored condition (H, W).
 
-    Labels and edges lie in runs, and written as runs they become as small as by looking for any repetition, in less
-    than half the time. Sketches take one bit a pixel, read in half the time; decoders widen it.
+    Labels and edges lie in runs and go on in the next row: written as runs of what differs from the row above they
+    become smaller than by looking for any repetition, in less than half the time, and are read the fastest. Sketches
+    take one bit a pixel; decoders widen it.
     """
     if modality == "geometry":
         return encode_png(values)
-    is_bilevel = int(modality == "sketch")
-    runs = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_BILEVEL, is_bilevel]
-    return _encode(".png", values, runs)
+    runs = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    return _encode(".png", values, [*runs, cv2.IMWRITE_PNG_BILEVEL, int(modality == "sketch")])
 
 
 def encode_png(values: NDArray[Any]) -> bytes:
