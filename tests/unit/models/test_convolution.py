@@ -24,7 +24,7 @@ def relative(ours: Tensor, exact: Tensor) -> float:
 
 # Maps that fit one chunk with others, that need several with a shorter last one, and that are wide or low.
 @pytest.mark.parametrize("chunk_bytes", [1, 40_000, 1 << 30])
-@pytest.mark.parametrize("shape", [(5, 7, 6, 10), (1, 16, 2, 64), (3, 4, 34, 2), (2, 20, 22, 22)])
+@pytest.mark.parametrize("shape", [(5, 7, 8, 12), (1, 16, 4, 64), (3, 4, 36, 4), (2, 20, 24, 24)])
 def test_output_and_gradients(shape: Shape, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 2e-6 of the largest value, each: float32 holds 6e-8, and tens of terms are added."""
     monkeypatch.setattr(convolution, "_CHUNK_BYTES", chunk_bytes)
@@ -42,12 +42,12 @@ def test_output_and_gradients(shape: Shape, chunk_bytes: int, monkeypatch: pytes
         assert relative(mine, theirs) < 2e-6
 
 
-def test_rounding_is_no_worse_than_a_direct_sums() -> None:
-    """At a published size: 384 to 192 channels, 64x64."""
+def test_rounding_is_about_a_direct_sums() -> None:
+    """At a published size, 384 to 192 channels, 64x64: less than 1.5 times the error of torch's own convolution."""
     x, weight = drawn((1, 384, 64, 64), 0), drawn((192, 384, 3, 3), 1) / 60
     exact = F.conv2d(x.double(), weight.double(), padding=1)
-    filtered = MinimalFiltering.apply(x, weight, torch.zeros(192))
-    assert relative(filtered, exact) < max(relative(F.conv2d(x, weight, padding=1), exact), 1e-6)
+    filtered, direct = MinimalFiltering.apply(x, weight, torch.zeros(192)), F.conv2d(x, weight, padding=1)
+    assert relative(filtered, exact) < max(1.5 * relative(direct, exact), 4e-6)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
@@ -60,13 +60,13 @@ def test_only_what_is_wanted_gets_a_gradient(frozen: int) -> None:
 
 
 def test_what_it_is_not_for_is_done_as_ever() -> None:
-    layer = Conv3x3(160, 160).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = drawn((1, 160, 16, 16), 0)
+    layer = Conv3x3(96, 96).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = drawn((1, 96, 24, 24), 0)
     assert suits_minimal_filtering(x, layer.weight)
     assert layer(x).grad_fn.name() == "MinimalFilteringBackward"
-    others = [x[:, :, :15], x[:, :, :8], x.contiguous(), x.double()]
+    others = [x[:, :, :22], x[:, :, :20], x.contiguous(), x.double()]  # no fours, too few, planes, doubles
     assert not any(suits_minimal_filtering(other, layer.weight) for other in others)
-    assert not suits_minimal_filtering(drawn((1, 64, 32, 32), 0), drawn((160, 64, 3, 3), 1))
+    assert not suits_minimal_filtering(drawn((1, 64, 32, 32), 0), drawn((96, 64, 3, 3), 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not suits_minimal_filtering(x, layer.weight)
     for other in others[:3]:

@@ -66,7 +66,7 @@ def test_numbers_are_those_of_the_published_code(
     name: str, channels_last: bool | None, least_channels: int | None, uniform: Maker, normal: Maker,
     filled: Callable[[nn.Module], nn.Module], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """`least_channels`: from what width on convolutions are done by minimal filtering, 160 where it is None."""
+    """`least_channels`: from what width on convolutions are done by minimal filtering, 96 where it is None."""
     if least_channels is not None:
         monkeypatch.setattr(convolution, "LEAST_CHANNELS", least_channels)
     config = CONFIGS[name].model_copy(update={"channels_last": channels_last})
