@@ -143,8 +143,8 @@ class DataConfig(Section):
     `shard_megabytes` (10^6 bytes) whatever `samples_per_shard` says. `max_samples` training items are kept, drawn by
     the seed (None: all). Of masks, only those are kept that show at least one of `require_classes` (None: all).
     `max_rejected_share` is the share of unusable items above which sharding fails. `check`: `pixels` decodes every
-    file; `headers` does not decode files that become part of a shard as they are (with `random`: plain JPEGs, 8-bit
-    grey label maps, 1-bit sketches), so that damage behind their headers is found by the loader, which skips it.
+    file; `headers` does not decode files that become part of a shard as they are (where no size changes: plain JPEGs,
+    8-bit grey label maps, 1-bit sketches), so that damage behind their headers is found by the loader, which skips it.
     `conditions_follow_exif` says how conditions lie of photographs that EXIF turns, where sizes do not tell: true, like
     the file's pixels, so that they are turned too; false, like what viewers show; None: such pictures are rejected,
     since nobody knows.
@@ -156,7 +156,7 @@ class DataConfig(Section):
     image_size: Positive = 256
     geometry: Literal["squash", "center", "random"] = "squash"
     samples_per_shard: Positive = 1000
-    shard_megabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    shard_megabytes: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] | None = None
     max_samples: Positive | None = None
     require_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     sketch: SketchConfig = SketchConfig()

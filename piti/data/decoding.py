@@ -63,7 +63,7 @@ def decode_condition(members: Mapping[str, bytes], box: CropBox | None = None) -
         values = _part(values, box)
     if "normal.png" not in members:
         return StoredCondition(values)
-    normals = _part(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED), box)
+    normals = _part(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED, "condition"), box)
     return StoredCondition(values, np.asarray(cv2.cvtColor(normals, cv2.COLOR_BGR2RGB), dtype=np.uint16))
 
 
@@ -101,7 +101,7 @@ def _part(values: NDArray[Any], box: CropBox | None) -> NDArray[Any]:
 
 def _decode_grey(data: bytes, box: CropBox | None) -> NDArray[Any]:
     values = decode_grey_png(data, box)
-    return _part(_decode(data, cv2.IMREAD_UNCHANGED), box) if values is None else values
+    return _part(_decode(data, cv2.IMREAD_UNCHANGED, "condition"), box) if values is None else values
 
 
 def _record(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
         raise DamagedPictureError(f"picture does not decode ({error})") from error
 
 
-def _decode(data: bytes, flags: int) -> NDArray[Any]:
+def _decode(data: bytes, flags: int, what: str = "picture") -> NDArray[Any]:
     decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags) if data else None
     if decoded is None:
-        raise DamagedPictureError("picture does not decode")
+        raise DamagedPictureError(f"{what} does not decode")
     return np.asarray(decoded)

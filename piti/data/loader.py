@@ -152,11 +152,13 @@ class TrainingLoader:
         return whole_batch(room, examples) if len(examples) == len(part) else collate(examples)
 
     def _stand_in(self, first: int, room: BatchRoom) -> Example:
+        last = ""
         for position in range(first, first + _TRIED_STAND_INS):
             entry = self._load(position, room, 0)
             if isinstance(entry, Example):
                 return entry
-        raise DataError(f"{_TRIED_STAND_INS} samples in a row are damaged", repair_advice(self._uri))
+            last = f"{entry.key}: {entry.reason}"
+        raise DataError(f"{_TRIED_STAND_INS} samples in a row are damaged, the last, {last}", repair_advice(self._uri))
 
 
 def validation_batches(

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 def repair_advice(uri: str) -> str:
     """The remedy for every kind of damage to a set of shards, companions included."""
-    return f"run `piti shards verify {uri} --repair`, then piti/prepare"
+    return (
+        f"run `piti shards verify {uri} --repair`, then piti/prepare; where that finds nothing, --decode instead tells "
+        "what came damaged or does not fit the config"
+    )
 
 
 def forget_unreadable_manifest(uri: str) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import pickle
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,8 @@ def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Future[LoadedItem
     try:
         for item in items:
             ahead.append((item, pool.submit(item.load)))
+            if len(ahead) == 1:
+                wait([ahead[0][1]])  # the first of all lists an archive for those that follow
             if len(ahead) > _READERS:
                 yield ahead.popleft()
         yield from ahead

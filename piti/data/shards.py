@@ -162,6 +162,11 @@ class ShardWriter:
         return stats
 
 
+def read_table(data: bytes) -> pa.Table:
+    """A Parquet file's rows, read by this thread: a scanner's threads may outlive the interpreter, and abort it."""
+    return pq.ParquetFile(pa.BufferReader(data)).read()
+
+
 def stats_uri(uri: str, name: str) -> str:
     """Where the record of a shard lies."""
     return storage.join(uri, "stats", f"{name.removesuffix('.tar')}.parquet")
@@ -170,7 +175,7 @@ def stats_uri(uri: str, name: str) -> str:
 def read_stats(uri: str, name: str) -> tuple[ShardStats, pa.Table] | None:
     """The record of a published shard and its rows; None where it is not published (or its record is damaged)."""
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(stats_uri(uri, name))))
+        table = read_table(storage.read_bytes(stats_uri(uri, name)))
         return ShardStats(**json.loads(table.schema.metadata[b"piti"])), table
     except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError):
         return None
@@ -284,7 +289,7 @@ class ShardSet:
         self.uri = uri.rstrip("/")
         try:
             data = storage.read_bytes(storage.join(self.uri, MANIFEST))
-            self.manifest: pa.Table = pq.read_table(pa.BufferReader(data))
+            self.manifest: pa.Table = read_table(data)
             content = json.loads(self.manifest.schema.metadata[b"piti"])
         except FileNotFoundError as error:
             raise DataError(f"{uri} is no finished set of shards (no {MANIFEST})", "run piti/prepare") from error

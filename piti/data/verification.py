@@ -8,14 +8,6 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from piti import storage
-from piti.data.decoding import (
-    DamagedPictureError,
-    decode_condition,
-    decode_image,
-    decode_variant,
-    is_companion,
-    num_variants,
-)
 from piti.data.shards import ShardSet, ShardStats
 
 
@@ -57,15 +49,17 @@ def verify_shards(uri: str, decode: bool = False) -> Iterator[ShardProblem]:
 
 def _undecodable(shards: ShardSet, name: str) -> Iterator[ShardProblem]:
     """Which samples of a tar with the right hash are damaged all the same."""
+    from piti.data import decoding  # torch and OpenCV are slow to import, and most verifying is hashing
+
     for key, members in shards.samples(name):
         try:
-            if is_companion(members):
-                for variant in range(num_variants(members)):
-                    decode_variant(members, variant)
+            if decoding.is_companion(members):
+                for variant in range(decoding.num_variants(members)):
+                    decoding.decode_variant(members, variant)
             else:
-                decode_image(members)
-                decode_condition(members)
-        except DamagedPictureError as error:
+                decoding.decode_image(members)
+                decoding.decode_condition(members)
+        except decoding.DamagedPictureError as error:
             yield ShardProblem(name, key, f"came damaged: {error}", came_damaged=True)
 
 

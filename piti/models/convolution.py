@@ -79,12 +79,13 @@ class MinimalFiltering(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:  # the convolution with the filters turned by half a turn
-            grad_x = _convolved(grad, _transformed(weight, _FILTER_TRANSFORM.flip(1)), None)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, grad)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 2, 3))
+        with torch.autocast("cpu", enabled=False):
+            if ctx.needs_input_grad[0]:  # the convolution with the filters turned by half a turn
+                grad_x = _convolved(grad, _transformed(weight, _FILTER_TRANSFORM.flip(1)), None)
+            if ctx.needs_input_grad[1]:
+                grad_weight = _weight_gradient(x, grad)
+            if ctx.needs_input_grad[2]:
+                grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias
 
 

@@ -14,6 +14,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +34,7 @@ _UPRIGHT = {
 }  # fmt: skip
 _LOST_PIXELS = ("remature end", "bad Huffman code", "instead of RST")  # what libjpeg says where it makes some up
 _MIN_SIDE_PIXELS = 16
+_WARNINGS = Lock()  # what is done about them belongs to the process, not to a thread
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -174,7 +176,7 @@ def _open(data: bytes, *, whole: bool = True) -> Image.Image:
     if not data:
         raise RejectedItem("file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture: Image.Image = Image.open(io.BytesIO(data))

@@ -10,9 +10,10 @@ JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 _TABLES = frozenset({0xC4, 0xDB, 0xDD})  # Huffman's, quantization, restart interval
 _APP0, _COMMENT, _START_OF_SCAN = 0xE0, 0xFE, 0xDA
-_TELLING_MORE = (b"Exif", b"MPF")  # what segments begin with that tell how the picture lies, and of further ones
+_TELLING_MORE = (b"Exif", b"http", b"MPF")  # EXIF and XMP may tell how the picture lies, MPF of further ones
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">2L5B")  # width, height, bits, colour type, compression, filter, interlacing
+_PNG_HEADER_LENGTH = struct.pack(">L", _PNG_HEADER.size)
 _CHUNK = struct.Struct(">L4s")
 _CHUNK_BYTES = 12  # length, type and checksum around a chunk's content
 _WITHOUT_EFFECT = frozenset(
@@ -67,7 +68,13 @@ def read_grey_png(data: bytes) -> GreyPng | None:
             return None
         kinds.append(kind)
         position = end
-    if position != len(data) or kinds[:1] != [b"IHDR"] or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
+    if (
+        position != len(data)
+        or kinds[:1] != [b"IHDR"]
+        or data[8:12] != _PNG_HEADER_LENGTH
+        or kinds[-1] != b"IEND"
+        or b"IDAT" not in kinds
+    ):
         return None
     width, height, bits, colour_type, *others = _PNG_HEADER.unpack_from(data, len(_PNG_SIGNATURE) + _CHUNK.size)
     if colour_type != 0 or any(others) or not _WITHOUT_EFFECT.issuperset(kinds):

@@ -236,6 +236,24 @@ def broken_middle(data: bytes) -> bytes:
     return data[: len(data) // 3] + data[2 * len(data) // 3 :]
 
 
+@pytest.mark.parametrize("geometry", ["squash", "center"])
+def test_pictures_of_training_size_are_kept_undecoded_whatever_the_geometry(
+    geometry: str, tmp_path: Path, image: np.ndarray, labels: np.ndarray, shard_now: Shard
+) -> None:
+    """Only `headers` lets a lost middle in: nothing has to be resized."""
+    folder = Folder(tmp_path / "squares")
+    square, mask = jpeg(np.ascontiguousarray(image[:64, :64])), png(np.ascontiguousarray(labels[:64, :64]))
+    for name in ("a", "b", "c"):
+        folder.add(name, square, mask)
+    folder.add("lost", broken_middle(square), mask)
+    rejected = {
+        check: shard_now(folder.data(check, geometry=geometry, max_rejected_share=1.0), tmp_path / check).rejected()
+        for check in ("pixels", "headers")
+    }
+    assert [source for source, _ in rejected["pixels"]] == ["lost.jpg"]
+    assert rejected["headers"] == []
+
+
 def test_damage_that_shows_in_the_structure_is_refused_at_once(
     folder: Folder, tmp_path: Path, shard_now: Shard, image: np.ndarray, labels: np.ndarray
 ) -> None:
@@ -270,7 +288,7 @@ def bad_dataset(folder: Folder, image: np.ndarray, labels: np.ndarray) -> dict[s
     return {
         "broken middle": "picture is damaged (Corrupt JPEG data: premature end of data segment)",
         "out of range": "label 77 is outside 0..19 (and not 255, unlabelled)",
-        "no stream": "picture does not decode",
+        "no stream": "condition does not decode",
     }
 
 
@@ -434,14 +452,17 @@ def test_plain_jpegs_by_their_headers_are_so_by_pillow(image: np.ndarray) -> Non
     Image.fromarray(image).convert("CMYK").save(cmyk, "JPEG")
     more = io.BytesIO()
     Image.fromarray(image).save(more, "MPO", save_all=True, append_images=[Image.fromarray(image[::-1].copy())])
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
     for data in (
         jpeg(image, exif=orientation(6)),
+        jpeg(image, xmp=xmp),
         jpeg(image[..., 0].copy()),
         cmyk.getvalue(),
         more.getvalue(),
         png(image),
     ):
         assert not is_plain_jpeg(data)
+    assert decode_picture(jpeg(image, xmp=xmp)).image.shape == (image.shape[1], image.shape[0], 3)
     assert decode_picture(jpeg(image, exif=orientation(1))).keep == "jpg", "Pillow looks at what the headers leave open"
 
 
