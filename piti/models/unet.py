@@ -18,25 +18,13 @@ from piti.config import ModelConfig
 from piti.errors import ConfigError
 from piti.models.convolution import Conv3x3
 from piti.models.encoder import Latent
+from piti.models.group_norm import GroupNorm
 from piti.models.memory import is_channels_last
 
 IMAGE_CHANNELS = 3
 OUTPUT_CHANNELS = 6  # predicted noise, then the variance's place between its bounds
-_NORM_GROUPS = 32
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation over 32 groups, computed in float32 whatever comes in, returned in the input's type."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(_NORM_GROUPS, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":  # reads bf16 beside float32 weights, and needs no float32 copies to do so
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
 
 
 def zeroed(module: M) -> M:
