@@ -37,7 +37,7 @@ def decode_image(members: Mapping[str, bytes]) -> NDArray[np.uint8]:
     """The picture of a sample: uint8 (H, W, 3) RGB. Raises DamagedPictureError where there is none or it does not decode."""
     for suffix in _PICTURE_SUFFIXES:
         if suffix in members:
-            unchecked = suffix == "jpg" and _was_checked_by_headers(members)
+            unchecked = suffix == "jpg" and _was_checked_by_headers(_record(members))
             return _decode_strictly(members[suffix]) if unchecked else decode_rgb(members[suffix])
     raise DamagedPictureError("sample holds no picture")
 
@@ -56,11 +56,13 @@ def decode_condition(members: Mapping[str, bytes], box: CropBox | None = None) -
     """
     if "cond.png" not in members:
         raise DamagedPictureError("sample holds no condition")
-    is_unchecked = _was_checked_by_headers(members)
-    values = _decode_grey(members["cond.png"], None if is_unchecked else box)
-    if is_unchecked:
-        _check_values(values, _record(members).get("num_classes"))
-        values = _part(values, box)
+    record = _record(members)
+    if _was_checked_by_headers(record):
+        whole = _decode_grey(members["cond.png"], None)
+        _check_values(whole, record.get("num_classes"))
+        values = _part(whole, box)
+    else:
+        values = _decode_grey(members["cond.png"], box)
     if "normal.png" not in members:
         return StoredCondition(values)
     normals = _part(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED, "condition"), box)
@@ -75,13 +77,8 @@ class LowResolution:
     box: CropBox | None
 
 
-def is_companion(members: Mapping[str, bytes]) -> bool:
-    """Whether a sample is the companion of another; one of a damaged picture has no variants."""
-    return "variants" in _record(members)
-
-
 def num_variants(members: Mapping[str, bytes]) -> int:
-    """How many degraded variants a companion sample holds."""
+    """How many degraded variants a companion sample holds: none where its picture is damaged."""
     return sum(suffix.startswith("lr") and suffix.endswith(".png") for suffix in members)
 
 
@@ -110,8 +107,8 @@ def _record(members: Mapping[str, bytes]) -> dict[str, Any]:
     return record
 
 
-def _was_checked_by_headers(members: Mapping[str, bytes]) -> bool:
-    return _record(members).get("check") == "headers"
+def _was_checked_by_headers(record: Mapping[str, Any]) -> bool:
+    return record.get("check") == "headers"
 
 
 def _decode_strictly(data: bytes) -> NDArray[np.uint8]:

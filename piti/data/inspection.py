@@ -137,11 +137,11 @@ def contact_sheet(shards: ShardSet, num_samples: int) -> bytes:
     Raises DataError where there is nothing to show.
     """
     of_each_split = -(-num_samples // max(1, len(shards.splits)))
-    shown = [_pictures(members, shards.about) for members in _spread_samples(shards, of_each_split)]
+    shown = [_pictures(members, shards) for members in _spread_samples(shards, of_each_split)]
     rows = [pictures for pictures in shown if pictures][:num_samples]
     if not rows:
         raise DataError(f"{shards.uri} has no samples to show", "see `piti shards stats` for the reasons")
-    if "modality" not in shards.about:
+    if shards.holds_companions:
         columns = [f"variant {number}" for number in range(len(rows[0]))]
     else:
         columns = ["picture", str(shards.about["modality"])] * min(_PAIRS_A_ROW, len(rows))
@@ -151,16 +151,16 @@ def contact_sheet(shards: ShardSet, num_samples: int) -> bytes:
     return grid_png(PictureGrid(columns, rows, [""] * len(rows)))
 
 
-def _pictures(members: dict[str, bytes], about: dict[str, Any]) -> list[NDArray[np.uint8]]:
+def _pictures(members: dict[str, bytes], shards: ShardSet) -> list[NDArray[np.uint8]]:
     """A sample's picture and condition, or a companion's variants; nothing where one is damaged."""
     try:
-        if "modality" not in about:
+        if shards.holds_companions:
             return [decode_variant(members, number).image for number in range(num_variants(members))]
         image, stored = decode_image(members), decode_condition(members)
     except DamagedPictureError:
         return []
-    modality = about["modality"]
-    return [image, condition_picture(paint_condition(stored, modality, about["num_classes"]), modality)]
+    modality = shards.about["modality"]
+    return [image, condition_picture(paint_condition(stored, modality, shards.about["num_classes"]), modality)]
 
 
 def _spread_samples(shards: ShardSet, limit: int) -> Iterator[dict[str, bytes]]:

@@ -164,18 +164,19 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     original = loaded.original if whole else None
     has_condition = loaded.condition is not None or loaded.stored_condition is not None
     by_headers = loaded.stored_condition is not None
+    image: NDArray[np.uint8] | None = None
     if original is not None and has_condition:  # nothing here reads the picture's pixels
         members = {original[1]: original[0]}
         if data.check == "headers" and loaded.seems_whole:
             by_headers = True
         else:
             loaded.check()
-        members |= _condition_members(loaded, None, data)
     else:
         image = loaded.image
         if data.geometry != "random" and not whole:
             image = shrink_photograph(image, data.geometry, data.image_size)
-        members = _picture_member(image, loaded, original) | _condition_members(loaded, image, data)
+        members = _picture_member(image, loaded, original)
+    members |= _condition_members(loaded, image, data)
     about: dict[str, Any] = {
         "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
         "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None,

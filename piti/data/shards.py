@@ -299,6 +299,11 @@ class ShardSet:
         self.stats = {entry["name"]: ShardStats(**entry) for entry in content["shards"]}
 
     @property
+    def holds_companions(self) -> bool:
+        """Whether these are degraded variants of another set's pictures."""
+        return "modality" not in self.about
+
+    @property
     def splits(self) -> list[str]:
         """Splits with at least one sample."""
         present = set(pc.unique(self._accepted["split"]).to_pylist())

@@ -53,7 +53,7 @@ def _undecodable(shards: ShardSet, name: str) -> Iterator[ShardProblem]:
 
     for key, members in shards.samples(name):
         try:
-            if decoding.is_companion(members):
+            if shards.holds_companions:
                 for variant in range(decoding.num_variants(members)):
                     decoding.decode_variant(members, variant)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -13,9 +14,9 @@ _APP0, _COMMENT, _START_OF_SCAN = 0xE0, 0xFE, 0xDA
 _TELLING_MORE = (b"Exif", b"http", b"MPF")  # EXIF and XMP may tell how the picture lies, MPF of further ones
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">2L5B")  # width, height, bits, colour type, compression, filter, interlacing
-_PNG_HEADER_LENGTH = struct.pack(">L", _PNG_HEADER.size)
+_PNG_BEGINNING = _PNG_SIGNATURE + struct.pack(">L4s", _PNG_HEADER.size, b"IHDR")
 _CHUNK = struct.Struct(">L4s")
-_CHUNK_BYTES = 12  # length, type and checksum around a chunk's content
+_CHECKSUM_BYTES = 4  # after a chunk's content
 _WITHOUT_EFFECT = frozenset(
     [b"IHDR", b"IDAT", b"IEND", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP"]
 )  # on the values that decoders give
@@ -52,31 +53,39 @@ def has_jpeg_end(data: bytes) -> bool:
     return data.endswith(_JPEG_END)
 
 
+def grey_png_header(data: bytes) -> GreyPng | None:
+    """What a PNG's header says, if it is grey and not interlaced. None for any other file."""
+    if not data.startswith(_PNG_BEGINNING) or len(data) < len(_PNG_BEGINNING) + _PNG_HEADER.size:
+        return None
+    width, height, bits, *others = _PNG_HEADER.unpack_from(data, len(_PNG_BEGINNING))
+    return None if any(others) else GreyPng(height, width, bits)  # grey, the usual compression and filters are 0
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind of each chunk of a PNG, and where its content begins and ends; the last may end beyond the file."""
+    end = len(_PNG_SIGNATURE) - _CHECKSUM_BYTES
+    while end + _CHECKSUM_BYTES + _CHUNK.size <= len(data):
+        length, kind = _CHUNK.unpack_from(data, end + _CHECKSUM_BYTES)
+        start = end + _CHECKSUM_BYTES + _CHUNK.size
+        end = start + length
+        yield kind, start, end
+
+
 def read_grey_png(data: bytes) -> GreyPng | None:
     """What a PNG holds if it is whole, grey, not interlaced and without anything that decoders treat differently.
 
     Whole means that it ends with its last chunk and that every chunk has its checksum. None for any other file.
     """
-    if not data.startswith(_PNG_SIGNATURE):
+    found = grey_png_header(data)
+    if found is None:
         return None
-    position, kinds = len(_PNG_SIGNATURE), []
-    while position + _CHUNK_BYTES <= len(data):
-        length, kind = _CHUNK.unpack_from(data, position)
-        end = position + _CHUNK_BYTES + length
-        checksum = zlib.crc32(memoryview(data)[position + 4 : end - 4])
-        if end > len(data) or checksum != int.from_bytes(data[end - 4 : end], "big"):
+    kinds, last_end = [], 0
+    for kind, start, end in png_chunks(data):
+        checksum = data[end : end + _CHECKSUM_BYTES]
+        if int.from_bytes(checksum, "big") != zlib.crc32(memoryview(data)[start - len(kind) : end]):
             return None
         kinds.append(kind)
-        position = end
-    if (
-        position != len(data)
-        or kinds[:1] != [b"IHDR"]
-        or data[8:12] != _PNG_HEADER_LENGTH
-        or kinds[-1] != b"IEND"
-        or b"IDAT" not in kinds
-    ):
+        last_end = end + _CHECKSUM_BYTES
+    if last_end != len(data) or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
         return None
-    width, height, bits, colour_type, *others = _PNG_HEADER.unpack_from(data, len(_PNG_SIGNATURE) + _CHUNK.size)
-    if colour_type != 0 or any(others) or not _WITHOUT_EFFECT.issuperset(kinds):
-        return None
-    return GreyPng(height, width, bits)
+    return found if _WITHOUT_EFFECT.issuperset(kinds) else None

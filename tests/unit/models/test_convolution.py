@@ -9,6 +9,7 @@ from torch import Tensor
 
 from piti.models import convolution
 from piti.models.convolution import Conv3x3, MinimalFiltering, suits_minimal_filtering
+from tests.exact_values import relative_error
 
 Shape = tuple[int, int, int, int]
 
@@ -16,10 +17,6 @@ Shape = tuple[int, int, int, int]
 def drawn(shape: Shape, seed: int) -> Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return values.contiguous(memory_format=torch.channels_last)
-
-
-def relative(ours: Tensor, exact: Tensor) -> float:
-    return float((ours.detach().double() - exact.detach()).abs().max() / exact.detach().abs().max())
 
 
 # Maps that fit one chunk with others, that need several with a shorter last one, and that are wide or low.
@@ -36,10 +33,10 @@ def test_output_and_gradients(shape: Shape, chunk_bytes: int, monkeypatch: pytes
     ours = torch.autograd.grad(y, found, grad)
     exact = [value.detach().double().requires_grad_() for value in found]
     reference = F.conv2d(*exact, padding=1)
-    assert relative(y, reference) < 2e-6
+    assert relative_error(y, reference) < 2e-6
     for mine, theirs in zip(ours, torch.autograd.grad(reference, exact, grad.double()), strict=True):
         assert mine.shape == theirs.shape
-        assert relative(mine, theirs) < 2e-6
+        assert relative_error(mine, theirs) < 2e-6
 
 
 def test_rounding_is_about_a_direct_sums() -> None:
@@ -47,7 +44,7 @@ def test_rounding_is_about_a_direct_sums() -> None:
     x, weight = drawn((1, 384, 64, 64), 0), drawn((192, 384, 3, 3), 1) / 60
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     filtered, direct = MinimalFiltering.apply(x, weight, torch.zeros(192)), F.conv2d(x, weight, padding=1)
-    assert relative(filtered, exact) < max(1.5 * relative(direct, exact), 4e-6)
+    assert relative_error(filtered, exact) < max(1.5 * relative_error(direct, exact), 4e-6)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])

@@ -5,13 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from piti.models.group_norm import FinelySummed, GroupNorm
-
-
-def relative(ours: Tensor, exact: Tensor) -> float:
-    return float((ours.detach().double() - exact.detach()).abs().max() / exact.detach().abs().max())
+from tests.exact_values import relative_error
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 128, 128), (3, 32, 96, 100)])
@@ -29,10 +25,10 @@ def test_output_and_gradients(shape: tuple[int, ...]) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
     exact = [value.detach().double().requires_grad_() for value in found]
     reference = F.group_norm(exact[0], 32, exact[1], exact[2], norm.eps)
-    assert relative(y, reference) < 3e-7
+    assert relative_error(y, reference) < 3e-7
     theirs = torch.autograd.grad(reference, exact, grad.double())
     for mine, true in zip(torch.autograd.grad(y, found, grad), theirs, strict=True):
-        assert relative(mine, true) < 2e-5
+        assert relative_error(mine, true) < 2e-5
 
 
 def test_a_constant_map_has_no_deviation() -> None:
