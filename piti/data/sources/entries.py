@@ -71,13 +71,13 @@ class Listing:
         found = self._table.get(self._prefix + path)
         return None if found is None or found[2] is None else (Entry(path, found[0], found[1]), found[2])
 
-    def suffixed(self, name: str) -> Iterator[Entry]:
-        """Files whose path is `name`, a dot and a suffix without a dot."""
-        first = f"{self._prefix}{name}."
-        for path, size_bytes, modified, _ in self._table.rows(first, f"{self._prefix}{name}/"):
-            suffix = path[len(first) :]
-            if "." not in suffix and "/" not in suffix:
-                yield Entry(f"{name}.{suffix}", size_bytes, modified)
+    def suffixed(self, name: str) -> list[Entry]:
+        """Files whose path is `name`, a dot and a suffix without a dot, by path."""
+        start, first, found = len(self._prefix), f"{self._prefix}{name}.", []
+        for path, size_bytes, modified, _ in self._table.few(first, f"{self._prefix}{name}/"):
+            if "." not in path[len(first) :] and "/" not in path[len(first) :]:
+                found.append(Entry(path[start:], size_bytes, modified))
+        return found
 
 
 class Tree(Protocol):
@@ -98,7 +98,7 @@ class Tree(Protocol):
 
 def is_hidden(path: str) -> bool:
     """Whether a component of a relative path begins with a dot, or is macOS's archive litter."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    return path.startswith(".") or "/." in path or ("__MACOSX" in path and "__MACOSX" in path.split("/"))
 
 
 def stem(path: str) -> str:

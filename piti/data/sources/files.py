@@ -193,7 +193,7 @@ def check_labels(labels: NDArray[Any], num_classes: int) -> None:
 
 def is_picture(path: str) -> bool:
     """Whether a file is a picture by its suffix."""
-    return "." + path.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
+    return "." + path.rpartition(".")[2].lower() in PICTURE_SUFFIXES
 
 
 def _is_array(path: str) -> bool:
@@ -210,12 +210,11 @@ def usable_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     return (entry for entry in entries if is_picture(entry.path) or _is_array(entry.path))
 
 
-def named_alike(listing: Listing, name: str) -> Iterator[Entry]:
+def named_alike(listing: Listing, name: str) -> list[Entry]:
     """Pictures and NumPy files whose path without its suffix is `name`, by path."""
+    found = list(usable_among(listing.suffixed(name)))
     bare = listing.get(name) if f".{name.lower()}" in PICTURE_SUFFIXES else None
-    if bare is not None:  # a file called just `png` counts as a picture
-        yield bare
-    yield from usable_among(listing.suffixed(name))
+    return found if bare is None else [bare, *found]  # a file called just `png` counts as a picture
 
 
 def condition_named(listing: Listing, name: str) -> Entry | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import io
 import os
+import random
 import sqlite3
 import tempfile
 import threading
 import tracemalloc
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -203,6 +205,40 @@ def test_a_table_sorts_as_python_does_and_keeps_what_it_is_told() -> None:
     assert table.count("a", "b") == 3
     assert table.get("\udcff") == (10,)
     assert table.get("c") is None
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "drawn", "sparse"])
+def test_look_ups_in_any_order_find_what_is_there(order: str) -> None:
+    """Names that begin other names, ranges that end between rows, at one and behind the last; more rows than are read
+    ahead, before and after the first."""
+    rng = random.Random(0)
+    names = {"".join(rng.choices("ab./0", k=rng.randrange(1, 9))) for _ in range(3000)}
+    kept = set(rng.sample(sorted(names), len(names) * 2 // 3))
+    table = SortedTable(((name, number) for number, name in enumerate(kept)), columns=1)
+    rows = sorted((name, number) for number, name in enumerate(kept))
+    asked = sorted([*names, "", "c", "\U0010ffff"])
+    if order == "falling":
+        asked.reverse()
+    if order == "drawn":
+        rng.shuffle(asked)
+    if order == "sparse":
+        asked = asked[::37]
+    numbers = dict(rows)
+    for name in asked:
+        for end in (name + "0", name + "a", name + "/"):
+            begin, stop = bisect_left(rows, (name,)), bisect_left(rows, (end,))
+            assert table.few(name, end) == rows[begin:stop], (name, end)
+        assert table.get(name) == ((numbers[name],) if name in numbers else None)
+
+
+def test_look_ups_in_order_ask_sqlite_now_and_then() -> None:
+    table = SortedTable(((f"{number:05d}.png", number) for number in range(5000)), columns=1)
+    queries: list[str] = []
+    table._connection.set_trace_callback(queries.append)
+    for number in range(5000):
+        assert table.few(f"{number:05d}.", f"{number:05d}/") == [(f"{number:05d}.png", number)]
+        assert table.get(f"{number:05d}.jpg") is None
+    assert len(queries) < 5000 / 100
 
 
 def test_a_listing_serves_several_threads() -> None:
