@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +29,10 @@ from piti.errors import DataError
 
 _FORMAT_VERSION = 4
 _JPEG_QUALITY = 95
-_READERS = 2
+_READ_TOGETHER_BYTES = 2**19  # of local files: a thread that is woken for each small one costs more than reading it
+_REMOTE_READERS = 8  # a server answers several requests in the time of one
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
+_Outcome = tuple[Item, LoadedItem | RejectedItem]  # an item, and what it loads as or why it cannot
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,10 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
     """
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     with ShardWriter(uri, plan.name, plan.plan) as writer:
-        for item, reading in _read_ahead(plan.items):
+        for item, loaded in _read_ahead(plan.items):
             try:
-                loaded = reading.result()
+                if isinstance(loaded, RejectedItem):
+                    raise loaded
                 members = sample_members(item, loaded, data)
             except FilteredItem as reason:
                 writer.leave_out(item.key, str(reason), source=item.origin)
@@ -138,19 +141,47 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
         return writer.publish()
 
 
-def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Future[LoadedItem]]]:
+def _read_ahead(items: Sequence[Item]) -> Iterator[_Outcome]:
     """Items in order, the next ones being loaded meanwhile: a core does not wait for the disk, nor for a server."""
-    pool, ahead = ThreadPoolExecutor(_READERS, "piti-reader"), deque[tuple[Item, Future[LoadedItem]]]()
+    is_remote = any(item.is_remote for item in items)
+    readers, together_bytes = (_REMOTE_READERS, 0) if is_remote else (1, _READ_TOGETHER_BYTES)
+    pool, ahead = ThreadPoolExecutor(readers, "piti-reader"), deque[Future[list[_Outcome]]]()
     try:
-        for item in items:
-            ahead.append((item, pool.submit(item.load)))
+        for group in _groups(items, together_bytes):
+            ahead.append(pool.submit(_loaded, group))
             if len(ahead) == 1:
-                wait([ahead[0][1]])  # the first of all lists an archive for those that follow
-            if len(ahead) > _READERS:
-                yield ahead.popleft()
-        yield from ahead
+                wait([ahead[0]])  # the first of all lists an archive for those that follow
+            if len(ahead) > readers:
+                yield from ahead.popleft().result()
+        for last in ahead:
+            yield from last.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _groups(items: Iterable[Item], least_bytes: int) -> Iterator[list[Item]]:
+    """Items in order, as many together as make `least_bytes`; one whose size is unknown ends its group."""
+    group: list[Item] = []
+    waiting_bytes = 0
+    for item in items:
+        group.append(item)
+        waiting_bytes += item.size_bytes
+        if not item.size_bytes or waiting_bytes >= least_bytes:
+            yield group
+            group, waiting_bytes = [], 0
+    if group:
+        yield group
+
+
+def _loaded(group: list[Item]) -> list[_Outcome]:
+    """Each item with what it loaded as, or why it is rejected."""
+    found: list[_Outcome] = []
+    for item in group:
+        try:
+            found.append((item, item.load()))
+        except RejectedItem as reason:
+            found.append((item, reason))
+    return found
 
 
 def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:

@@ -105,6 +105,7 @@ class ShardWriter:
         self._uri, self._name, self._plan = uri, name, plan
         self._split = shard_split(name)
         self._rows: list[Row] = []
+        self._aside_folder = _aside_folder(uri)
         with self._space():
             self._aside = _aside_path(uri, name)
             self._tar = SampleTarWriter(self._aside)
@@ -123,7 +124,7 @@ class ShardWriter:
 
     def _space(self) -> AbstractContextManager[None]:
         """Around writing the tar, which lies elsewhere than the shards where these are remote."""
-        return storage.disk_space(self._name, _aside_folder(self._uri))
+        return storage.disk_space(self._name, self._aside_folder)
 
     def add(self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int) -> None:
         """Append a sample; see SampleTarWriter.add."""

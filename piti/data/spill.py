@@ -138,7 +138,8 @@ class SortedTable:
     def _read_stretch(self, first: bytes, end: bytes, count: int) -> _Stretch:
         """`count` rows from `first` on, or as many as reach beyond `end`."""
         cursor = self._connection.execute("SELECT * FROM sorted WHERE key >= ? ORDER BY key", (first,))
-        rows, is_last = [], False
+        rows: list[tuple[Any, ...]] = []
+        is_last = False
         while not is_last and (not rows or rows[-1][0] < end):
             some = cursor.fetchmany(count)
             rows += some

@@ -128,6 +128,10 @@ class Item(Protocol):
     def size_bytes(self) -> int:
         """Of its files, as listed; 0 where it has none of its own."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether loading it asks a server."""
+
     def load(self) -> LoadedItem:
         """Read it. Raises RejectedItem with the reason where it is unusable."""
 

@@ -81,6 +81,10 @@ class BundledItem:
     def size_bytes(self) -> int:
         return 0
 
+    @property
+    def is_remote(self) -> bool:
+        return False
+
     def load(self) -> LoadedItem:
         import numpy as np
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from piti import storage
 from piti.data.sources.archives import read_span
 from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
 from piti.data.sources.entries import Entry, Listing, stem
@@ -40,6 +41,10 @@ class FilePart(Protocol):
     def path(self) -> str:
         """For people: where it lies in its dataset."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading it asks a server."""
+
     def read(self) -> bytes:
         """Its content. Raises OSError."""
 
@@ -49,6 +54,10 @@ class TreeFile(NamedTuple):
 
     place: str
     path: str
+
+    @property
+    def is_remote(self) -> bool:
+        return not storage.is_local(self.place)
 
     def read(self) -> bytes:
         return open_tree(self.place).read(self.path)
@@ -61,6 +70,10 @@ class TarSpan(NamedTuple):
     path: str
     offset: int
     size_bytes: int
+
+    @property
+    def is_remote(self) -> bool:
+        return not storage.is_local(self.tar)
 
     def read(self) -> bytes:
         return read_span(self.tar, self.offset, self.size_bytes)
@@ -101,6 +114,10 @@ class FileItem(NamedTuple):
     validity: FilePart | None = None
     fault: str | None = None
     size_bytes: int = 0
+
+    @property
+    def is_remote(self) -> bool:
+        return any(part is not None and part.is_remote for part in (self.image, self.condition))
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""

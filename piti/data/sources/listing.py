@@ -61,6 +61,10 @@ class UriFile:
 
     path: str
 
+    @property
+    def is_remote(self) -> bool:
+        return not storage.is_local(self.path)
+
     def read(self) -> bytes:
         return storage.read_bytes(self.path)
 

@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
+from piti.data import sharding
 from piti.data.decoding import decode_image
 from piti.data.sharding import ShardPlan, plan_shards, write_shard
 from piti.data.shards import ShardSet, ShardWriter, adopt_shards, published_shards, read_stats, write_manifest
@@ -77,6 +78,7 @@ class Late:
     item: Item
     seconds: float
     fails: bool = False
+    is_remote: bool = False
 
     @property
     def key(self) -> str:
@@ -86,6 +88,10 @@ class Late:
     def origin(self) -> str:
         return self.item.origin
 
+    @property
+    def size_bytes(self) -> int:
+        return self.item.size_bytes
+
     def load(self) -> LoadedItem:
         time.sleep(self.seconds)
         if self.fails:
@@ -93,21 +99,47 @@ class Late:
         return self.item.load()
 
 
-def late(plan: ShardPlan, failing: int | None = None) -> ShardPlan:
+def late(plan: ShardPlan, failing: int | None = None, is_remote: bool = False) -> ShardPlan:
     """The same plan, whose items are ready in another order than theirs."""
-    items = [Late(item, 0.02 * (3 - number % 4), number == failing) for number, item in enumerate(plan.items)]
+    items = [
+        Late(item, 0.02 * (3 - number % 4), number == failing, is_remote) for number, item in enumerate(plan.items)
+    ]
     return ShardPlan(plan.name, plan.split, plan.plan, [pickle.dumps(item) for item in items])
 
 
-def test_items_read_ahead_are_stored_in_order(sketch_data: DataConfig, sketch_set: ShardSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_remote", [False, True], ids=["local", "remote"])
+def test_items_read_ahead_are_stored_in_order(
+    sketch_data: DataConfig, sketch_set: ShardSet, tmp_path: Path, is_remote: bool
+) -> None:
     first = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
     assert first.num_items > 5
-    found = write_shard(late(first), sketch_data, str(tmp_path / "late"))
+    found = write_shard(late(first, is_remote=is_remote), sketch_data, str(tmp_path / "late"))
     assert found.tar_sha256 == sketch_set.stats[first.name].tar_sha256
     with pytest.raises(DataError, match="the server is away"):
-        write_shard(late(first, failing=3), sketch_data, str(tmp_path / "failed"))
+        write_shard(late(first, failing=3, is_remote=is_remote), sketch_data, str(tmp_path / "failed"))
     assert not list((tmp_path / "failed").rglob("*.tar"))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("piti-reader")]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """An item that loads once others are being loaded, too."""
+
+    item: Item
+    others: threading.Barrier
+    is_remote: bool = True
+    size_bytes: int = 1
+
+    def load(self) -> LoadedItem:
+        self.others.wait(timeout=60)
+        return self.item.load()
+
+
+def test_a_server_is_asked_for_several_items_at_once(sketch_data: DataConfig) -> None:
+    first, *others = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0))).items
+    together = threading.Barrier(4)
+    items = [first, *(Meeting(item, together) for item in others[:4])]
+    assert [item for item, _ in sharding._read_ahead(items)] == items
 
 
 def test_an_archive_is_listed_once_for_all_that_read_it(
