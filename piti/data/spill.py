@@ -71,16 +71,15 @@ def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
 
 
 class _Stretch(NamedTuple):
-    """All rows from the key `first` to the last of `keys`, and beyond where `is_last`. Never changed."""
+    """All rows from the key `first` to the last of `rows`, and beyond where `is_last`. Never changed."""
 
     first: bytes
-    keys: list[bytes]
     rows: list[tuple[Any, ...]]
     is_last: bool
 
     def covers(self, first: bytes, end: bytes) -> bool:
         """Whether all rows from `first` to before `end` are here."""
-        return self.first <= first and (self.is_last or (bool(self.keys) and end <= self.keys[-1]))
+        return self.first <= first and (self.is_last or (bool(self.rows) and end <= self.rows[-1][0]))
 
 
 class SortedTable:
@@ -97,7 +96,7 @@ class SortedTable:
         names = "".join(f", value{number}" for number in range(columns))
         self._database = TemporaryDatabase(f"CREATE TABLE sorted (key BLOB PRIMARY KEY{names}) WITHOUT ROWID")
         self._connection = self._database.connection
-        self._stretch, self._ahead, self._was_of_use = _Stretch(b"", [], [], is_last=False), _LEAST_AHEAD, False
+        self._stretch, self._ahead, self._was_of_use = _Stretch(b"", [], is_last=False), _LEAST_AHEAD, False
         conflict = "REPLACE" if keep == "last" else "IGNORE"
         insert = f"INSERT OR {conflict} INTO sorted VALUES (?{', ?' * columns})"
         packed = ((to_bytes(row[0]), *row[1:]) for row in rows)
@@ -108,11 +107,12 @@ class SortedTable:
 
     def count(self, first: str = "", end: str | None = None) -> int:
         """How many keys there are from `first` to before `end` (None: to the last)."""
-        return int(self._select("COUNT(*)", first, end).fetchone()[0])
+        return int(self._select("COUNT(*)", to_bytes(first), None if end is None else to_bytes(end)).fetchone()[0])
 
     def rows(self, first: str = "", end: str | None = None) -> Iterator[tuple[Any, ...]]:
         """(key, value, ...) from the key `first` to before `end` (None: to the last)."""
-        yield from map(_with_text, self._select("*", first, end))  # not `return`: a generator keeps the table open
+        found = self._select("*", to_bytes(first), None if end is None else to_bytes(end))
+        yield from map(_with_text, found)  # not `return`: a generator keeps the table open
 
     def few(self, first: str, end: str) -> list[tuple[Any, ...]]:
         """What `rows` gives, for look-ups that find few."""
@@ -132,12 +132,12 @@ class SortedTable:
             self._ahead = min(2 * self._ahead, _MOST_AHEAD) if self._was_of_use else _LEAST_AHEAD
             stretch, self._was_of_use = self._read_stretch(first, end, self._ahead), False
             self._stretch = stretch
-        begin = bisect_left(stretch.keys, first)
-        return stretch.rows[begin : bisect_left(stretch.keys, end, begin)]
+        begin = bisect_left(stretch.rows, (first,))  # shorter than a row, so before the one with this key
+        return stretch.rows[begin : bisect_left(stretch.rows, (end,), begin)]
 
     def _read_stretch(self, first: bytes, end: bytes, count: int) -> _Stretch:
         """`count` rows from `first` on, or as many as reach beyond `end`."""
-        cursor = self._connection.execute("SELECT * FROM sorted WHERE key >= ? ORDER BY key", (first,))
+        cursor = self._select("*", first, None)
         rows: list[tuple[Any, ...]] = []
         is_last = False
         while not is_last and (not rows or rows[-1][0] < end):
@@ -145,15 +145,11 @@ class SortedTable:
             rows += some
             is_last = len(some) < count
         cursor.close()
-        return _Stretch(first, [row[0] for row in rows], rows, is_last)
+        return _Stretch(first, rows, is_last)
 
-    def _select(self, what: str, first: str, end: str | None) -> sqlite3.Cursor:
-        if end is None:
-            return self._connection.execute(
-                f"SELECT {what} FROM sorted WHERE key >= ? ORDER BY key", (to_bytes(first),)
-            )
-        bounds = to_bytes(first), to_bytes(end)
-        return self._connection.execute(f"SELECT {what} FROM sorted WHERE key >= ? AND key < ? ORDER BY key", bounds)
+    def _select(self, what: str, first: bytes, end: bytes | None) -> sqlite3.Cursor:
+        before, bounds = ("", (first,)) if end is None else ("AND key < ?", (first, end))
+        return self._connection.execute(f"SELECT {what} FROM sorted WHERE key >= ? {before} ORDER BY key", bounds)
 
 
 def to_bytes(text: str) -> bytes:

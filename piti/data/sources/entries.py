@@ -98,7 +98,7 @@ class Tree(Protocol):
 
 def is_hidden(path: str) -> bool:
     """Whether a component of a relative path begins with a dot, or is macOS's archive litter."""
-    return path.startswith(".") or "/." in path or ("__MACOSX" in path and "__MACOSX" in path.split("/"))
+    return path.startswith(".") or "/." in path or "__MACOSX" in path.split("/")
 
 
 def stem(path: str) -> str:

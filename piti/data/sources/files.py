@@ -117,7 +117,8 @@ class FileItem(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        return any(part is not None and part.is_remote for part in (self.image, self.condition))
+        parts = (self.image, self.condition, self.normals, self.validity)
+        return any(part is not None and part.is_remote for part in parts)
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""

@@ -20,7 +20,7 @@ def safe_key(path: str, *place: str) -> str:
     splits of a dataset that keeps each in a folder of its own, say).
     """
     stem = path.rsplit(".", 1)[0] if "." in path.rsplit("/", 1)[-1] else path
-    plain = stem if stem.isascii() else unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode("ascii")
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode("ascii")
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")[-_MAX_SLUG:].lstrip("-")
     digest = hashlib.sha256("\0".join([*place, path]).encode("utf-8", "surrogateescape")).hexdigest()[:_HASH_DIGITS]
     return f"{slug}-{digest}" if slug else digest
