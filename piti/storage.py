@@ -124,6 +124,29 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
+def read_soon(path: str | Path, offset: int = 0, size_bytes: int = 0) -> None:
+    """Have a disk begin to read a stretch of a local file (0 bytes: to its end), and do not wait for it.
+
+    Only a hint, which not every system takes: what is wrong with the file is for who reads it to say.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for a pipe's other end
+            try:
+                os.posix_fadvise(descriptor, offset, size_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+
+def write_soon(descriptor: int, offset: int, size_bytes: int) -> None:
+    """Have a disk begin to write what lies in a stretch of an open local file, so that fsync will find less to do.
+
+    Only a hint, as `read_soon`.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, size_bytes, os.POSIX_FADV_DONTNEED)  # what is on the disk may go
+
+
 def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8")
 

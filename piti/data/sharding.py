@@ -8,6 +8,7 @@ import pickle
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ from piti.errors import DataError
 
 _FORMAT_VERSION = 4
 _JPEG_QUALITY = 95
-_READ_TOGETHER_BYTES = 2**19  # of local files: a thread that is woken for each small one costs more than reading it
+_READ_TOGETHER_BYTES, _GROUPS_AHEAD = 2**21, 2  # of local files
+_DISK_BLOCK_BYTES = 4096
 _REMOTE_READERS = 8  # a server answers several requests in the time of one
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 _Outcome = tuple[Item, LoadedItem | RejectedItem]  # an item, and what it loads as or why it cannot
@@ -142,46 +144,77 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
 
 
 def _read_ahead(items: Sequence[Item]) -> Iterator[_Outcome]:
-    """Items in order, the next ones being loaded meanwhile: a core does not wait for the disk, nor for a server."""
-    is_remote = any(item.is_remote for item in items)
-    readers, together_bytes = (_REMOTE_READERS, 0) if is_remote else (1, _READ_TOGETHER_BYTES)
-    pool, ahead = ThreadPoolExecutor(readers, "piti-reader"), deque[Future[list[_Outcome]]]()
-    try:
-        for group in _groups(items, together_bytes):
-            ahead.append(pool.submit(_loaded, group))
+    """Items in order, the next ones being read meanwhile: a core does not wait for the disk, nor for a server."""
+    return _from_server(items) if any(item.is_remote for item in items) else _from_disk(items)
+
+
+def _from_server(items: Iterable[Item]) -> Iterator[_Outcome]:
+    with _readers(_REMOTE_READERS) as pool:
+        ahead: deque[Future[_Outcome]] = deque()
+        for item in items:
+            ahead.append(pool.submit(_loaded, item))
             if len(ahead) == 1:
-                wait([ahead[0]])  # the first of all lists an archive for those that follow
-            if len(ahead) > readers:
-                yield from ahead.popleft().result()
+                wait(ahead)  # the first of all lists an archive for those that follow
+            if len(ahead) > _REMOTE_READERS:
+                yield ahead.popleft().result()
         for last in ahead:
-            yield from last.result()
+            yield last.result()
+
+
+def _from_disk(items: Iterable[Item]) -> Iterator[_Outcome]:
+    """The disk is told what comes next, a group at a time: a thread that is woken for each file costs more than reading
+    it does.
+    """
+    with _readers(1) as pool:
+        ahead: deque[tuple[list[Item], Future[None]]] = deque()
+        for group in _groups(items):
+            ahead.append((group, pool.submit(_read_soon, group)))
+            if len(ahead) > _GROUPS_AHEAD:
+                yield from _loaded_group(*ahead.popleft())
+        for last in ahead:
+            yield from _loaded_group(*last)
+
+
+@contextmanager
+def _readers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are gone afterwards, and what they have not begun yet is never done."""
+    pool = ThreadPoolExecutor(count, "piti-reader")
+    try:
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _groups(items: Iterable[Item], least_bytes: int) -> Iterator[list[Item]]:
-    """Items in order, as many together as make `least_bytes`; one whose size is unknown ends its group."""
+def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Items in order, as many together as fill `_READ_TOGETHER_BYTES` of a disk's blocks."""
     group: list[Item] = []
     waiting_bytes = 0
     for item in items:
         group.append(item)
-        waiting_bytes += item.size_bytes
-        if not item.size_bytes or waiting_bytes >= least_bytes:
+        waiting_bytes += max(item.size_bytes, _DISK_BLOCK_BYTES)
+        if waiting_bytes >= _READ_TOGETHER_BYTES:
             yield group
             group, waiting_bytes = [], 0
     if group:
         yield group
 
 
-def _loaded(group: list[Item]) -> list[_Outcome]:
-    """Each item with what it loaded as, or why it is rejected."""
-    found: list[_Outcome] = []
+def _read_soon(group: Iterable[Item]) -> None:
     for item in group:
-        try:
-            found.append((item, item.load()))
-        except RejectedItem as reason:
-            found.append((item, reason))
-    return found
+        item.read_soon()
+
+
+def _loaded_group(group: Iterable[Item], is_told: Future[None]) -> Iterator[_Outcome]:
+    is_told.result()
+    return map(_loaded, group)
+
+
+def _loaded(item: Item) -> _Outcome:
+    """An item with what it loads as, or why it is rejected."""
+    try:
+        return item, item.load()
+    except RejectedItem as reason:
+        return item, reason
 
 
 def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from piti import storage
+
 _BLOCK_BYTES = 512
 _NAME_BYTES, _SIZE_BYTES = 100, 11
+_WRITTEN_TOGETHER_BYTES = 2**21
 _BEFORE_SIZE = b"0000644\0" + 2 * b"0000000\0"  # mode, owner, group
 _BEFORE_CHECKSUM = b"\0" + b"00000000000\0"  # end of the size; time
 _AFTER_CHECKSUM = b" 0" + 100 * b"\0" + b"ustar\x0000" + 247 * b"\0"
@@ -31,7 +34,7 @@ class SampleTarWriter:
 
     def __init__(self, path: Path) -> None:
         self._stream = open(path, "xb")  # noqa: SIM115 - closed by __exit__
-        self._offset = 0
+        self._offset = self._on_its_way = 0
         self._digest = hashlib.sha256()
         self._padding_bytes = tarfile.RECORDSIZE
 
@@ -69,6 +72,10 @@ class SampleTarWriter:
         self._stream.write(data)
         self._digest.update(data)
         self._offset += len(data)
+        waiting_bytes = self._offset - self._on_its_way
+        if waiting_bytes >= _WRITTEN_TOGETHER_BYTES:
+            storage.write_soon(self._stream.fileno(), self._on_its_way, waiting_bytes)
+            self._on_its_way = self._offset
 
 
 def _header(name: str, size_bytes: int) -> bytes:

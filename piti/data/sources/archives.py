@@ -22,7 +22,7 @@ from typing import IO, cast
 from piti import storage
 from piti.data.cache import cache_folder
 from piti.data.sources.entries import DamagedMemberError, Entry, Listing, is_hidden
-from piti.data.sources.zip_directory import ZipMember, read_member, zip_members
+from piti.data.sources.zip_directory import ZipMember, member_span, read_member, zip_members
 from piti.errors import DataError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
@@ -80,6 +80,11 @@ class ZipTree:
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
             raise DamagedMemberError(f"{path} in {self._uri} cannot be read ({error})") from error
 
+    def read_soon(self, path: str) -> None:
+        found = self.entries().located_entry(path)
+        if found is not None and storage.is_local(self._uri):
+            storage.read_soon(storage.local_path(self._uri), *member_span(found[1]))
+
 
 @dataclass(frozen=True)
 class TarMember:
@@ -114,7 +119,17 @@ class TarTree:
         entry = self.entries().get(path)
         if entry is None:
             raise FileNotFoundError(f"{path} is not in {self._uri}")
-        return read_span(self._uri, int(entry.modified.partition("-")[0]), entry.size_bytes)
+        return read_span(self._uri, _offset(entry), entry.size_bytes)
+
+    def read_soon(self, path: str) -> None:
+        entry = self.entries().get(path)
+        if entry is not None:
+            read_span_soon(self._uri, _offset(entry), entry.size_bytes)
+
+
+def _offset(member: Entry) -> int:
+    """Where a tar's member begins, in bytes."""
+    return int(member.modified.partition("-")[0])
 
 
 def tar_members(uri: str) -> Iterator[TarMember]:
@@ -144,6 +159,13 @@ def read_span(uri: str, offset: int, size_bytes: int) -> bytes:
     if len(data) != size_bytes:
         raise DamagedMemberError(f"{uri} is cut short")
     return data
+
+
+def read_span_soon(uri: str, offset: int, size_bytes: int) -> None:
+    """Have a local disk begin to read what `read_span` will be asked for."""
+    plain = plain_tar(uri)
+    if storage.is_local(plain):
+        storage.read_soon(storage.local_path(plain), offset, size_bytes)
 
 
 @lru_cache(maxsize=4096)

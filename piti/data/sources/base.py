@@ -132,6 +132,9 @@ class Item(Protocol):
     def is_remote(self) -> bool:
         """Whether loading it asks a server."""
 
+    def read_soon(self) -> None:
+        """Have a local disk begin to read what `load` will ask for, without waiting for it."""
+
     def load(self) -> LoadedItem:
         """Read it. Raises RejectedItem with the reason where it is unusable."""
 

@@ -85,6 +85,9 @@ class BundledItem:
     def is_remote(self) -> bool:
         return False
 
+    def read_soon(self) -> None:
+        """Nothing: the photographs are few, and stay in memory."""
+
     def load(self) -> LoadedItem:
         import numpy as np
 

@@ -95,6 +95,9 @@ class Tree(Protocol):
     def read(self, path: str) -> bytes:
         """Content of a file by its relative path. Raises OSError, and DamagedMemberError where the archive is at fault."""
 
+    def read_soon(self, path: str) -> None:
+        """Have a local disk begin to read what `read` will be asked for, see `storage.read_soon`."""
+
 
 def is_hidden(path: str) -> bool:
     """Whether a component of a relative path begins with a dot, or is macOS's archive litter."""

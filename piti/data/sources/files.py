@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from piti import storage
-from piti.data.sources.archives import read_span
+from piti.data.sources.archives import read_span, read_span_soon
 from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
 from piti.data.sources.entries import Entry, Listing, stem
 from piti.data.sources.reading import read_or_reject
@@ -48,6 +48,9 @@ class FilePart(Protocol):
     def read(self) -> bytes:
         """Its content. Raises OSError."""
 
+    def read_soon(self) -> None:
+        """Have a local disk begin to read it."""
+
 
 class TreeFile(NamedTuple):
     """A file of the tree at `place`."""
@@ -61,6 +64,9 @@ class TreeFile(NamedTuple):
 
     def read(self) -> bytes:
         return open_tree(self.place).read(self.path)
+
+    def read_soon(self) -> None:
+        open_tree(self.place).read_soon(self.path)
 
 
 class TarSpan(NamedTuple):
@@ -77,6 +83,9 @@ class TarSpan(NamedTuple):
 
     def read(self) -> bytes:
         return read_span(self.tar, self.offset, self.size_bytes)
+
+    def read_soon(self) -> None:
+        read_span_soon(self.tar, self.offset, self.size_bytes)
 
 
 class Reading(NamedTuple):
@@ -117,8 +126,15 @@ class FileItem(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        parts = (self.image, self.condition, self.normals, self.validity)
-        return any(part is not None and part.is_remote for part in parts)
+        return any(part.is_remote for part in self._parts)
+
+    @property
+    def _parts(self) -> Iterator[FilePart]:
+        return (part for part in (self.image, self.condition, self.normals, self.validity) if part is not None)
+
+    def read_soon(self) -> None:
+        for part in self._parts:
+            part.read_soon()
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""

@@ -68,6 +68,10 @@ class UriFile:
     def read(self) -> bytes:
         return storage.read_bytes(self.path)
 
+    def read_soon(self) -> None:
+        if storage.is_local(self.path):
+            storage.read_soon(storage.local_path(self.path))
+
 
 @dataclass(frozen=True)
 class Pair:

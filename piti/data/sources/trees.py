@@ -89,6 +89,9 @@ class SubTree:
     def read(self, path: str) -> bytes:
         return self._tree.read(f"{self._folder}/{path}")
 
+    def read_soon(self, path: str) -> None:
+        self._tree.read_soon(f"{self._folder}/{path}")
+
 
 class LocalTree:
     """A folder on this machine. Symbolic links are followed; a loop of links is walked once."""
@@ -125,6 +128,9 @@ class LocalTree:
     def read(self, path: str) -> bytes:
         with open(os.path.join(self._root, path), "rb") as stream:
             return stream.read()
+
+    def read_soon(self, path: str) -> None:
+        storage.read_soon(os.path.join(self._root, path))
 
 
 def _is_folder(child: os.DirEntry[str]) -> bool:
@@ -165,6 +171,9 @@ class RemoteTree:
 
     def read(self, path: str) -> bytes:
         return storage.read_bytes(storage.join(self._uri, path))
+
+    def read_soon(self, path: str) -> None:
+        """Nothing: a server is asked once."""
 
 
 def _modified(about: dict[str, Any]) -> str:

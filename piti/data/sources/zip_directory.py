@@ -78,6 +78,12 @@ def read_member(stream: IO[bytes], path: str, size_bytes: int, place: bytes) -> 
         return member.read()
 
 
+def member_span(place: bytes) -> tuple[int, int]:
+    """Offset and bytes of a member with what lies before its content, the name and notes left out of account."""
+    offset, packed_bytes, *_ = _PLACE.unpack(place)
+    return offset, _LOCAL.size + packed_bytes
+
+
 def _find_directory(stream: IO[bytes]) -> tuple[int, int, int]:
     """Where the directory begins, its size, and how many bytes lie before the archive (a program that unpacks it)."""
     size_bytes = stream.seek(0, os.SEEK_END)

@@ -6,15 +6,11 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
 import tarfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,13 +20,11 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
-from piti.data import sharding
 from piti.data.decoding import decode_image
-from piti.data.sharding import ShardPlan, plan_shards, write_shard
+from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet, ShardWriter, adopt_shards, published_shards, read_stats, write_manifest
 from piti.data.sketch import DETECTOR, detect_edges
-from piti.data.sources import Item, LoadedItem, archives, open_source
-from piti.data.sources.trees import open_tree
+from piti.data.sources import open_source
 from piti.data.tars import SampleTarWriter, split_members
 from piti.data.verification import verify_shards
 from piti.errors import DataError
@@ -69,98 +63,6 @@ def test_the_webdataset_package_reads_the_tars(sketch_set: ShardSet, sketch_comp
         assert [sample["key"] for sample in samples] == shards.keys("train")
         assert all(suffixes <= set(sample["suffixes"]) for sample in samples)
         assert all(sample["about"] == sample["key"] for sample in samples)
-
-
-@dataclass(frozen=True)
-class Late:
-    """An item that takes its time to load, or fails for a reason that is not its own."""
-
-    item: Item
-    seconds: float
-    fails: bool = False
-    is_remote: bool = False
-
-    @property
-    def key(self) -> str:
-        return self.item.key
-
-    @property
-    def origin(self) -> str:
-        return self.item.origin
-
-    @property
-    def size_bytes(self) -> int:
-        return self.item.size_bytes
-
-    def load(self) -> LoadedItem:
-        time.sleep(self.seconds)
-        if self.fails:
-            raise DataError("the server is away", "wait")
-        return self.item.load()
-
-
-def late(plan: ShardPlan, failing: int | None = None, is_remote: bool = False) -> ShardPlan:
-    """The same plan, whose items are ready in another order than theirs."""
-    items = [
-        Late(item, 0.02 * (3 - number % 4), number == failing, is_remote) for number, item in enumerate(plan.items)
-    ]
-    return ShardPlan(plan.name, plan.split, plan.plan, [pickle.dumps(item) for item in items])
-
-
-@pytest.mark.parametrize("is_remote", [False, True], ids=["local", "remote"])
-def test_items_read_ahead_are_stored_in_order(
-    sketch_data: DataConfig, sketch_set: ShardSet, tmp_path: Path, is_remote: bool
-) -> None:
-    first = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
-    assert first.num_items > 5
-    found = write_shard(late(first, is_remote=is_remote), sketch_data, str(tmp_path / "late"))
-    assert found.tar_sha256 == sketch_set.stats[first.name].tar_sha256
-    with pytest.raises(DataError, match="the server is away"):
-        write_shard(late(first, failing=3, is_remote=is_remote), sketch_data, str(tmp_path / "failed"))
-    assert not list((tmp_path / "failed").rglob("*.tar"))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("piti-reader")]
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """An item that loads once others are being loaded, too."""
-
-    item: Item
-    others: threading.Barrier
-    is_remote: bool = True
-    size_bytes: int = 1
-
-    def load(self) -> LoadedItem:
-        self.others.wait(timeout=60)
-        return self.item.load()
-
-
-def test_a_server_is_asked_for_several_items_at_once(sketch_data: DataConfig) -> None:
-    first, *others = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0))).items
-    together = threading.Barrier(4)
-    items = [first, *(Meeting(item, together) for item in others[:4])]
-    assert [item for item, _ in sharding._read_ahead(items)] == items
-
-
-def test_an_archive_is_listed_once_for_all_that_read_it(
-    picture_folder: Path, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
-        archive.add(picture_folder, "pictures")
-    data = make_data(tmp_path / "pictures.tar")
-    plan = next(iter(plan_shards(open_source(data), data, seed=0)))
-    listed = []
-
-    def members(uri: str) -> Iterator[archives.TarMember]:
-        listed.append(uri)
-        time.sleep(0.1)
-        yield from every_member(uri)
-
-    every_member = archives.tar_members
-    monkeypatch.setattr(archives, "tar_members", members)
-    open_tree.cache_clear()  # as in a worker, which has listed nothing yet
-    write_shard(plan, data, str(tmp_path / "shards"))
-    assert len(listed) == 1
 
 
 _READ_WITH_DATASETS = """
