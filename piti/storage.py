@@ -16,9 +16,10 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -138,15 +139,6 @@ def read_soon(path: str | Path, offset: int = 0, size_bytes: int = 0) -> None:
                 os.close(descriptor)
 
 
-def write_soon(descriptor: int, offset: int, size_bytes: int) -> None:
-    """Have a disk begin to write what lies in a stretch of an open local file, so that fsync will find less to do.
-
-    Only a hint, as `read_soon`.
-    """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, offset, size_bytes, os.POSIX_FADV_DONTNEED)  # what is on the disk may go
-
-
 def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8")
 
@@ -182,6 +174,35 @@ def write_bytes(uri: str, data: bytes) -> None:
 def write_json(uri: str, value: Any) -> None:
     """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
+
+
+class WriteBehind:
+    """Brings a local file to the disk while more of it is being written, so that little is left to wait for at its end.
+
+    One request at a time: a disk that is busy with the last one is left alone.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._thread = ThreadPoolExecutor(1, "piti-writer")  # begins with the first request
+        self._running: Future[None] | None = None
+
+    def begin(self) -> None:
+        """Everything written so far is on its way. Raises OSError where a former request failed."""
+        if self._running is None or self._running.done():
+            self.wait()
+            self._stream.flush()
+            self._running = self._thread.submit(os.fsync, self._stream.fileno())
+
+    def wait(self) -> None:
+        """Until the disk is idle again. Raises OSError where the request failed."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def close(self) -> None:
+        """As `wait`, but errors are not raised. The stream may be closed afterwards, not before."""
+        self._thread.shutdown()
 
 
 def publish_file(source: Path, uri: str) -> None:

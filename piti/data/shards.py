@@ -108,7 +108,7 @@ class ShardWriter:
         self._aside_folder = _aside_folder(uri)
         with self._space():
             self._aside = _aside_path(uri, name)
-            self._tar = SampleTarWriter(self._aside)
+            self._tar = SampleTarWriter(self._aside, stays=storage.is_local(uri))
 
     def __enter__(self) -> ShardWriter:
         return self

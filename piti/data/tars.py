@@ -13,7 +13,7 @@ from piti import storage
 
 _BLOCK_BYTES = 512
 _NAME_BYTES, _SIZE_BYTES = 100, 11
-_WRITTEN_TOGETHER_BYTES = 2**21
+_WRITTEN_TOGETHER_BYTES = 2**20
 _BEFORE_SIZE = b"0000644\0" + 2 * b"0000000\0"  # mode, owner, group
 _BEFORE_CHECKSUM = b"\0" + b"00000000000\0"  # end of the size; time
 _AFTER_CHECKSUM = b" 0" + 100 * b"\0" + b"ustar\x0000" + 247 * b"\0"
@@ -30,10 +30,15 @@ class Span:
 
 
 class SampleTarWriter:
-    """Writes samples to a local tar file. Owner, mode and time are fixed, so equal samples give equal bytes."""
+    """Writes samples to a local tar file. Owner, mode and time are fixed, so equal samples give equal bytes.
 
-    def __init__(self, path: Path) -> None:
+    `stays`: the file is to remain on this disk, which begins to keep it at once; False where it goes elsewhere.
+    """
+
+    def __init__(self, path: Path, *, stays: bool = True) -> None:
         self._stream = open(path, "xb")  # noqa: SIM115 - closed by __exit__
+        self._behind = storage.WriteBehind(self._stream)
+        self._stays = stays
         self._offset = self._on_its_way = 0
         self._digest = hashlib.sha256()
         self._padding_bytes = tarfile.RECORDSIZE
@@ -44,6 +49,7 @@ class SampleTarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._behind.close()
         self._stream.close()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> Span:
@@ -66,15 +72,15 @@ class SampleTarWriter:
         end = self._offset + 2 * _BLOCK_BYTES
         self._write(b"\0" * (2 * _BLOCK_BYTES + -end % self._padding_bytes))
         self._stream.flush()
+        self._behind.wait()
         return self._offset, self._digest.hexdigest()
 
     def _write(self, data: bytes) -> None:
         self._stream.write(data)
         self._digest.update(data)
         self._offset += len(data)
-        waiting_bytes = self._offset - self._on_its_way
-        if waiting_bytes >= _WRITTEN_TOGETHER_BYTES:
-            storage.write_soon(self._stream.fileno(), self._on_its_way, waiting_bytes)
+        if self._stays and self._offset - self._on_its_way >= _WRITTEN_TOGETHER_BYTES:
+            self._behind.begin()
             self._on_its_way = self._offset
 
 
