@@ -26,7 +26,6 @@ from piti.data.sources.files import (
     joint_identity,
     joint_size,
     listing_fingerprint,
-    named_alike,
 )
 from piti.data.sources.keys import safe_key
 from piti.data.sources.places import find_place, forms
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from piti.config import DataConfig
 
 Scenes = Literal["indoors", "outdoor"]
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
 _DEPTH, _MASK, _NORMAL = "_depth.npy", "_depth_mask.npy", "_normal.npy"
 _EXPECTED = (
@@ -109,7 +108,7 @@ class DiodeSource:
         return problems
 
     def items(self, split: Split) -> Iterator[Item]:
-        """In the order of paths. Raises DataError where the split is missing."""
+        """In the order of names. Raises DataError where the split is missing."""
         place = self._place(split)
         if place is None:
             raise DataError(f"DIODE: no {split} split at {self._config.root}/{_FOLDERS[split]}", _EXPECTED)
@@ -125,7 +124,7 @@ class DiodeSource:
             name = entry.path.removesuffix(_DEPTH)
             if name == entry.path or not self._is_wanted(entry.path):
                 continue
-            if not any(self._pictures(named_alike(files, name))):
+            if not any(self._pictures(files.named(name))):
                 reading = Reading.of(self._data)
                 fault = "depth without a picture"
                 yield FileItem(safe_key(entry.path, split), entry.path, entry.identity, reading, None, fault=fault)

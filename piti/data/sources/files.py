@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from piti import storage
 from piti.data.sources.archives import read_span, read_span_soon
 from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
-from piti.data.sources.entries import Entry, Listing, stem
+from piti.data.sources.entries import Entry
 from piti.data.sources.reading import read_or_reject
 from piti.data.sources.trees import open_tree
-from piti.data.spill import SortedTable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,30 +243,13 @@ def usable_among(entries: Iterable[Entry]) -> Iterator[Entry]:
     return (entry for entry in entries if is_picture(entry.path) or _is_array(entry.path))
 
 
-def named_alike(listing: Listing, name: str) -> list[Entry]:
-    """Pictures and NumPy files whose path without its suffix is `name`, by path."""
-    found = list(usable_among(listing.suffixed(name)))
-    bare = listing.get(name) if f".{name.lower()}" in PICTURE_SUFFIXES else None
-    return found if bare is None else [bare, *found]  # a file called just `png` counts as a picture
-
-
-def condition_named(listing: Listing, name: str) -> Entry | None:
-    """The picture or NumPy file whose path without its suffix is `name`; of several, the last picture."""
+def best_condition(alike: Iterable[Entry]) -> Entry | None:
+    """Of files named alike, that which is the condition: the last picture, else the last NumPy file."""
     best = None
-    for entry in named_alike(listing, name):
+    for entry in usable_among(alike):
         if best is None or is_picture(entry.path) or not is_picture(best.path):
             best = entry
     return best
-
-
-def without_picture(conditions: Listing, pictures: Listing) -> Iterator[Entry]:
-    """The conditions that no picture is named like, by their path without its suffix."""
-    names = (stem(entry.path) for entry in usable_among(conditions))
-    lonely = ((name,) for name in names if not any(pictures_among(named_alike(pictures, name))))
-    for (name,) in SortedTable(lonely, columns=0).rows():
-        condition = condition_named(conditions, name)
-        if condition is not None:
-            yield condition
 
 
 def listing_fingerprint(version: int, places: Iterable[str]) -> str:

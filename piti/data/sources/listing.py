@@ -25,7 +25,7 @@ from piti.errors import DataError, PitiError
 if TYPE_CHECKING:
     from piti.config import DataConfig
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
 }  # fmt: skip

@@ -9,27 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from piti.data.sources.base import Item, Split
-from piti.data.sources.entries import Entry, Listing, stem
+from piti.data.sources.entries import Entry, Listing, alike
 from piti.data.sources.files import (
     FileItem,
     Reading,
     TreeFile,
-    condition_named,
+    best_condition,
     joint_identity,
     joint_size,
     listing_fingerprint,
     pictures_among,
     usable_among,
-    without_picture,
 )
-from piti.data.sources.keys import draw_validation, safe_key
+from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
     from piti.config import DataConfig
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 class PairedSourceConfig(BaseModel):
@@ -115,33 +114,38 @@ class PairedSource:
         return problems
 
     def items(self, split: Split) -> Iterator[Item]:
-        """In the order of paths. Raises DataError where a folder does not exist."""
+        """In the order of names. Raises DataError where a folder does not exist."""
         folders = self._folders(split)
-        images = open_tree(folders.images).entries()
-        conditions = None if folders.conditions is None else open_tree(folders.conditions).entries()
-        normals = None if folders.normals is None else open_tree(folders.normals).entries()
-        for entry in self._pictures(images, split):
-            yield self._item(folders, entry, conditions, normals)
-        if conditions is not None and (split == "train" or self._config.validation_images is not None):
-            for orphan in without_picture(conditions, images):
-                yield FileItem(
-                    safe_key(orphan.path, *folders.place, "conditions"), orphan.path, orphan.identity, self._reading, None,
-                    fault="condition without a picture",
-                )  # fmt: skip
+        images, conditions, normals = (
+            None if place is None else open_tree(place).entries()
+            for place in (folders.images, folders.conditions, folders.normals)
+        )
+        drawn = None if images is None or self._config.validation_images else self._drawn(images)
+        for name, (pictures, condition, normal) in alike(images, conditions, normals):
+            found = list(pictures_among(pictures))
+            if not found:
+                if drawn is None or split == "train":
+                    yield from self._orphans(folders, condition)
+            elif drawn is None or (name in drawn) == (split == "validation"):
+                parts = best_condition(condition), best_condition(normal)
+                for entry in found:
+                    yield self._item(folders, name, entry, *parts)
 
-    def _pictures(self, images: Listing, split: Split) -> Iterator[Entry]:
-        if self._config.validation_images is not None:
-            yield from pictures_among(images)
-            return
-        drawn = draw_validation((stem(entry.path) for entry in pictures_among(images)), self._config.validation_share)
-        for entry in pictures_among(images):
-            if (stem(entry.path) in drawn) == (split == "validation"):
-                yield entry
+    def _drawn(self, images: Listing) -> ValidationDraw:
+        names = (name for name, entries in images.groups() if any(pictures_among(entries)))
+        return draw_validation(names, self._config.validation_share)
 
-    def _item(self, folders: Folders, entry: Entry, conditions: Listing | None, normals: Listing | None) -> FileItem:
-        name = stem(entry.path)
-        condition = None if conditions is None else condition_named(conditions, name)
-        normal = None if normals is None else condition_named(normals, name)
+    def _orphans(self, folders: Folders, alike: list[Entry]) -> Iterator[FileItem]:
+        entry = best_condition(alike)
+        if entry is not None:
+            yield FileItem(
+                safe_key(entry.path, *folders.place, "conditions"), entry.path, entry.identity, self._reading, None,
+                fault="condition without a picture",
+            )  # fmt: skip
+
+    def _item(
+        self, folders: Folders, name: str, entry: Entry, condition: Entry | None, normal: Entry | None
+    ) -> FileItem:
         fault = None
         if folders.conditions is not None and condition is None:
             fault = f"no condition {name}.* in {folders.conditions}"

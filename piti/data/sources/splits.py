@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from piti.data.sources.base import SPLITS, Item, Split
-from piti.data.sources.entries import Entry, Listing, stem
+from piti.data.sources.entries import Entry, alike, stem
 from piti.data.sources.files import (
     FileItem,
     Reading,
     TreeFile,
-    condition_named,
+    best_condition,
     joint_identity,
     joint_size,
     listing_fingerprint,
-    named_alike,
     pictures_among,
-    without_picture,
 )
 from piti.data.sources.keys import safe_key
 from piti.data.sources.places import find_place
@@ -30,7 +28,7 @@ from piti.errors import DataError, PitiError
 if TYPE_CHECKING:
     from piti.config import DataConfig
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class SplitSource:
 
     def __init__(self, root: str, layout: Layout, data: DataConfig) -> None:
         self._root, self._layout, self._data = root, layout, data
+        self._reading = Reading.of(data)
 
     @property
     def _uses_labels(self) -> bool:
@@ -92,33 +91,28 @@ class SplitSource:
             yield DataError(f"{self._layout.name}: {place} holds no pictures", "download and unpack it again")
 
     def items(self, split: Split) -> Iterator[Item]:
-        """In the order of paths. Raises DataError where a folder is missing."""
+        """In the order of names. Raises DataError where a folder is missing."""
         images, labels = self._images(split), self._labels(split)
         if images is None or (self._uses_labels and labels is None):
             raise DataError(
                 f"{self._layout.name}: there is no {split} split in {self._root}",
                 f"data.source.root must hold {self._layout.expected}",
             )
-        reading = Reading.of(self._data)
-        pictures = open_tree(images).entries()
-        maps = None if labels is None else open_tree(labels).entries()
-        for entry in pictures_among(pictures):
-            found = None if maps is None else _label_map(entry, pictures, maps)
-            fault = None if labels is None or found else f"no label map {stem(entry.path)}.* in {labels}"
-            yield FileItem(
-                safe_key(entry.path, split), entry.path, joint_identity(entry, found), reading, TreeFile(images, entry.path),
-                None if labels is None or found is None else TreeFile(labels, found.path), fault=fault,
-                size_bytes=joint_size(entry, found),
-            )  # fmt: skip
-        for orphan in () if maps is None else without_picture(maps, pictures):
-            fault = "label map without a picture"
-            yield FileItem(
-                safe_key(orphan.path, split, "labels"), orphan.path, orphan.identity, reading, None, fault=fault
-            )
+        pictures, maps = open_tree(images).entries(), None if labels is None else open_tree(labels).entries()
+        for _, (found, found_maps) in alike(pictures, maps):
+            label_map, several = best_condition(found_maps), list(pictures_among(found))
+            for number, entry in enumerate(several):
+                yield self._item(split, images, entry, labels, label_map if number == 0 else None)
+            if label_map is not None and not several:
+                key, fault = safe_key(label_map.path, split, "labels"), "label map without a picture"
+                yield FileItem(key, label_map.path, label_map.identity, self._reading, None, fault=fault)
 
-
-def _label_map(picture: Entry, pictures: Listing, maps: Listing) -> Entry | None:
-    """The label map that is named like a picture; it belongs to the first picture of that name."""
-    name = stem(picture.path)
-    first = next(pictures_among(named_alike(pictures, name)), picture)
-    return condition_named(maps, name) if first.path == picture.path else None
+    def _item(self, split: Split, images: str, entry: Entry, labels: str | None, label_map: Entry | None) -> FileItem:
+        """The label map belongs to the first picture of its name."""
+        fault = None if labels is None or label_map else f"no label map {stem(entry.path)}.* in {labels}"
+        return FileItem(
+            safe_key(entry.path, split), entry.path, joint_identity(entry, label_map), self._reading,
+            TreeFile(images, entry.path),
+            None if labels is None or label_map is None else TreeFile(labels, label_map.path), fault=fault,
+            size_bytes=joint_size(entry, label_map),
+        )  # fmt: skip

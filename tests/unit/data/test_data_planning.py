@@ -22,7 +22,7 @@ from piti.data.sharding import plan_shards
 from piti.data.shards import ShardSet, ShardWriter, write_manifest
 from piti.data.sources import open_source
 from piti.data.sources.archives import ZipTree
-from piti.data.sources.entries import DamagedMemberError, Entry, Listing
+from piti.data.sources.entries import DamagedMemberError, Entry, Listing, alike, stem
 from piti.data.sources.keys import draw_validation, stable_hash, unit_hash
 from piti.data.spill import SortedTable, TemporaryDatabase
 from piti.errors import DataError
@@ -71,7 +71,7 @@ def test_fingerprints_and_plans_do_not_change_by_accident(make_data: Callable[..
     assert plan_shards(open_source(few), few, seed=3).digests == FEW_PLANS
 
 
-FINGERPRINT = "089bd993118caad0739e60cc7ed720972a8e6f8d87703130fd2442c3414dda8c"
+FINGERPRINT = "1d742a93b1abf5cb324ef256b91407f362fa4ddb7789dc398bf8e85a62c17b99"
 PLANS = {
     "train-000000.tar": "c6e70f33f09c5228063b02db4b90cf77dbfacdb4c1922142b148dbc68c2aaf41",
     "train-000001.tar": "7684c6ede9568b3edd4efeac61b5ff0a42894db9113fce06b7477307063d3fd7",
@@ -87,12 +87,12 @@ FEW_PLANS = {
 
 
 @pytest.mark.usefixtures("odd_tree")
-def test_items_come_in_the_order_of_paths_whatever_bytes_their_names_hold(make_data: Callable[..., DataConfig]) -> None:
+def test_items_come_in_the_order_of_names_whatever_bytes_their_names_hold(make_data: Callable[..., DataConfig]) -> None:
     data = odd_data(make_data)
     for split in ("train", "validation"):
         items = list(open_source(data).items(split))
         pictures = [item.origin for item in items if item.fault != "condition without a picture"]
-        assert pictures == sorted(pictures)
+        assert pictures == sorted(pictures, key=lambda path: (stem(path), path))
     train = {item.origin: item for item in open_source(data).items("train")}
     lonely = [name for name, item in train.items() if item.fault == "condition without a picture"]
     assert lonely == ["lost.png", "lost-1.png", "lost\udcfe.png"], "in the order of their stems, pictures before arrays"
@@ -239,6 +239,31 @@ def test_look_ups_in_order_ask_sqlite_now_and_then() -> None:
         assert table.few(f"{number:05d}.", f"{number:05d}/") == [(f"{number:05d}.png", number)]
         assert table.get(f"{number:05d}.jpg") is None
     assert len(queries) < 5000 / 100
+
+
+def test_files_named_alike_are_found_together() -> None:
+    """Stems that begin other stems, files without a suffix, and folders that are called like files."""
+    rng = random.Random(0)
+    paths = {"/".join(part for part in "".join(rng.choices("ab./- ", k=9)).split("/") if part) for _ in range(3000)}
+    paths = {f"x/{path}" for path in paths if path}
+    some, others = (set(rng.sample(sorted(paths), len(paths) // 2)) for _ in range(2))
+
+    def named(among: set[str], name: str) -> list[str]:
+        return sorted(path.removeprefix("x/") for path in among if stem(path) == f"x/{name}")
+
+    def listed(paths: set[str]) -> Listing:
+        return Listing.of(Entry(path, 0, "now") for path in paths).below("x")
+
+    first, second = listed(some), listed(others)
+    found = list(alike(first, None, second))
+    names = sorted({stem(path.removeprefix("x/")) for path in some | others})
+    assert [name for name, _ in found] == names
+    for name, groups in found:
+        expected = [named(some, name), [], named(others, name)]
+        assert [[entry.path for entry in group] for group in groups] == expected
+        assert [entry.path for entry in first.named(name)] == expected[0]
+    assert [entry.path for entry in first] == [path for name in names for path in named(some, name)]
+    assert all(first.get(entry.path) == entry for entry in first)
 
 
 def test_a_listing_serves_several_threads() -> None:
