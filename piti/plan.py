@@ -20,7 +20,7 @@ from piti.data.sources import open_source
 from piti.errors import CheckpointError, DataError
 
 JobKind = Literal["shard", "degrade", "train", "sample", "score"]
-FORMAT_VERSIONS: dict[JobKind, int] = {"shard": 2, "degrade": 2, "train": 1, "sample": 2, "score": 2}
+FORMAT_VERSIONS: dict[JobKind, int] = {"shard": 3, "degrade": 2, "train": 1, "sample": 2, "score": 2}
 
 # Settings that change how fast, how often or where a stage runs, but not what it learns.
 _OPERATIONAL_STAGE_KEYS = {

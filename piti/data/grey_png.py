@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from degradations.compiling import compiled
 from piti.data.geometry import CropBox
-from piti.data.sources.structure import grey_png_header, png_chunks
+from piti.data.sources.structure import WITHOUT_EFFECT, grey_png_header, png_chunks
 
 _MOST_INFLATED = 1032  # times, by DEFLATE
-_SUB, _UP = 1, 2
+_SUB, _UP, _AVERAGE, _PAETH = 1, 2, 3, 4
 
 
 def decode_grey_png(data: bytes, box: CropBox | None = None) -> NDArray[np.uint8] | None:
     """The pixels in `box` (None: all of them) of a PNG of 8 bits or 1 bit (widened to 0 or 255): uint8 (H, W).
 
     None where it is another kind of file, is damaged (checksums of chunks are not looked at), or ends before the box
-    does: then OpenCV has to say what it is.
+    does: then another decoder has to say what it is.
     """
     header = grey_png_header(data)
     if header is None or header.bits not in (1, 8):
@@ -49,16 +49,17 @@ def decode_grey_png(data: bytes, box: CropBox | None = None) -> NDArray[np.uint8
 
 
 def _compressed_pixels(data: bytes) -> bytes:
-    """The contents of all IDAT chunks. Raises ValueError for any other between header and end, or where that is missing."""
+    """The contents of all IDAT chunks. Raises ValueError where one may tell what pixels mean, or the end is missing."""
     parts: list[bytes] = []
     chunks = png_chunks(data)
     next(chunks)  # the header
     for kind, start, end in chunks:
         if kind == b"IEND":
             return b"".join(parts)
-        if kind != b"IDAT":
+        if kind not in WITHOUT_EFFECT:
             raise ValueError(f"a chunk {kind!r}, which may tell what pixels mean")
-        parts.append(data[start:end])
+        if kind == b"IDAT":
+            parts.append(data[start:end])
     raise ValueError("no end")
 
 
@@ -66,14 +67,15 @@ def _compressed_pixels(data: bytes) -> bytes:
 def _undo_filters(rows: NDArray[np.uint8], top: int, bottom: int, end: int) -> bool:
     """Undo in place the filters that are named in column 0, in rows `top` to `bottom`, columns 1 to `end`.
 
-    False where there is a filter that is not None, Sub or Up. Up, which sharding writes, needs all rows above.
+    False where there is no such filter. Up, which sharding writes, Average and Paeth need the rows above. Filters are
+    those of the PNG specification, section 9, of pixels that take a byte or less.
     """
     first = top
     while first > 0 and rows[first, 0] > _SUB:
         first -= 1
     for row in range(first, bottom):
         name = rows[row, 0]
-        if name > _UP:
+        if name > _PAETH:
             return False
         if name == _SUB:
             value = np.uint8(0)
@@ -83,4 +85,27 @@ def _undo_filters(rows: NDArray[np.uint8], top: int, bottom: int, end: int) -> b
         elif name == _UP and row > 0:
             for column in range(1, end):
                 rows[row, column] += rows[row - 1, column]
+        elif name == _AVERAGE:
+            left = 0
+            for column in range(1, end):
+                above = rows[row - 1, column] if row > 0 else 0
+                left = (rows[row, column] + (left + above) // 2) & 0xFF
+                rows[row, column] = left
+        elif name == _PAETH:
+            left = corner = 0
+            for column in range(1, end):
+                above = int(rows[row - 1, column]) if row > 0 else 0
+                if above == corner:  # as within a run, where it need not be computed what is the nearest
+                    near = left
+                elif left == corner:
+                    near = above
+                else:
+                    from_left, from_above = abs(above - corner), abs(left - corner)
+                    from_corner = abs(left + above - 2 * corner)
+                    if from_left <= from_above and from_left <= from_corner:
+                        near = left
+                    else:
+                        near = above if from_above <= from_corner else corner
+                left, corner = (rows[row, column] + near) & 0xFF, above
+                rows[row, column] = left
     return True

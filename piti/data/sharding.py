@@ -28,7 +28,7 @@ from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
 from piti.errors import DataError
 
-_FORMAT_VERSION = 4
+_FORMAT_VERSION = 5
 _JPEG_QUALITY = 95
 _READ_TOGETHER_BYTES, _GROUPS_AHEAD = 2**21, 2  # of local files
 _DISK_BLOCK_BYTES = 4096
@@ -227,7 +227,7 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     whole = data.geometry == "random" or loaded.shape[:2] == (data.image_size, data.image_size)
     original = loaded.original if whole else None
     has_condition = loaded.condition is not None or loaded.stored_condition is not None
-    by_headers = loaded.stored_condition is not None
+    by_headers = loaded.stored_condition is not None and loaded.condition is None
     image: NDArray[np.uint8] | None = None
     if original is not None and has_condition:  # nothing here reads the picture's pixels
         members = {original[1]: original[0]}

@@ -67,7 +67,7 @@ class LoadedItem:
     `condition`: None where a sketch is still to be detected. `original` is the picture's file content and suffix if
     decoding it gives exactly `image` without further handling, so that it may be stored as it is. `lossy` says that
     the file was compressed with loss. `provenance` is JSON-able. `stored_condition`: the content of the condition's
-    file where that is what a shard holds, not decoded; `condition` is None then.
+    file where that is what a shard holds; where it was not decoded, `condition` is None all the same.
     """
 
     pixels: NDArray[np.uint8] | UndecodedPicture

@@ -17,7 +17,7 @@ _PNG_HEADER = struct.Struct(">2L5B")  # width, height, bits, colour type, compre
 _PNG_BEGINNING = _PNG_SIGNATURE + struct.pack(">L4s", _PNG_HEADER.size, b"IHDR")
 _CHUNK = struct.Struct(">L4s")
 _CHECKSUM_BYTES = 4  # after a chunk's content
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     [b"IHDR", b"IDAT", b"IEND", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP"]
 )  # on the values that decoders give
 
@@ -88,4 +88,4 @@ def read_grey_png(data: bytes) -> GreyPng | None:
         last_end = end + _CHECKSUM_BYTES
     if last_end != len(data) or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
         return None
-    return found if _WITHOUT_EFFECT.issuperset(kinds) else None
+    return found if WITHOUT_EFFECT.issuperset(kinds) else None
