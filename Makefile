@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEEDED_DISK_GIB := 8
+TEST_PROCESSES ?= 2
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -31,7 +32,8 @@ down: setup ## stop what `make demo` or `piti up` started
 	@$(BIN)/piti down
 
 test: setup lint ## lint, types, and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES)
+	$(BIN)/python -m pytest tests/integration tests/e2e
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

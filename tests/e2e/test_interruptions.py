@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from flows.cluster import submission_prefix
 from piti import storage
 from piti.plan import Plan, Step, checkpoints_of
 from piti.presets import load_config
-from tests.e2e.runs import Prefect, run_id, wait_for
+from tests.e2e.runs import FlowRun, Prefect, run_id, wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
 
@@ -25,7 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("interrupted")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prefect(stack: RunningStack) -> Prefect:
     return Prefect(stack.environment)
 
@@ -97,25 +98,36 @@ def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, r
     wait_for("the end of its workers", lambda: not training_workers(stack), 60)
 
 
-@pytest.mark.parametrize(
-    ("deployment", "parameters", "message"),
-    [
-        ("full-train", {"config": "dmeo"}, "unknown preset 'dmeo'; did you mean 'demo'"),
-        ("full-train", {"overrides": {"training.stage2.batchsize": 4}}, "did you mean 'training.stage2.batch_size'"),
-        ("prepare", {"overrides": {"seed": "many"}}, "seed: Input should be a valid integer"),
-        ("train", {"overrides": {"cluster.num_workers": 8}}, "training wants 8 CPUs (8 workers), the cluster has 2"),
-        ("prepare", {"overrides": {"data.source": {"kind": "paired", "images": "/nowhere"}}}, "/nowhere"),
-        ("train", {"overrides": {"sampling.base_respacing": "fast"}}, "cannot read the respacing 'fast'"),
-        ("evaluate", {"overrides": {"seed": 99}}, "has no stage 2 checkpoint yet"),
-        ("full-train", {"start_from": "stage2", "overrides": {"seed": 99}}, "pretrain is not done"),
-    ],
-)
-def test_bad_input_is_one_clear_line(
-    prefect: Prefect, tmp_path: Path, deployment: str, parameters: dict[str, Any], message: str
-) -> None:
-    parameters = {**parameters, "overrides": {"root": str(tmp_path / "root"), **parameters.get("overrides", {})}}
-    run = prefect.run(deployment, **parameters)
+BAD_INPUT: list[tuple[str, dict[str, Any], str]] = [
+    ("full-train", {"config": "dmeo"}, "unknown preset 'dmeo'; did you mean 'demo'"),
+    ("full-train", {"overrides": {"training.stage2.batchsize": 4}}, "did you mean 'training.stage2.batch_size'"),
+    ("prepare", {"overrides": {"seed": "many"}}, "seed: Input should be a valid integer"),
+    ("train", {"overrides": {"cluster.num_workers": 8}}, "training wants 8 CPUs (8 workers), the cluster has 2"),
+    ("prepare", {"overrides": {"data.source": {"kind": "paired", "images": "/nowhere"}}}, "/nowhere"),
+    ("train", {"overrides": {"sampling.base_respacing": "fast"}}, "cannot read the respacing 'fast'"),
+    ("evaluate", {"overrides": {"seed": 99}}, "has no stage 2 checkpoint yet"),
+    ("full-train", {"start_from": "stage2", "overrides": {"seed": 99}}, "pretrain is not done"),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[FlowRun, Path]]:
+    """A run for each of BAD_INPUT, with its root; two at a time, since they mostly start processes."""
+    roots = [tmp_path_factory.mktemp("refused") / "root" for _ in BAD_INPUT]
+
+    def run(number: int) -> FlowRun:
+        deployment, parameters, _ = BAD_INPUT[number]
+        overrides = {"root": str(roots[number]), **parameters.get("overrides", {})}
+        return prefect.run(deployment, **{**parameters, "overrides": overrides})
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(zip(pool.map(run, range(len(BAD_INPUT))), roots, strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(BAD_INPUT)), ids=[message for _, _, message in BAD_INPUT])
+def test_bad_input_is_one_clear_line(refused: list[tuple[FlowRun, Path]], number: int) -> None:
+    run, root = refused[number]
     assert run.state == "FAILED"
-    assert message in run.message
+    assert BAD_INPUT[number][2] in run.message
     assert "\n" not in run.message
-    assert not (tmp_path / "root").exists(), "nothing half-written is left behind"
+    assert not root.exists(), "nothing half-written is left behind"
