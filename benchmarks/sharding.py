@@ -177,7 +177,7 @@ def on_the_disk(root: Path, files: list[Path]) -> dict[str, Any]:
     `masks`: pictures with label maps, bytes kept, every file decoded; `headers`: the same, none decoded; `sketches`:
     detected in pictures that are resized. Beside them as many processes that read, hash and write the same files,
     each its share into one file: `copy` pictures and label maps, `copy_pictures` pictures alone. `write` is the shards
-    alone, `whole` with planning before and the manifest after; shares are of the copy's rate. The best of two rounds
+    alone, `whole` with planning before and the manifest after; shares are of the copy's rate. The best of four rounds
     in which all take turns, after one that warms up.
     """
     labels = root / "labels"
@@ -204,7 +204,7 @@ def disk_times(
     root.mkdir()
     seconds: dict[str, list[float]] = {}
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for number in range(3):
+        for number in range(5):
             for name, copied in (("copy", pairs), ("copy_pictures", files)):
                 evict(pairs)
                 before = time.perf_counter()
