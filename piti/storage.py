@@ -29,6 +29,7 @@ from piti.errors import DataError
 MARKER = "DONE.json"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _CHUNK_BYTES = 1 << 20
+_READ_SOON_BYTES = 1 << 17  # Linux's usual limit: of more at once, some devices read the beginning
 
 
 @contextmanager
@@ -125,18 +126,22 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
-def read_soon(path: str | Path, offset: int = 0, size_bytes: int = 0) -> None:
-    """Have a disk begin to read a stretch of a local file (0 bytes: to its end), and do not wait for it.
+def read_soon(path: str | Path, offset: int = 0, size_bytes: int | None = None) -> None:
+    """Have a disk begin to read a stretch of a local file (None: to its end), and do not wait for it.
 
     Only a hint, which not every system takes: what is wrong with the file is for who reads it to say.
     """
-    if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for a pipe's other end
-            try:
-                os.posix_fadvise(descriptor, offset, size_bytes, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError, ValueError, OverflowError):  # such a file, name or place there is not
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for a pipe's other end
+        try:
+            file_bytes = os.fstat(descriptor).st_size
+            end = file_bytes if size_bytes is None else min(offset + size_bytes, file_bytes)
+            for start in range(offset, end, _READ_SOON_BYTES):
+                os.posix_fadvise(descriptor, start, min(_READ_SOON_BYTES, end - start), os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 def read_text(uri: str) -> str:
@@ -188,7 +193,7 @@ class WriteBehind:
         self._running: Future[None] | None = None
 
     def begin(self) -> None:
-        """Everything written so far is on its way. Raises OSError where a former request failed."""
+        """Request what is written so far, unless the disk is still busy. Raises OSError where a former request failed."""
         if self._running is None or self._running.done():
             self.wait()
             self._stream.flush()

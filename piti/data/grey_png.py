@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from degradations.compiling import compiled
 from piti.data.geometry import CropBox
-from piti.data.sources.structure import WITHOUT_EFFECT, grey_png_header, png_chunks
+from piti.data.sources.structure import grey_png_header, grey_png_pixels
 
 _MOST_INFLATED = 1032  # times, by DEFLATE
 _SUB, _UP, _AVERAGE, _PAETH = 1, 2, 3, 4
@@ -31,9 +31,10 @@ def decode_grey_png(data: bytes, box: CropBox | None = None) -> NDArray[np.uint8
     row_bytes = -(-width * bits // 8)
     if height * (1 + row_bytes) > _MOST_INFLATED * len(data):  # no memory for a size that is wrong
         return None
+    parts = grey_png_pixels(data)
     try:
-        pixels = deflate.zlib_decompress(_compressed_pixels(data), height * (1 + row_bytes))
-    except (ValueError, deflate.DeflateError):
+        pixels = deflate.zlib_decompress(b"".join(data[start:end] for start, end in parts), height * (1 + row_bytes))
+    except deflate.DeflateError:
         return None
     left, top, right, bottom = (0, 0, width, height) if box is None else box.corners
     if len(pixels) != height * (1 + row_bytes) or right > width or bottom > height:
@@ -46,21 +47,6 @@ def decode_grey_png(data: bytes, box: CropBox | None = None) -> NDArray[np.uint8
     if bits == 8:
         return part
     return np.negative(np.unpackbits(part, axis=1)[:, left - 8 * first : right - 8 * first])
-
-
-def _compressed_pixels(data: bytes) -> bytes:
-    """The contents of all IDAT chunks. Raises ValueError where one may tell what pixels mean, or the end is missing."""
-    parts: list[bytes] = []
-    chunks = png_chunks(data)
-    next(chunks)  # the header
-    for kind, start, end in chunks:
-        if kind == b"IEND":
-            return b"".join(parts)
-        if kind not in WITHOUT_EFFECT:
-            raise ValueError(f"a chunk {kind!r}, which may tell what pixels mean")
-        if kind == b"IDAT":
-            parts.append(data[start:end])
-    raise ValueError("no end")
 
 
 @compiled

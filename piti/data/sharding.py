@@ -8,7 +8,7 @@ import pickle
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawConditi
 from piti.data.sources.trees import shared_listings
 from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
-from piti.errors import DataError
+from piti.errors import DataError, PitiError
 
 _FORMAT_VERSION = 5
 _JPEG_QUALITY = 95
@@ -201,7 +201,8 @@ def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 def _read_soon(group: Iterable[Item]) -> None:
     for item in group:
-        item.read_soon()
+        with suppress(OSError, PitiError):  # an archive's listing: `load` will meet the same, and knows what to do
+            item.read_soon()
 
 
 def _loaded_group(group: Iterable[Item], is_told: Future[None]) -> Iterator[_Outcome]:

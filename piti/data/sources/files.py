@@ -134,8 +134,9 @@ class FileItem(NamedTuple):
         return (part for part in (self.image, self.condition, self.normals, self.validity) if part is not None)
 
     def read_soon(self) -> None:
-        for part in self._parts:
-            part.read_soon()
+        if self.fault is None and self.image is not None:
+            for part in self._parts:
+                part.read_soon()
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""

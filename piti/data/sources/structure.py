@@ -17,9 +17,14 @@ _PNG_HEADER = struct.Struct(">2L5B")  # width, height, bits, colour type, compre
 _PNG_BEGINNING = _PNG_SIGNATURE + struct.pack(">L4s", _PNG_HEADER.size, b"IHDR")
 _CHUNK = struct.Struct(">L4s")
 _CHECKSUM_BYTES = 4  # after a chunk's content
-WITHOUT_EFFECT = frozenset(
-    [b"IHDR", b"IDAT", b"IEND", b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"iCCP"]
-)  # on the values that decoders give
+_WITHOUT_EFFECT = {
+    b"tIME": 7,
+    b"pHYs": 9,
+    b"gAMA": 4,
+    b"cHRM": 32,
+    b"sRGB": 1,
+}  # on the values that decoders give: bytes
+_TEXT, _MOST_TEXT_BYTES = b"tEXt", 1 << 20  # Pillow refuses some more
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,39 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         yield kind, start, end
 
 
+def grey_png_pixels(data: bytes) -> list[tuple[int, int]]:
+    """Where the parts of a grey PNG's compressed pixels begin and end.
+
+    Empty where decoders could disagree about its chunks, or refuse it. After the header come pixels in one stretch, the
+    end, and none but a few others that change no value, of the right size.
+    """
+    parts: list[tuple[int, int]] = []
+    text_bytes, last = 0, b""
+    chunks = png_chunks(data)
+    next(chunks, None)  # the header
+    for kind, start, end in chunks:
+        if kind == b"IEND":
+            return parts if start == end == len(data) - _CHECKSUM_BYTES else []
+        if kind == b"IDAT" and (last == kind or not parts):
+            parts.append((start, end))
+        elif kind == _TEXT and text_bytes + end - start <= _MOST_TEXT_BYTES:
+            text_bytes += end - start
+        elif _WITHOUT_EFFECT.get(kind) != end - start:
+            return []
+        last = kind
+    return []
+
+
 def read_grey_png(data: bytes) -> GreyPng | None:
     """What a PNG holds if it is whole, grey, not interlaced and without anything that decoders treat differently.
 
     Whole means that it ends with its last chunk and that every chunk has its checksum. None for any other file.
     """
     found = grey_png_header(data)
-    if found is None:
+    if found is None or not grey_png_pixels(data):
         return None
-    kinds, last_end = [], 0
     for kind, start, end in png_chunks(data):
         checksum = data[end : end + _CHECKSUM_BYTES]
         if int.from_bytes(checksum, "big") != zlib.crc32(memoryview(data)[start - len(kind) : end]):
             return None
-        kinds.append(kind)
-        last_end = end + _CHECKSUM_BYTES
-    if last_end != len(data) or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
-        return None
-    return found if WITHOUT_EFFECT.issuperset(kinds) else None
+    return found

@@ -18,6 +18,7 @@ from piti.data.geometry import CropBox, Modality
 from piti.data.grey_png import decode_grey_png
 from piti.data.sharding import encode_condition_png, encode_png
 from piti.data.sources import RejectedItem, pictures
+from piti.data.sources.structure import read_grey_png
 
 BOXES = [
     None,
@@ -88,13 +89,40 @@ def interlaced(values: NDArray[np.uint8]) -> bytes:
     """Adam7: no encoder at hand writes it, so passes are put together here, without filters."""
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     rows = [b"\0" + row.tobytes() for y, x, down, across in passes for row in values[y::down, x::across]]
-    header = struct.pack(">2L5B", values.shape[1], values.shape[0], 8, 0, 0, 0, 1)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in chunks)
+    return of_chunks(
+        (b"IHDR", header_of(values, interlacing=1)), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")
+    )
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
+def header_of(values: NDArray[np.uint8], interlacing: int = 0) -> bytes:
+    return struct.pack(">2L5B", values.shape[1], values.shape[0], 8, 0, 0, 0, interlacing)
+
+
+def of_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of chunks, with their checksums."""
+    written = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        written += struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
+    return written
+
+
+def odd_structures() -> dict[str, bytes]:
+    """Whole by their checksums, but refused by Pillow or OpenCV, or read differently."""
+    values = photograph()
+    header, end = (b"IHDR", header_of(values)), (b"IEND", b"")
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+    start, rest = (b"IDAT", pixels[:900]), (b"IDAT", pixels[900:])
+    return {
+        "text amid the pixels": of_chunks(header, start, (b"tEXt", b"a\0b"), rest, end),
+        "two headers": of_chunks(header, (b"IHDR", header_of(values[:50])), start, rest, end),
+        "junk for a profile": of_chunks(header, (b"iCCP", b"x\0\5junk"), start, rest, end),
+        "half a resolution": of_chunks(header, (b"pHYs", b"\0\0\1\0"), start, rest, end),
+        "half a gamma": of_chunks(header, (b"gAMA", b"\0"), start, rest, end),
+        "endless text": of_chunks(header, *[(b"tEXt", b"a\0" + bytes(1 << 19))] * 3, start, rest, end),
+        "content at the end": of_chunks(header, start, rest, (b"IEND", b"?")),
+        "no pixels": of_chunks(header, end),
+        "two ends": of_chunks(header, start, rest, end, end),
+    }
 
 
 def test_chunks_that_change_no_value_are_passed_over() -> None:
@@ -145,7 +173,7 @@ def grey_kinds() -> dict[str, bytes]:
         "8 bits": saved(grey), "1 bit": saved(grey.convert("1")), "16 bits": others()["16 bits"],
         "transparency": others()["transparency"], "interlaced": others()["interlaced"],
         "gamma": saved(grey, pnginfo=about), "palette": others()["palette"],
-        "behind the end": saved(grey) + b"\0" * 9, "no checksum": saved(grey)[:-8] + b"IEND" + b"\0" * 4,
+        **odd_structures(), "behind the end": saved(grey) + b"\0" * 9, "no checksum": saved(grey)[:-8] + b"IEND" + b"\0" * 4,
     }  # fmt: skip
 
 
@@ -164,6 +192,12 @@ def test_labels_and_edges_are_what_pillow_reads(kind: str, monkeypatch: pytest.M
     for quickly, slowly in zip(found[:2], found[2:], strict=True):
         assert quickly.dtype == slowly.dtype
         np.testing.assert_array_equal(quickly, slowly)
+
+
+@pytest.mark.parametrize("kind", odd_structures())
+def test_nothing_is_kept_of_which_decoders_could_differ(kind: str) -> None:
+    assert read_grey_png(odd_structures()[kind]) is None
+    assert decode_grey_png(odd_structures()[kind]) is None
 
 
 def test_a_picture_of_too_many_pixels_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:

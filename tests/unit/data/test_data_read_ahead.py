@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import pickle
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -23,12 +25,20 @@ from piti.data import sharding
 from piti.data.sharding import ShardPlan, plan_shards, write_shard
 from piti.data.shards import ShardSet
 from piti.data.sources import Item, LoadedItem, archives, open_source
-from piti.data.sources.files import FilePart, TarSpan, TreeFile
+from piti.data.sources.files import FileItem, FilePart, Reading, TarSpan, TreeFile
 from piti.data.sources.listing import UriFile
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError
 
 MakeData = Callable[..., DataConfig]
+
+
+def archived(pictures: Path, make_data: MakeData, folder: Path) -> tuple[DataConfig, ShardPlan]:
+    """A tar of pictures as source, and the plan of its first shard."""
+    with tarfile.open(folder / "pictures.tar", "w") as archive:
+        archive.add(pictures, "pictures")
+    data = make_data(folder / "pictures.tar")
+    return data, next(iter(plan_shards(open_source(data), data, seed=0)))
 
 
 @dataclass(frozen=True)
@@ -137,17 +147,46 @@ def test_a_disk_is_told_of_each_item_before_it_is_loaded_but_not_of_all_at_once(
     assert ahead_bytes <= 4 * max(size_bytes, 2**21)
 
 
-def test_what_cannot_be_listed_ends_reading_ahead() -> None:
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), DataError("it is not whole", "wait")])
+def test_a_hint_that_fails_is_for_loading_to_tell(error: Exception) -> None:
     class Broken(Noted):
         def read_soon(self) -> None:
-            raise DataError("the archive is not whole", "download it again")
+            raise error
 
     notes: list[tuple[str, int]] = []
-    items = [*(Noted(number, 2**21, notes) for number in range(3)), Broken(3, 2**21, notes)]
-    found = sharding._read_ahead(items)  # type: ignore[arg-type]
-    assert [next(found)[0] for _ in range(3)] == items[:3]
-    with pytest.raises(DataError, match="not whole"):
-        next(found)
+    found = sharding._read_ahead([Broken(number, 2**21, notes) for number in range(5)])  # type: ignore[arg-type]
+    assert [loaded for _, loaded in found] == list(range(5))
+
+
+def test_a_disk_that_fails_for_a_moment_while_an_archive_is_listed_ends_nothing(
+    picture_folder: Path, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, plan = archived(picture_folder, make_data, tmp_path)
+    failures = [OSError(errno.EIO, "Input/output error")] * 2  # as the disk is told, and as it is read
+
+    def read(uri: str) -> IO[bytes]:
+        if failures:
+            raise failures.pop()
+        return really_read(uri)
+
+    really_read = storage.open_read
+    monkeypatch.setattr(storage, "open_read", read)
+    open_tree.cache_clear()
+    written = write_shard(plan, data, str(tmp_path / "shards"))
+    assert not failures
+    assert written.num_samples == plan.num_items
+
+
+def test_the_disk_is_not_told_of_what_will_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(storage, "read_soon", lambda path: told.append(Path(path).name))
+    picture, condition = TreeFile(str(tmp_path), "a.jpg"), TreeFile(str(tmp_path), "a.png")
+    reading = Reading("mask", 20)
+    FileItem("a", "a.jpg", "a", reading, picture, fault="no condition").read_soon()
+    FileItem("a", "a.png", "a", reading, None, condition).read_soon()
+    assert told == []
+    FileItem("a", "a.jpg", "a", reading, picture, condition).read_soon()
+    assert told == ["a.jpg", "a.png"]
 
 
 def share_in_memory(path: Path) -> float:
@@ -213,8 +252,11 @@ def test_what_is_read_soon_comes_into_memory_by_itself(tmp_path: Path, kind: str
 def test_a_hint_waits_for_nothing_and_complains_of_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opened in the usual way, it would wait for someone who writes
     (tmp_path / "loop").symlink_to("loop")
-    for name in ("pipe", "loop", "missing", "."):
+    for name in ("pipe", "loop", "missing", ".", "no\0name"):
         storage.read_soon(tmp_path / name)
+    (tmp_path / "small").write_bytes(b"small")
+    for offset, size_bytes in ((0, None), (9, None), (0, 2**63), (2**63, 2**63), (2, 1)):
+        storage.read_soon(tmp_path / "small", offset, size_bytes)
     with zipfile.ZipFile(tmp_path / "empty.zip", "w"), tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     for place in (tmp_path, tmp_path / "empty.zip", tmp_path / "empty.tar"):
@@ -224,10 +266,7 @@ def test_a_hint_waits_for_nothing_and_complains_of_nothing(tmp_path: Path) -> No
 def test_an_archive_is_listed_once_for_all_that_read_it(
     picture_folder: Path, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
-        archive.add(picture_folder, "pictures")
-    data = make_data(tmp_path / "pictures.tar")
-    plan = next(iter(plan_shards(open_source(data), data, seed=0)))
+    data, plan = archived(picture_folder, make_data, tmp_path)
     listed = []
 
     def members(uri: str) -> Iterator[archives.TarMember]:
