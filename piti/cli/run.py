@@ -6,6 +6,8 @@ import os
 import re
 import time
 import urllib.error
+import uuid
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from piti.stack.http import prefect_answers, request_json, served_deployments
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _REPORT = re.compile(r"^Whole report: `(?P<uri>[^`]+)`", re.MULTILINE)  # of flows/steps.py's markdown
 _COLORS = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
@@ -74,19 +77,37 @@ def api_url() -> str:
 
 
 def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> str:
-    """Id of a new run of a deployment. Raises PitiError if there is none of that name, or the parameters are wrong."""
+    """Id of a new run of a deployment. Raises PitiError if there is none of that name, or the parameters are wrong;
+    StackError if the server stays busy or away.
+    """
+    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "idempotency_key": uuid.uuid4().hex}
     try:
-        found = request_json(f"{api}/deployments/name/piti/{deployment}")
+        found = _ask_patiently(f"{api}/deployments/name/piti/{deployment}")
+        return str(_ask_patiently(f"{api}/deployments/{found['id']}/create_flow_run", body)["id"])
     except urllib.error.HTTPError as error:
-        known = ", ".join(sorted(served_deployments(api))) or "none"
-        raise PitiError(f"there is no deployment {deployment!r}", f"the server knows: {known}") from error
-    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-    try:
-        return str(request_json(f"{api}/deployments/{found['id']}/create_flow_run", body=body)["id"])
-    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            known = ", ".join(sorted(served_deployments(api))) or "none"
+            raise PitiError(f"there is no deployment {deployment!r}", f"the server knows: {known}") from error
+        if error.code in _BUSY or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise StackError(f"the Prefect server fails ({error})", "look at its log, and run again") from error
         answer = yaml.safe_load(error.read())
         detail = answer.get("detail", answer) if isinstance(answer, dict) else answer
         raise PitiError(f"{deployment} does not accept these parameters: {detail}") from error
+    except OSError as error:
+        raise StackError(f"the Prefect server does not answer ({error})", "run again") from error
+
+
+def _ask_patiently(url: str, body: Any = None) -> Any:
+    """As `request_json`; a server that is busy or silent is asked again for a while, as Prefect's own clients do."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return request_json(url, body=body)
+        except OSError as error:
+            final = isinstance(error, urllib.error.HTTPError) and error.code not in _BUSY
+            if final or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
 
 
 class Follower:
