@@ -140,7 +140,8 @@ class FileItem(NamedTuple):
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""
-        from piti.data.sources.pictures import decode_picture, grey_values
+        from piti.data.grey_png import decode_grey_png
+        from piti.data.sources.pictures import decode_picture
 
         if self.fault is not None or self.image is None:
             raise RejectedItem(self.fault or "no picture")
@@ -152,7 +153,7 @@ class FileItem(NamedTuple):
             is_stored_form = self._is_stored_form(self.condition.path, content, picture)
             if is_stored_form and self.reading.trusts_headers:
                 stored = content
-            elif is_stored_form and (values := grey_values(content)) is not None:
+            elif is_stored_form and (values := decode_grey_png(content)) is not None:
                 condition, stored = self._checked(values), content
             else:
                 condition = self._upright(self._decoded(self.condition.path, content), picture)
