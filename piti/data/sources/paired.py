@@ -116,11 +116,11 @@ class PairedSource:
     def items(self, split: Split) -> Iterator[Item]:
         """In the order of names. Raises DataError where a folder does not exist."""
         folders = self._folders(split)
-        images, conditions, normals = (
-            None if place is None else open_tree(place).entries()
-            for place in (folders.images, folders.conditions, folders.normals)
+        images = open_tree(folders.images).entries()
+        conditions, normals = (
+            None if place is None else open_tree(place).entries() for place in (folders.conditions, folders.normals)
         )
-        drawn = None if images is None or self._config.validation_images else self._drawn(images)
+        drawn = None if self._config.validation_images is not None else self._drawn(images)
         for name, (pictures, condition, normal) in alike(images, conditions, normals):
             found = list(pictures_among(pictures))
             if not found:
@@ -135,8 +135,8 @@ class PairedSource:
         names = (name for name, entries in images.groups() if any(pictures_among(entries)))
         return draw_validation(names, self._config.validation_share)
 
-    def _orphans(self, folders: Folders, alike: list[Entry]) -> Iterator[FileItem]:
-        entry = best_condition(alike)
+    def _orphans(self, folders: Folders, conditions: list[Entry]) -> Iterator[FileItem]:
+        entry = best_condition(conditions)
         if entry is not None:
             yield FileItem(
                 safe_key(entry.path, *folders.place, "conditions"), entry.path, entry.identity, self._reading, None,

@@ -160,7 +160,7 @@ def decode_edges(data: bytes) -> NDArray[np.uint8]:
 def grey_values(data: bytes, bits: int | None = None) -> NDArray[np.uint8] | None:
     """The levels (H, W) of a whole grey PNG of 8 bits or 1 bit (0 or 255), or of `bits` only, as Pillow reads them.
 
-    In a tenth of Pillow's time; None where its filters or anything else are for Pillow to look at.
+    In a tenth to a quarter of Pillow's time; None where Pillow has to say what the file is.
     """
     found = read_grey_png(data)
     if found is None or (bits is not None and found.bits != bits):
