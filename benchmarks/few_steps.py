@@ -10,7 +10,7 @@ choices among pieces of photographs; a Gaussian with their mean and spectrum (no
 256x256 with the upsampler's linear schedule: the pyramid's two finest levels, the coarse band given.
 
 Checkpoint: the base network that the config describes, from `--pictures` validation conditions with the config's
-guidance, drawn by `piti.sampling`: what counts for published weights, and what nobody else can measure for them.
+guidance, drawn by `piti.evaluation.cascade`: what counts for published weights, and what nobody else can measure for them.
 
 The reference is deterministic: `unipc` at 250 even distances of log-SNR. Beside it, RMS distances to 1000 and to 250
 DDIM steps (eta 0) at even timesteps; published sampling is DDPM, which has no fixed result to compare with. A picture's
@@ -33,14 +33,14 @@ import torch
 from exact_worlds import ExactNetwork, Photographs, Pyramid, Spectrum, World, crops, haar
 from torch import Tensor
 
+from piti.config.presets import load_config
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
 from piti.diffusion import GaussianDiffusion
 from piti.diffusion.gaussian import Sampler
+from piti.evaluation.cascade import Order, draw_base
 from piti.models import round_weights
 from piti.models.checkpoints import load_model
-from piti.presets import load_config
-from piti.sampling import Order, draw_base
 
 Draw = Callable[[Sampler, str], Tensor]
 """Pictures (N, 3, S, S) in [-1, 1] of a sampler and respacing, always from the same noise."""

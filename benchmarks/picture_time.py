@@ -6,7 +6,7 @@
 The networks have published size and fresh weights (time does not depend on what they are). The published picture is
 250 base steps on a batch of two, condition and null condition, and 27 upsampler steps in float32; one step of each is
 timed (median of --rounds; the published code encodes the condition anew in each) and multiplied by the steps. Without
---published, our own float32 networks stand in for it. Ours is drawn whole with `piti.sampling`: bf16, normalised
+--published, our own float32 networks stand in for it. Ours is drawn whole with `piti.evaluation.cascade`: bf16, normalised
 guidance. How far few steps are from many: few_steps.py.
 """
 
@@ -25,9 +25,9 @@ from model_speed import FULL_CHANNELS, config_of, published_network, synchronise
 from torch import Tensor
 
 from piti.config import DiffusionConfig, ModelsConfig, SamplingConfig
+from piti.config.presets import load_config
+from piti.evaluation.cascade import Order, draw_base, draw_upsampled
 from piti.models import build_model, round_weights
-from piti.presets import load_config
-from piti.sampling import Order, draw_base, draw_upsampled
 
 PUBLISHED_STEPS = {"base": 250, "upsampler": 27}
 

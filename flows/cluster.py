@@ -1,7 +1,7 @@
 """A Ray job as an object: submit or re-attach, follow, stop. Speaks to the cluster's Jobs API only.
 
 A job's id is `piti-<step>-<hash of its output>-<attempt>`, so that whoever wants a step's output finds the job
-that is making it. What the job is told and what it tells lies in `<root>/jobs/<id>/` (piti.jobs.context).
+that is making it. What the job is told and what it tells lies in `<root>/jobs/<id>/` (piti.job).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ray.util.state import list_nodes
 from piti import storage
 from piti.config import Config
 from piti.errors import PitiError, StackError
-from piti.jobs.context import JobSpec
+from piti.job import JobSpec
 from piti.plan import Step
 from piti.settings import settings
 

@@ -11,13 +11,13 @@ from flows.cluster import Cluster, Resources
 from flows.parameters import Overrides
 from piti import storage
 from piti.config import STAGES, Config
+from piti.config.presets import load_config
 from piti.data.shard_sizes import num_shards
 from piti.data.sources import open_source
 from piti.data.sources.trees import shared_listings
 from piti.diffusion.schedule import betas_of, respaced_timesteps
 from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
-from piti.presets import load_config
 from piti.weights import weights_problems
 
 

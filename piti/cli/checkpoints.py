@@ -58,9 +58,9 @@ def import_weights(
     """Make a checkpoint folder of ours from published weights. All of the file fits, or nothing is written."""
     from piti import storage
     from piti.config import WeightsRef
+    from piti.config.presets import load_config
     from piti.models import build_model
     from piti.models.checkpoints import load_pretrained, write_checkpoint
-    from piti.presets import load_config
 
     sizes = getattr(load_config(config, parse_settings(assignments or [])).models, network.value)
     _refuse_existing(target)
@@ -86,8 +86,8 @@ def export(
     assignments: SetOption = None,
 ) -> None:
     """Write a checkpoint as a file that PITI's published code loads."""
+    from piti.config.presets import load_config
     from piti.models.checkpoints import export_piti, load_model
-    from piti.presets import load_config
 
     sizes = getattr(load_config(config, parse_settings(assignments or [])).models, network.value)
     _refuse_existing(target)

@@ -34,7 +34,7 @@ def show(
     assignments: Annotated[list[str] | None, typer.Option("--set", help="An override: dotted.key=value.")] = None,
 ) -> None:
     """Validate a configuration and print it whole, defaults included."""
-    from piti.presets import load_config
+    from piti.config.presets import load_config
 
     config = load_config(preset, parse_settings(assignments or []))
     typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
@@ -43,6 +43,6 @@ def show(
 @app.command("list")
 def list_presets() -> None:
     """Names of the presets."""
-    from piti.presets import preset_names
+    from piti.config.presets import preset_names
 
     typer.echo("\n".join(preset_names()))

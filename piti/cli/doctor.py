@@ -140,7 +140,7 @@ def _gpu() -> Finding:
 
 
 def _weights(config: str) -> Iterator[Finding]:
-    from piti.presets import load_config
+    from piti.config.presets import load_config
     from piti.weights import weights_problems
 
     problems: list[PitiError] = list(weights_problems(load_config(config)))

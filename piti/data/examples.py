@@ -25,8 +25,8 @@ from piti.data.degrading import draw_variant
 from piti.data.geometry import CropBox, Modality, crop_photograph, resize_edges, resize_nearest
 from piti.data.order import draw_chances
 from piti.data.shard_reader import DamagedSample, ShardReader
-from piti.data.sources.keys import stable_hash
 from piti.errors import DataError
+from piti.seeds import stable_hash
 
 Degraded = str | DegradationConfig | None
 """Where low-resolution pictures come from: companions at a URI, a recipe applied as pictures are read, or nowhere."""

@@ -7,7 +7,7 @@ pytorch-hed: five stages of VGG16, a 1x1 score from each, enlarged and combined.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from piti import storage
+from piti.config import SketchConfig, WeightsRef
 from piti.data.cache import cache_folder
 from piti.data.geometry import resize_nearest
 from piti.errors import CheckpointError
 from piti.models.weight_files import read_weights
-
-if TYPE_CHECKING:
-    from piti.config import SketchConfig, WeightsRef
 
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _STAGE_NAMES = ("One", "Two", "Thr", "Fou", "Fiv")  # of the published file's keys: moduleVggOne.0.weight, ...

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piti.data.geometry import CropBox
-from piti.data.sources.keys import stable_hash
+from piti.seeds import stable_hash
 
 _WINDOW_SHARDS = 8  # so many shards are open at a time: enough to mix, few enough to keep in a local cache
 

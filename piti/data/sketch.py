@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from piti.config import SketchConfig
+from piti.config import SketchConfig
 
 _BLUR_SIGMA_PIXELS = 1.0
 _STRONG_SHARE = 0.9  # a gradient stronger than this share of all pixels' begins an edge

@@ -8,8 +8,8 @@ from itertools import islice
 from operator import itemgetter
 
 from piti.data.sources.base import Item
-from piti.data.sources.keys import stable_hash
 from piti.data.spill import TemporaryDatabase
+from piti.seeds import stable_hash
 
 _SCHEMA = """
     CREATE TABLE items (number INTEGER PRIMARY KEY, line BLOB, packed BLOB);

@@ -13,7 +13,7 @@ from typing import cast, get_args
 
 from piti import storage
 from piti.errors import PitiError
-from piti.jobs.context import JobContext, JobResult, JobSpec
+from piti.job import JobContext, JobResult, JobSpec
 from piti.plan import JobKind
 from piti.provenance import code_versions
 

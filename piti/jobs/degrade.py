@@ -26,9 +26,9 @@ from piti.data.shards import (
     write_manifest,
 )
 from piti.data.sources import SPLITS
-from piti.data.sources.keys import stable_hash
-from piti.jobs.context import JobContext, JobResult
+from piti.job import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
+from piti.seeds import stable_hash
 
 logger = logging.getLogger("piti")
 

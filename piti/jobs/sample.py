@@ -13,12 +13,12 @@ from piti import storage
 from piti.config import Config
 from piti.data.shards import ShardSet
 from piti.errors import DataError, PitiError
-from piti.jobs.context import JobContext, JobResult, JobSpec
+from piti.evaluation.picture_sets import SET_NAMES, Part, plan_parts
+from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection
-from piti.picture_sets import SET_NAMES, Part, plan_parts
 
 if TYPE_CHECKING:
-    from piti.sampling import Cascade
+    from piti.evaluation.cascade import Cascade
 
 
 def run(context: JobContext) -> JobResult:
@@ -123,7 +123,7 @@ def draw_part(described: dict[str, Any], part: Part) -> int:
     """The Ray task: draw one part of the job that `described` (a dumped JobSpec) specifies."""
     import torch
 
-    from piti.sampling import Cascade
+    from piti.evaluation.cascade import Cascade
 
     spec = JobSpec.model_validate(described)
     cluster = spec.config.cluster

@@ -6,7 +6,7 @@ from typing import Any
 
 from piti import storage
 from piti.errors import PitiError
-from piti.jobs.context import JobContext, JobResult, JobSpec
+from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection
 
 
@@ -45,9 +45,9 @@ def score(context: JobContext, device: str = "cpu") -> JobResult:
     """Measure, write the three files (each whole) and return the job's result. Raises as `run` does."""
     from eval.grid import grid_png
     from eval.report import render_report
-    from piti.feature_networks import open_extractor, open_perceptual_network
-    from piti.measuring import Evaluation
-    from piti.reporting import Checkpoint, metric_values, provenance, report_data, stage_labels
+    from piti.evaluation.measurement import Evaluation
+    from piti.evaluation.networks import open_extractor, open_perceptual_network
+    from piti.evaluation.report import Checkpoint, metric_values, provenance, report_data, stage_labels
 
     spec, config = context.spec, context.config
     steps = 4

@@ -17,7 +17,7 @@ from piti.data.shards import (
 from piti.data.sources import SPLITS, open_source
 from piti.data.tars import names_of
 from piti.errors import DataError
-from piti.jobs.context import JobContext, JobResult
+from piti.job import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 
 _NAMED_REJECTIONS = 5

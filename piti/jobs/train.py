@@ -16,7 +16,7 @@ from typing import Any, cast
 from piti import storage
 from piti.config import Stage
 from piti.errors import PitiError
-from piti.jobs.context import JobContext, JobResult, JobSpec
+from piti.job import JobContext, JobResult, JobSpec
 
 logger = logging.getLogger("piti")
 
@@ -179,7 +179,7 @@ def _worker(spec: dict[str, Any]) -> JobResult:
 def _draw_curve(spec: JobSpec) -> None:
     """curve.png beside metrics.jsonl: the flow shows it in the Prefect UI."""
     from eval.curves import loss_curve_png
-    from piti.reporting import loss_curve
+    from piti.evaluation.report import loss_curve
     from piti.training.metrics import read_metrics
 
     curve = loss_curve(cast(Stage, spec.name), read_metrics(spec.output))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from piti.seeds import seed_of
 from piti.training.precision import autocast
-from piti.training.randomness import generator, normal_pictures, seed_of, uniform
+from piti.training.randomness import generator, normal_pictures, uniform
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers, without_synchronisation

@@ -12,7 +12,7 @@ from piti.config import Stage
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
 from piti.errors import PitiError
-from piti.jobs.context import JobContext, JobResult
+from piti.job import JobContext, JobResult
 from piti.provenance import code_versions
 from piti.training.ema import ema_rate_at
 from piti.training.gradients import StepLosses, accumulate_gradients

@@ -10,8 +10,8 @@ from torch import Tensor
 from piti.config import Config
 from piti.errors import ConfigError
 from piti.models import PatchDiscriminator
+from piti.seeds import seed_of
 from piti.training.losses import PerceptualLoss, critic_terms, generator_term
-from piti.training.randomness import seed_of
 from piti.training.workers import Workers
 
 

@@ -6,17 +6,12 @@ noise. Numbers are drawn on the CPU, so that devices agree too.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from any values with a stable `str()`: numbers and strings."""
-    digest = hashlib.sha256("/".join(str(part) for part in parts).encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+from piti.seeds import seed_of
 
 
 def generator(*parts: object) -> torch.Generator:

@@ -24,7 +24,7 @@ from piti.diffusion import GaussianDiffusion
 from piti.errors import CheckpointError, ConfigError
 from piti.models import PITIModel, build_model
 from piti.models.checkpoints import load_model, load_pretrained
-from piti.training.randomness import seed_of
+from piti.seeds import seed_of
 
 THUMBNAIL_SIZE = 8  # pixels a side: colours and rough layout, no edges
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601

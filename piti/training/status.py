@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from piti.jobs.context import JobContext
+from piti.job import JobContext
 from piti.training.gradients import StepLosses
 from piti.training.metrics import MetricsLog
 from piti.training.state import TrainingState

@@ -11,8 +11,9 @@ from piti.data.repair import repair_advice
 from piti.data.shards import ShardSet
 from piti.errors import DataError
 from piti.models import PITIModel
+from piti.seeds import seed_of
 from piti.training.precision import autocast
-from piti.training.randomness import normal_pictures, seed_of
+from piti.training.randomness import normal_pictures
 from piti.training.stages import TrainingStage
 from piti.training.workers import Workers
 

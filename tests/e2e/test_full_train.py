@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from piti import storage
+from piti.config.presets import load_config
 from piti.plan import Plan
-from piti.presets import load_config
 from tests.e2e.runs import FlowRun, Prefect
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack

@@ -12,8 +12,8 @@ import pytest
 
 from flows.cluster import submission_prefix
 from piti import storage
+from piti.config.presets import load_config
 from piti.plan import Plan, Step, checkpoints_of
-from piti.presets import load_config
 from tests.e2e.runs import FlowRun, Prefect, run_id, wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from piti import storage
+from piti.config.presets import load_config
 from piti.data.verification import verify_shards
-from piti.jobs.context import JobSpec
+from piti.job import JobSpec
 from piti.plan import Plan, Step
-from piti.presets import load_config
 from piti.stack.http import request_json
 from tests.running_stack import RunningStack
 

@@ -16,16 +16,16 @@ import ray
 import torch
 
 from piti import storage
+from piti.config.presets import load_config
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import write_manifest
 from piti.data.sources import open_source
 from piti.diffusion import LossSecondMomentSampler
 from piti.errors import CheckpointError
+from piti.job import JobContext, JobSpec
 from piti.jobs import train as job
-from piti.jobs.context import JobContext, JobSpec
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.plan import Plan
-from piti.presets import load_config
 from piti.training.metrics import read_metrics
 from tests.e2e.tiny import tiny_overrides
 

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
-
-from piti.data.sources.ade20k import Ade20kSourceConfig, ade20k_source
+from piti.config import (
+    Ade20kSourceConfig,
+    BundledSourceConfig,
+    CocoStuffSourceConfig,
+    DataConfig,
+    DiodeSourceConfig,
+    ListSourceConfig,
+    PairedSourceConfig,
+    WebdatasetSourceConfig,
+)
+from piti.data.sources.ade20k import ade20k_source
 from piti.data.sources.base import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
-from piti.data.sources.bundled import BundledSource, BundledSourceConfig
-from piti.data.sources.coco_stuff import CocoStuffSourceConfig, coco_stuff_source
-from piti.data.sources.diode import DiodeSource, DiodeSourceConfig
-from piti.data.sources.listing import ListSource, ListSourceConfig
-from piti.data.sources.paired import PairedSource, PairedSourceConfig
-from piti.data.sources.webdataset import WebdatasetSource, WebdatasetSourceConfig
-
-if TYPE_CHECKING:
-    from piti.config import DataConfig
-
-SourceConfig = Annotated[
-    BundledSourceConfig
-    | PairedSourceConfig
-    | ListSourceConfig
-    | WebdatasetSourceConfig
-    | Ade20kSourceConfig
-    | CocoStuffSourceConfig
-    | DiodeSourceConfig,
-    Field(discriminator="kind"),
-]
+from piti.data.sources.bundled import BundledSource
+from piti.data.sources.coco_stuff import coco_stuff_source
+from piti.data.sources.diode import DiodeSource
+from piti.data.sources.listing import ListSource
+from piti.data.sources.paired import PairedSource
+from piti.data.sources.webdataset import WebdatasetSource
 
 __all__ = [
-    "SPLITS", "Ade20kSourceConfig", "BundledSourceConfig", "CocoStuffSourceConfig", "DiodeSourceConfig", "FilteredItem", "Item",
-    "ListSourceConfig", "LoadedItem", "PairedSourceConfig", "RawCondition", "RejectedItem", "Source", "SourceConfig",
-    "Split", "WebdatasetSourceConfig", "open_source",
-]  # fmt: skip
+    "SPLITS",
+    "FilteredItem",
+    "Item",
+    "LoadedItem",
+    "RawCondition",
+    "RejectedItem",
+    "Source",
+    "Split",
+    "open_source",
+]
 
 
 def open_source(data: DataConfig) -> Source:

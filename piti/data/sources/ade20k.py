@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, ConfigDict
-
+from piti.config import Ade20kSourceConfig, DataConfig
 from piti.data.sources.base import Split
 from piti.data.sources.places import archive_forms
 from piti.data.sources.splits import Layout, SplitSource
 
-if TYPE_CHECKING:
-    from piti.config import DataConfig
-
 _NAME = "ADEChallengeData2016"
 _FOLDERS: dict[Split, str] = {"train": "training", "validation": "validation"}
-
-
-class Ade20kSourceConfig(BaseModel):
-    """`root`: the folder ADEChallengeData2016, the folder that holds it, or ADEChallengeData2016.zip in either form.
-
-    Labels are kept as distributed, 0 to 150 (0: none of the 150 classes), so `data.num_classes` is 151.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["ade20k"] = "ade20k"
-    root: str
 
 
 def _candidates(part: str) -> dict[Split, list[str]]:

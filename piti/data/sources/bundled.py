@@ -14,15 +14,13 @@ from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from piti.config import BundledSourceConfig, DataConfig
 from piti.data.sources.base import Item, LoadedItem, Split
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
-    from piti.config import DataConfig
     from piti.data.sources.pictures import Picture
 
 _FORMAT_VERSION = 1
@@ -34,16 +32,6 @@ PHOTOGRAPHS = (
     "motorcycle_left.png", "motorcycle_right.png",
 )  # fmt: skip
 _TRAINING_ONLY = "motorcycle_right.png"
-
-
-class BundledSourceConfig(BaseModel):
-    """Numbers of crops to cut. Train and validation crops come from disjoint regions of each photograph."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["bundled"] = "bundled"
-    train_crops: Annotated[int, Field(gt=0)] = 512
-    validation_crops: Annotated[int, Field(gt=0)] = 64
 
 
 @dataclass(frozen=True)

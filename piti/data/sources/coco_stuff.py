@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, ConfigDict
-
+from piti.config import CocoStuffSourceConfig, DataConfig
 from piti.data.sources.base import Split
 from piti.data.sources.places import archive_forms, forms
 from piti.data.sources.splits import Layout, SplitSource
 
-if TYPE_CHECKING:
-    from piti.config import DataConfig
-
 _YEARS: dict[Split, str] = {"train": "train2017", "validation": "val2017"}
 _MAPS = "stuffthingmaps"
 _PACKED_MAPS = "stuffthingmaps_trainval2017"  # the name of the archive, whose folders are train2017 and val2017
-
-
-class CocoStuffSourceConfig(BaseModel):
-    """`root`: the folder that holds train2017, val2017 and stuffthingmaps, or their archives as downloaded.
-
-    `data.num_classes` is 182. Modality sketch needs the pictures alone.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["coco-stuff"] = "coco-stuff"
-    root: str
 
 
 def _labels(year: str) -> list[str]:

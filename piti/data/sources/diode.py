@@ -12,11 +12,9 @@ Normals are downloaded separately: they may lie beside the rest, or below train_
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from piti import storage
+from piti.config import DataConfig, DiodeSourceConfig
 from piti.data.sources.base import SPLITS, Item, Split
 from piti.data.sources.entries import Entry, Listing, stem
 from piti.data.sources.files import (
@@ -33,30 +31,12 @@ from piti.data.sources.trees import open_tree
 from piti.data.spill import SortedTable, to_bytes, to_text
 from piti.errors import DataError, PitiError
 
-if TYPE_CHECKING:
-    from piti.config import DataConfig
-
-Scenes = Literal["indoors", "outdoor"]
 _FORMAT_VERSION = 3
 _FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
 _DEPTH, _MASK, _NORMAL = "_depth.npy", "_depth_mask.npy", "_normal.npy"
 _EXPECTED = (
     "data.source.root must hold train/ and val/ with indoors/ and outdoor/ in them, or train.tar.gz and val.tar.gz"
 )
-
-
-class DiodeSourceConfig(BaseModel):
-    """`root`: the folder that holds train/ and val/, or their archives. `scenes`: which kinds are used.
-
-    `normals` false: normals are not used (their channels are black).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["diode"] = "diode"
-    root: str
-    scenes: Annotated[tuple[Scenes, ...], Field(min_length=1)] = ("indoors", "outdoor")
-    normals: bool = True
 
 
 class DiodeSource:

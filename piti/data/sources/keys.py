@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from piti.seeds import stable_hash, unit_hash
+
 _MAX_SLUG = 64
 _HASH_DIGITS = 12
 
@@ -24,17 +26,6 @@ def safe_key(path: str, *place: str) -> str:
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")[-_MAX_SLUG:].lstrip("-")
     digest = hashlib.sha256("\0".join([*place, path]).encode("utf-8", "surrogateescape")).hexdigest()[:_HASH_DIGITS]
     return f"{slug}-{digest}" if slug else digest
-
-
-def stable_hash(*parts: object) -> int:
-    """A 64-bit number that depends on `parts` alone: same on every machine and in every process."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big")
-
-
-def unit_hash(*parts: object) -> float:
-    """`stable_hash` scaled to [0, 1)."""
-    return (stable_hash(*parts) >> 11) / float(1 << 53)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import IO, Any
 
 from piti import storage
+from piti.config import DataConfig, ListSourceConfig
 from piti.data.sources.base import Item, Split
 from piti.data.sources.entries import Entry, Listing
 from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, joint_identity, joint_size
@@ -22,37 +21,12 @@ from piti.data.sources.trees import open_tree
 from piti.data.spill import SortedTable
 from piti.errors import DataError, PitiError
 
-if TYPE_CHECKING:
-    from piti.config import DataConfig
-
 _FORMAT_VERSION = 2
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
 }  # fmt: skip
 _ROWS_AT_ONCE = 1024
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-
-class ListSourceConfig(BaseModel):
-    """`path`: a .csv, .tsv or .parquet whose rows name files; `root`: what relative names are relative to (default:
-    the folder of `path`), a folder, a prefix in object storage, or an archive. Absolute paths and URIs may be given too.
-
-    `image`, `condition`, `normals` and `split` are names of columns; all but `image` may be missing from the table:
-    without conditions sketches are detected, without splits a share of the pictures (drawn by name) is for validation.
-    Splits are called train or training, and val, valid or validation.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["list"] = "list"
-    path: str
-    root: str | None = None
-    image: str = "image"
-    condition: str = "condition"
-    normals: str = "normals"
-    split: str = "split"
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    depth_unit_metres: Annotated[float, Field(gt=0)] = 0.001
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from piti.config import DataConfig, PairedSourceConfig
 from piti.data.sources.base import Item, Split
 from piti.data.sources.entries import Entry, Listing, alike
 from piti.data.sources.files import (
@@ -25,43 +23,7 @@ from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
 
-if TYPE_CHECKING:
-    from piti.config import DataConfig
-
 _FORMAT_VERSION = 3
-
-
-class PairedSourceConfig(BaseModel):
-    """`images` and `conditions` are folders whose files pair up by relative path without its suffix.
-
-    Folders may be local, in object storage, or a .zip or .tar archive. Without `conditions`, sketches are detected in
-    the pictures. Without `validation_images`, a share of the pictures (drawn by key) becomes the validation split.
-    For geometry, `conditions` holds depth as 16-bit pictures of multiples of `depth_unit_metres` (0: unknown) and
-    `normals` pictures of (n + 1) / 2; without it, normals count as unknown. Either may also be a `.npy`: depth in
-    metres, normals in [-1, 1], label ids. A folder inside an archive is written `/data/train2017.zip/train2017`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["paired"] = "paired"
-    images: str
-    conditions: str | None = None
-    normals: str | None = None
-    validation_images: str | None = None
-    validation_conditions: str | None = None
-    validation_normals: str | None = None
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    depth_unit_metres: Annotated[float, Field(gt=0)] = 0.001
-
-    @model_validator(mode="after")
-    def _folders_agree(self) -> Self:
-        for name in ("conditions", "normals"):
-            here, there = getattr(self, name), getattr(self, f"validation_{name}")
-            if self.validation_images is None and there is not None:
-                raise ValueError(f"validation_{name} is given without validation_images")
-            if self.validation_images is not None and (here is None) != (there is None):
-                raise ValueError(f"give both {name} and validation_{name}, or neither")
-        return self
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from piti.config import DataConfig
 from piti.data.sources.base import SPLITS, Item, Split
 from piti.data.sources.entries import Entry, alike, stem
 from piti.data.sources.files import (
@@ -24,9 +24,6 @@ from piti.data.sources.keys import safe_key
 from piti.data.sources.places import find_place
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
-
-if TYPE_CHECKING:
-    from piti.config import DataConfig
 
 _FORMAT_VERSION = 3
 

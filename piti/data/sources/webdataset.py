@@ -7,11 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from piti import storage
+from piti.config import DataConfig, WebdatasetSourceConfig
 from piti.data.sources.archives import TarMember, is_archive, tar_members
 from piti.data.sources.base import SPLITS, Item, Split
 from piti.data.sources.entries import is_hidden
@@ -19,37 +17,8 @@ from piti.data.sources.files import FileItem, Reading, TarSpan
 from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
 from piti.errors import DataError, PitiError
 
-if TYPE_CHECKING:
-    from piti.config import DataConfig
-
 _FORMAT_VERSION = 2
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-class WebdatasetSourceConfig(BaseModel):
-    """`train` and `validation` name tars: a folder that holds them, one tar, or many as `shard-{000000..000146}.tar`.
-
-    `images`, `condition` and `normals` are what follows the key in a member's name (`jpg`, `seg.png`), without the
-    dot in between. Without `condition` sketches are detected; without `validation` a share of the samples is drawn.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["webdataset"] = "webdataset"
-    train: str
-    validation: str | None = None
-    images: Annotated[tuple[str, ...], Field(min_length=1)] = ("jpg", "jpeg", "png", "webp")
-    condition: str | None = None
-    normals: str | None = None
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    depth_unit_metres: Annotated[float, Field(gt=0)] = 0.001
-
-    @model_validator(mode="after")
-    def _suffixes_without_dot(self) -> Self:
-        for suffix in (*self.images, self.condition, self.normals):
-            if suffix is not None and suffix.startswith("."):
-                raise ValueError(f"give the suffix {suffix!r} without its leading dot")
-        return self
 
 
 @dataclass

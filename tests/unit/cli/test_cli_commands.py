@@ -14,9 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from piti.cli import app, doctor
+from piti.config.presets import load_config
 from piti.models import build_model
 from piti.models.checkpoints import load_model
-from piti.presets import load_config
 
 TINY = [
     "models.base.image_size=16", "models.base.model_channels=32", "models.base.channel_mult=[1, 2]",

@@ -15,13 +15,13 @@ import pytest
 
 from piti import storage
 from piti.config import Config
+from piti.config.presets import load_config
 from piti.data.shards import MANIFEST
 from piti.data.verification import verify_shards
 from piti.errors import DataError
+from piti.job import JobContext, JobSpec
 from piti.jobs import degrade, shard
-from piti.jobs.context import JobContext, JobSpec
 from piti.plan import Plan, Step
-from piti.presets import load_config
 
 JOBS = {"shard": shard, "degrade": degrade}
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from piti import storage
 from piti.config import DataConfig, SketchConfig, WeightsRef
+from piti.config.presets import load_config
 from piti.data.decoding import decode_condition
 from piti.data.hed import Hed, hed_edges, load_hed
 from piti.data.shards import ShardSet
 from piti.errors import CheckpointError, ConfigError
-from piti.presets import load_config
 from piti.weights import weights_problems
 
 GOLDEN = Path(__file__).parent / "golden" / "hed-probability.npy"

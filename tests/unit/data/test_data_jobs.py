@@ -13,15 +13,15 @@ import ray
 
 from degradations import Recipe, apply_recipe
 from piti.config import Config
+from piti.config.presets import load_config
 from piti.data.decoding import decode_image, decode_variant
 from piti.data.geometry import crop_photograph
 from piti.data.shards import ShardSet, stats_uri
 from piti.data.verification import verify_shards
 from piti.errors import DataError
+from piti.job import JobContext, JobSpec
 from piti.jobs import degrade, shard
-from piti.jobs.context import JobContext, JobSpec
 from piti.plan import Plan, Step
-from piti.presets import load_config
 
 pytestmark = pytest.mark.integration
 

@@ -20,10 +20,10 @@ import pytest
 
 from piti import storage
 from piti.config import Config
+from piti.config.presets import load_config
 from piti.data.verification import verify_shards
-from piti.jobs.context import JobSpec
+from piti.job import JobSpec
 from piti.plan import Plan, Step
-from piti.presets import load_config
 
 pytestmark = pytest.mark.slow
 

@@ -23,9 +23,10 @@ from piti.data.shards import ShardSet, ShardWriter, write_manifest
 from piti.data.sources import open_source
 from piti.data.sources.archives import ZipTree
 from piti.data.sources.entries import DamagedMemberError, Entry, Listing, alike, stem
-from piti.data.sources.keys import draw_validation, stable_hash, unit_hash
+from piti.data.sources.keys import draw_validation
 from piti.data.spill import SortedTable, TemporaryDatabase
 from piti.errors import DataError
+from piti.seeds import stable_hash, unit_hash
 
 ODD_NAMES = [
     b"a.jpg", b"a.png", b"a-b.jpg", b"a.b.jpg", b"a/a.jpg", b"a/b/c.PNG", b"a.d/x.jpg", b"png", "ä.jpg".encode(), "日本.webp".encode(),

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from flows.preflight import source_problems
 from piti.config import DataConfig
+from piti.config.presets import load_config
 from piti.data.shard_sizes import num_shards, stored_bytes
 from piti.data.sharding import plan_shards
 from piti.data.shards import ShardSet
 from piti.data.sources import open_source
-from piti.presets import load_config
 from tests.unit.data.conftest import save
 
 MakeData = Callable[..., DataConfig]

@@ -10,9 +10,9 @@ from flows.cluster import submission_prefix
 from flows.evaluate import choose_checkpoints, evaluation_steps
 from flows.full_train import require_done
 from piti import storage
+from piti.config.presets import load_config
 from piti.errors import CheckpointError, PreflightError
 from piti.plan import Plan
-from piti.presets import load_config
 
 
 @pytest.fixture

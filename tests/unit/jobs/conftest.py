@@ -11,14 +11,14 @@ import torch
 
 from piti import storage
 from piti.config import Config
+from piti.config.presets import load_config
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import write_manifest
 from piti.data.sources import open_source
-from piti.jobs.context import JobSpec
+from piti.job import JobSpec
 from piti.models import ModelConfig, build_model
 from piti.models.checkpoints import write_checkpoint
 from piti.plan import JobKind
-from piti.presets import load_config
 
 _NETWORK = {
     "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [8],

@@ -15,9 +15,9 @@ from PIL import Image
 from piti import storage
 from piti.config import Config
 from piti.errors import CheckpointError, DataError
+from piti.evaluation.picture_sets import Part, PictureSet
+from piti.job import JobContext, JobSpec
 from piti.jobs import sample, score
-from piti.jobs.context import JobContext, JobSpec
-from piti.picture_sets import Part, PictureSet
 
 pytestmark = pytest.mark.integration
 SpecMaker = Callable[..., JobSpec]
@@ -142,8 +142,8 @@ def test_scoring_the_same_pictures_again_gives_the_same_metrics(sampled: JobSpec
 
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
     """The whole way from shards to metrics: with the truth in place of generated pictures, FID and LPIPS are 0."""
-    from piti.measuring import Evaluation
-    from piti.picture_sets import write_pictures
+    from piti.evaluation.measurement import Evaluation
+    from piti.evaluation.picture_sets import write_pictures
 
     evaluation = Evaluation(sampled.config, sampled.inputs["shards"], sampled.output)
     for product, small in (("final", False), ("base", True)):

@@ -9,9 +9,9 @@ import pytest
 from piti import storage
 from piti.config import Config
 from piti.errors import CheckpointError, DataError
-from piti.jobs.context import JobSpec
-from piti.picture_sets import Part, PictureSet, plan_parts, write_pictures
-from piti.sampling import Cascade, picture_seed
+from piti.evaluation.cascade import Cascade, picture_seed
+from piti.evaluation.picture_sets import Part, PictureSet, plan_parts, write_pictures
+from piti.job import JobSpec
 
 SpecMaker = Callable[..., JobSpec]
 

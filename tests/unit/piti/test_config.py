@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from piti.config import Config, ModelConfig
+from piti.config.presets import PRESETS, known_keys, load_config, preset_names
 from piti.errors import ConfigError
-from piti.presets import PRESETS, known_keys, load_config, preset_names
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from piti import storage
+from piti.config.presets import load_config
 from piti.errors import CheckpointError, DataError
 from piti.plan import Plan, checkpoints_of
-from piti.presets import load_config
 
 
 def prints(overrides: dict[str, Any] | None = None) -> dict[str, str]:

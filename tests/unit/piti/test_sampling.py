@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from piti.config.presets import load_config
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
+from piti.evaluation.cascade import Order, draw_base, picture_seed
 from piti.models import build_model, round_weights
-from piti.presets import load_config
-from piti.sampling import Order, draw_base, picture_seed
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

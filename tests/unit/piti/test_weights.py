@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from piti import storage
+from piti.config.presets import load_config
 from piti.models import build_model
 from piti.models.checkpoints import export_piti
-from piti.presets import load_config
 from piti.weights import weights_problems
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from piti import prefect_plugin
 from piti import settings as settings_module
 from piti.errors import StackError
 from piti.settings import PROJECT, Settings
-from piti.stack import Ports, control, processes
+from piti.stack import Ports, control, prefect_plugin, processes
 from piti.stack.ports import free_port, holder, is_free, problems
 from piti.stack.processes import MARK, Identity
 from piti.stack.services import (

@@ -11,13 +11,13 @@ import torch
 
 from piti import storage
 from piti.config import Config
+from piti.config.presets import load_config
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet, write_manifest
 from piti.data.sources import open_source
-from piti.jobs.context import JobContext, JobSpec
+from piti.job import JobContext, JobSpec
 from piti.jobs.degrade import degrade_shard
 from piti.plan import Plan
-from piti.presets import load_config
 from piti.training.loop import train
 from piti.training.workers import Workers
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from piti.diffusion import LossSecondMomentSampler
-from piti.jobs.context import JobContext, JobSpec
+from piti.job import JobContext, JobSpec
 from piti.models.checkpoints import load_trainer_state
 from piti.training import state as training_state
 from piti.training.gradients import Draw, _gathered

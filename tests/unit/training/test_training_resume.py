@@ -9,7 +9,7 @@ import torch
 
 from piti import storage
 from piti.diffusion import LossSecondMomentSampler
-from piti.jobs.context import JobContext
+from piti.job import JobContext
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.training.loop import train
 from piti.training.metrics import read_metrics

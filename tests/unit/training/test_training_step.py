@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from piti.errors import PitiError
-from piti.jobs.context import JobContext
+from piti.job import JobContext
 from piti.models import PITIModel
+from piti.seeds import seed_of
 from piti.training import loop
 from piti.training.ema import EMA, ema_rate_at
 from piti.training.gradients import accumulate_gradients, draw
 from piti.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from piti.training.metrics import read_metrics
-from piti.training.randomness import generator, normal_pictures, seed_of, uniform
+from piti.training.randomness import generator, normal_pictures, uniform
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers

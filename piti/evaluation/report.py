@@ -17,18 +17,14 @@ from eval.grid import PictureGrid
 from eval.lpips import PerceptualNetwork
 from eval.report import MetricRow, ReportData, StageDistance
 from piti import storage
-from piti.config import STAGES, Config, Stage
-from piti.jobs.context import JobSpec
+from piti.config import STAGE_LABELS, STAGES, Config, Stage
+from piti.evaluation.cascade import picture_seed
+from piti.job import JobSpec
 from piti.jobs.sample import describe_sampling
 from piti.plan import fingerprint
 from piti.provenance import code_commit, code_versions
-from piti.sampling import picture_seed
 from piti.training.metrics import read_metrics
 
-STAGE_LABELS: dict[str, str] = {
-    "untrained": "untrained", "pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2",
-    "upsampler": "upsampler",
-}  # fmt: skip
 _METRIC_WORDS = {
     "fid": ("FID", "lower", "distance between the feature statistics of the generated pictures and of the truth"),
     "kid": ("KID", "lower", "the same with a polynomial kernel, unbiased at any number of pictures"),

@@ -1,42 +1,24 @@
 """One typed tree that says everything about a run. Presets are whole files in configs/*.yaml.
 
-`piti.presets.load_config` reads it. Unknown keys, wrong types and contradictions are found at construction.
+`piti.config.presets.load_config` reads it. Unknown keys, wrong types and contradictions are found at construction.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from piti import storage
-from piti.data.sources import SourceConfig
+from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
+from piti.config.section import Positive, Section, Share, WeightsRef
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Modality = Literal["mask", "sketch", "geometry"]
 Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-CONDITION_CHANNELS: dict[Modality, int] = {"mask": 3, "sketch": 1, "geometry": 6}
+STAGE_LABELS: dict[str, str] = {
+    "untrained": "untrained", "pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2",
+    "upsampler": "upsampler",
+}  # fmt: skip
 ENCODER_STRIDE = 16  # the task encoder's four stride-2 convolutions
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, and every key must be known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class WeightsRef(Section):
-    """A weights file that someone has to download once. `sha256` pins its content (checked when given)."""
-
-    path: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        return storage.absolute(path)  # jobs run in another folder
 
 
 class ModelConfig(Section):
@@ -113,80 +95,6 @@ class ScheduleConfig(Section):
 class DiffusionConfig(Section):
     base: ScheduleConfig = ScheduleConfig()
     upsampler: ScheduleConfig = ScheduleConfig(schedule="linear")
-
-
-class SketchConfig(Section):
-    """How sketches are detected where the dataset has none: `hed` as published, or `canny`, which needs no weights.
-
-    `weights`: HED's network-bsds500.pytorch. `threshold`: probability above which HED sees an edge.
-    """
-
-    detector: Literal["canny", "hed"] = "canny"
-    weights: WeightsRef | None = None
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.6
-
-    @model_validator(mode="after")
-    def _weights_for_hed(self) -> Self:
-        if self.detector == "hed" and self.weights is None:
-            raise ValueError("detector hed needs weights (network-bsds500.pytorch)")
-        if self.detector == "canny" and (self.weights is not None or self.threshold != 0.6):
-            raise ValueError("weights and threshold do nothing with detector canny")
-        return self
-
-
-class DataConfig(Section):
-    """What to shard, and how a picture becomes a training example.
-
-    `image_size` is the side in pixels of a stored picture, the upsampler's output. `geometry`: `squash` resizes to
-    the square as published, `center` crops the largest central square first, `random` keeps the native size and
-    crops at load time. A shard has about `samples_per_shard` samples or, where that is given, at most about
-    `shard_megabytes` (10^6 bytes) whatever `samples_per_shard` says. `max_samples` training items are kept, drawn by
-    the seed (None: all). Of masks, only those are kept that show at least one of `require_classes` (None: all).
-    `max_rejected_share` is the share of unusable items above which sharding fails. `check`: `pixels` decodes every
-    file; `headers` does not decode files that become part of a shard as they are (where no size changes: plain JPEGs,
-    8-bit grey label maps, 1-bit sketches), so that damage behind their headers is found by the loader, which skips it.
-    `conditions_follow_exif` says how conditions lie of photographs that EXIF turns, where sizes do not tell: true, like
-    the file's pixels, so that they are turned too; false, like what viewers show; None: such pictures are rejected,
-    since nobody knows.
-    """
-
-    source: SourceConfig
-    modality: Modality
-    num_classes: Positive | None = None
-    image_size: Positive = 256
-    geometry: Literal["squash", "center", "random"] = "squash"
-    samples_per_shard: Positive = 1000
-    shard_megabytes: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] | None = None
-    max_samples: Positive | None = None
-    require_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    sketch: SketchConfig = SketchConfig()
-    max_rejected_share: Share = 0.01
-    check: Literal["pixels", "headers"] = "pixels"
-    horizontal_flip: bool = True
-    conditions_follow_exif: bool | None = None
-
-    @model_validator(mode="after")
-    def _classes_for_masks(self) -> Self:
-        if (self.modality == "mask") != (self.num_classes is not None):
-            raise ValueError("num_classes is needed for modality mask, and only there")
-        if self.require_classes is not None and (
-            self.num_classes is None or max(self.require_classes) >= self.num_classes
-        ):
-            raise ValueError("require_classes must be label ids below num_classes, with modality mask")
-        if self.modality != "sketch" and self.sketch != SketchConfig():
-            raise ValueError("sketch does nothing with modality " + self.modality)
-        return self
-
-
-class DegradationConfig(Section):
-    """How the upsampler's low-resolution training input is made.
-
-    `variants` are stored for each picture, and one of them drawn each epoch; 0: none is stored, a new one is made
-    each time a picture is read.
-    """
-
-    recipe: Literal["light", "full"] = "light"
-    variants: Annotated[int, Field(ge=0)] = 4
 
 
 class PhaseConfig(Section):

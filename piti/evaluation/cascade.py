@@ -21,11 +21,11 @@ from piti.config import Config, ScheduleConfig
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
 from piti.data.shard_reader import DamagedSample
-from piti.data.sources.keys import stable_hash
 from piti.diffusion import GaussianDiffusion, PictureNoise, guide, quantize_8bit
+from piti.evaluation.picture_sets import Drawing, Part, PictureSetName, write_pictures
 from piti.models import Latent, PITIModel, build_model, round_weights
 from piti.models.checkpoints import load_model
-from piti.picture_sets import Drawing, Part, PictureSetName, write_pictures
+from piti.seeds import stable_hash
 from piti.training.precision import autocast
 from piti.training.stages import final_checkpoint
 

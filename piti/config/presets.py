@@ -16,11 +16,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from piti import storage
-from piti.config import Config, DataConfig
-from piti.data.sources import SourceConfig
+from piti.config.data import DataConfig, SourceConfig
+from piti.config.tree import Config
 from piti.errors import ConfigError
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs"
+PRESETS = Path(__file__).resolve().parent.parent.parent / "configs"
 
 
 def preset_names() -> list[str]:

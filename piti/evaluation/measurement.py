@@ -22,7 +22,7 @@ from piti.config import Config
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.errors import DataError
-from piti.picture_sets import SET_NAMES, PictureSet, PictureSetName
+from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName
 from piti.training.stages import base_pictures
 
 FEWEST_PICTURES = 4  # what an unbiased kernel distance between halves of both sets needs at least
