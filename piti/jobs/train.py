@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from piti import storage
 from piti.config import Stage
-from piti.errors import PitiError
+from piti.errors import PitiError, first_line
 from piti.job import JobContext, JobResult, JobSpec
 
 logger = logging.getLogger("piti")
@@ -74,7 +74,7 @@ def _fit(context: JobContext) -> JobResult:
                 raise
             first = next(iter(error.worker_failures.values()), error)
             context.info(
-                f"{context.spec.name}: a worker failed ({_first_line(first)}); "
+                f"{context.spec.name}: a worker failed ({first_line(first)}); "
                 f"restart {failures} of {context.config.cluster.max_failures} from the last checkpoint"
             )
 
@@ -209,8 +209,3 @@ def _resume_point(run: str) -> str | None:
             "Ray Train remembers %s, going on from %s", storage.name(remembered.path), newest or "the beginning"
         )
     return newest
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
