@@ -76,7 +76,7 @@ def _weights(ref: WeightsRef | None) -> dict[str, Any] | None:
 
 
 class Plan:
-    """The steps of a config. Building one reads the source's listing, nothing else."""
+    """The steps of a config. Cheap to build: the dataset is listed when `shard` is first asked for."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

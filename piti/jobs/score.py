@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from piti import storage
 from piti.job import JobContext, JobResult, JobSpec
@@ -21,13 +21,12 @@ def run(context: JobContext) -> JobResult:
         task = ray.remote(_score_task).options(
             num_cpus=cluster.cpus_per_worker, num_gpus=1 if cluster.use_gpu else 0, max_retries=cluster.max_failures
         )
-        return cast(JobResult, result_of(task.remote(context.spec.model_dump(mode="json"))))
+        return cast(JobResult, result_of(task.remote(context.spec)))
 
 
-def _score_task(described: dict[str, Any]) -> JobResult:
+def _score_task(spec: JobSpec) -> JobResult:
     import torch
 
-    spec = JobSpec.model_validate(described)
     if not spec.config.cluster.use_gpu:
         torch.set_num_threads(spec.config.cluster.cpus_per_worker)
     return score(JobContext(spec), "cuda" if spec.config.cluster.use_gpu else "cpu")

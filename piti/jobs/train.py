@@ -95,7 +95,7 @@ def _trainer(context: JobContext) -> Any:
     )
     return TorchTrainer(
         cast(Callable[[dict[Any, Any]], None], _worker),
-        train_loop_config=context.spec.model_dump(mode="json"),
+        train_loop_config={"spec": context.spec},
         scaling_config=ScalingConfig(
             num_workers=context.config.num_workers(cast(Stage, context.spec.name)),
             use_gpu=cluster.use_gpu,
@@ -133,7 +133,7 @@ def forget_lost_checkpoints(run: str) -> None:
         storage.remove(uri)
 
 
-def _worker(spec: dict[str, Any]) -> JobResult:
+def _worker(told: dict[str, JobSpec]) -> JobResult:
     """What each Ray Train worker runs. The first worker's result becomes the job's."""
     import ray.train
     import ray.train.torch
@@ -143,7 +143,7 @@ def _worker(spec: dict[str, Any]) -> JobResult:
     from piti.training.state import clear_leftovers
     from piti.training.workers import Workers
 
-    context = JobContext(JobSpec.model_validate(spec))
+    context = JobContext(told["spec"])
     _log_to_driver(ray.train.get_context().get_world_rank())
     if not context.config.cluster.use_gpu:
         torch.set_num_threads(context.config.cluster.cpus_per_worker)
