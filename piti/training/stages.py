@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from piti import storage
 from piti.config import Config, ModelConfig, ScheduleConfig, Stage, StageConfig
 from piti.data.conditions import unit_range
+from piti.data.geometry import base_pictures
 from piti.diffusion import GaussianDiffusion
 from piti.errors import CheckpointError, ConfigError
 from piti.models import PITIModel, build_model
@@ -126,17 +127,6 @@ def final_checkpoint(run: str) -> str:
             f"the training run {run} is not finished", "run the stage before this one first"
         ) from error
     return cast(str, result["checkpoint"])
-
-
-def base_pictures(images: Tensor, size: int) -> Tensor:
-    """Images (N, 3, S, S) in [-1, 1] made smaller for the base network: (N, 3, size, size) at 8-bit levels.
-
-    As published (image_datasets_*.py): antialiased bicubic of the already squashed picture, rounded to 8 bits.
-    """
-    if images.shape[-1] == size:
-        return images
-    small = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return ((small.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def semantic_thumbnails(images: Tensor, size: int, channels: int) -> Tensor:
