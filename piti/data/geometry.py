@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from piti.data.sources.base import RawCondition
 
@@ -124,3 +125,14 @@ def resize_nearest(values: NDArray[Any], height: int, width: int) -> NDArray[Any
     if values.shape[:2] == (height, width):
         return values
     return np.asarray(cv2.resize(np.ascontiguousarray(values), (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def base_pictures(images: Tensor, size: int) -> Tensor:
+    """Images (N, 3, S, S) in [-1, 1] made smaller for the base network: (N, 3, size, size) at 8-bit levels.
+
+    As published (image_datasets_*.py): antialiased bicubic of the already squashed picture, rounded to 8 bits.
+    """
+    if images.shape[-1] == size:
+        return images
+    small = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return ((small.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
