@@ -19,9 +19,9 @@ from piti.checkpoints import checkpoint_hashes
 from piti.config import Config, Stage, StageConfig, WeightsRef
 from piti.data.sources import open_source
 from piti.errors import DataError
+from piti.provenance import FORMAT_VERSIONS
 
 JobKind = Literal["shard", "degrade", "train", "sample", "score"]
-FORMAT_VERSIONS: dict[JobKind, int] = {"shard": 3, "degrade": 2, "train": 1, "sample": 2, "score": 2}
 
 # Settings that change how fast, how often or where a stage runs, but not what it learns.
 _OPERATIONAL_STAGE_KEYS = {
@@ -77,7 +77,7 @@ def _weights(ref: WeightsRef | None) -> dict[str, Any] | None:
 
 
 class Plan:
-    """The steps of a config. Building one reads the source's listing, nothing else."""
+    """The steps of a config. Cheap to build: the dataset is listed when `shard` is first asked for."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -20,8 +20,8 @@ from piti import storage
 from piti.checkpoints import Checkpoint
 from piti.config import STAGE_LABELS, STAGES, Config, Stage
 from piti.evaluation.cascade import picture_seed
+from piti.evaluation.picture_sets import describe_sampling
 from piti.job import JobSpec
-from piti.jobs.sample import describe_sampling
 from piti.plan import fingerprint
 from piti.provenance import code_commit, code_versions
 from piti.training.metrics import read_metrics

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from piti.errors import CheckpointError
+from piti.errors import CheckpointError, first_line
 
 _LISTED = 20  # how many offending keys of a sort an error names
 _AGAIN = "download or copy it again"
@@ -34,7 +34,7 @@ def read_weights(path: Path, name: str) -> Any:
         try:
             return safetensors.torch.load_file(path)
         except Exception as error:  # whatever damaged bytes lead its reader to
-            raise _damaged(name, _first_line(error)) from error
+            raise _damaged(name, first_line(error)) from error
     with open(path, "rb") as stream:
         beginning = stream.read(4)
     if beginning and not beginning.startswith((_ARCHIVE, _PICKLE)):
@@ -55,7 +55,7 @@ def read_weights(path: Path, name: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        raise _damaged(name, _first_line(error)) from error
+        raise _damaged(name, first_line(error)) from error
 
 
 def check_fit(target: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -111,15 +111,10 @@ def _check_archive(path: Path, name: str) -> None:
             ]
             wrong = odd[0] if odd else archive.testzip()
     except Exception as error:  # zipfile raises nearly anything for damaged headers
-        raise _damaged(name, _first_line(error)) from error
+        raise _damaged(name, first_line(error)) from error
     if wrong is not None:
         raise _damaged(name, f"its record {wrong!r} is not what was written")
 
 
 def _damaged(name: str, why: str) -> CheckpointError:
     return CheckpointError(f"{name} is cut short or damaged ({why})", _AGAIN)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
