@@ -20,6 +20,7 @@ from torch import Tensor
 
 from degradations import bsr_degrade
 from piti import storage
+from piti.checkpoints import newest_whole_checkpoint, prune_checkpoints
 from piti.config import Config, Stage
 from piti.config.presets import load_config
 from piti.data.conditions import StoredCondition, paint_condition
@@ -29,7 +30,7 @@ from piti.seeds import seed_of
 from piti.training.ema import ema_rate_at
 from piti.training.gradients import accumulate_gradients
 from piti.training.stages import TrainingStage
-from piti.training.state import TrainingState, newest_whole_checkpoint, prune_checkpoints
+from piti.training.state import TrainingState
 from piti.training.workers import Workers
 
 STAGES: dict[str, Stage] = {"base": "pretrain", "upsampler": "upsampler"}

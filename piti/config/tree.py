@@ -31,8 +31,6 @@ class ModelConfig(Section):
     positions, with standard deviation r in sides of the picture; None: attention is blind to distance. `encoder_norm`
     layer normalises the encoder's convolutions over channels and positions together; instance, over positions alone,
     removes the absolute colour of a condition.
-    `channels_last` is how activations lie in memory, None what suits the machine and the width: faster on GPUs, on
-    CPUs with AVX-512, and at published widths on any; on other CPUs slower at the demo's widths.
     """
 
     image_size: Positive = 64
@@ -51,7 +49,6 @@ class ModelConfig(Section):
     attention_reach: Annotated[float, Field(gt=0)] | None = None
     encoder_norm: Literal["instance", "layer"] = "instance"
     activation_checkpointing: bool = False
-    channels_last: bool | None = None
 
     @classmethod
     def base(cls, condition_channels: int = 3) -> Self:

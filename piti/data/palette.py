@@ -24,7 +24,7 @@ def palette_labels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     height, width = image.shape[:2]
     cells = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
-    quarters = cv2.medianBlur(cells, _MEDIAN) >> 6
+    quarters = np.asarray(cv2.medianBlur(cells, _MEDIAN), dtype=np.uint8) >> 6
     high, low = quarters >> 1, quarters & 1
     code = (high + (low << 3)) @ np.array([1, 2, 4], dtype=np.uint8)
     labels = np.where(code == 0, NUM_CLASSES - 1, code.astype(np.int64) - 1).astype(np.uint8)
