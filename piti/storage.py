@@ -64,7 +64,7 @@ def local_path(uri: str) -> Path:
     """The path behind a local URI, with `~` expanded. Raises ValueError for a remote one."""
     if not is_local(uri):
         raise ValueError(f"{uri} is not a local path")
-    return Path(uri.removeprefix("file://")).expanduser()
+    return Path(os.path.expanduser(uri.removeprefix("file://")))  # an unknown user's ~ stays as it is
 
 
 def absolute(uri: str) -> str:
