@@ -117,7 +117,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         "source": {"kind": "bundled", "train_crops": 24, "validation_crops": 4},
         "modality": "sketch", "image_size": 128, "samples_per_shard": 6,
     }  # fmt: skip
-    return load_config("demo", {"root": str(tmp_path_factory.mktemp("whole")), "data": data})
+    return load_config("demo-sketch", {"root": str(tmp_path_factory.mktemp("whole")), "data": data})
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def local_ray() -> Iterator[None]:
 
 def small_config(root: Path, source: dict[str, Any], **data: Any) -> Config:
     settings = {"source": source, "modality": "sketch", "image_size": 128, "samples_per_shard": 6, **data}
-    return load_config("demo", {"root": str(root), "data": settings})
+    return load_config("demo-sketch", {"root": str(root), "data": settings})
 
 
 def run(module: Any, step: Step, config: Config, folder: Path) -> Any:
