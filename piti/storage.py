@@ -16,10 +16,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -179,35 +178,6 @@ def write_bytes(uri: str, data: bytes) -> None:
 def write_json(uri: str, value: Any) -> None:
     """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
-
-
-class WriteBehind:
-    """Brings a local file to the disk while more of it is being written, so that little is left to wait for at its end.
-
-    One request at a time: a disk that is busy with the last one is left alone.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._thread = ThreadPoolExecutor(1, "piti-writer")  # begins with the first request
-        self._running: Future[None] | None = None
-
-    def begin(self) -> None:
-        """Request what is written so far, unless the disk is still busy. Raises OSError where a former request failed."""
-        if self._running is None or self._running.done():
-            self.wait()
-            self._stream.flush()
-            self._running = self._thread.submit(os.fsync, self._stream.fileno())
-
-    def wait(self) -> None:
-        """Until the disk is idle again. Raises OSError where the request failed."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result()
-
-    def close(self) -> None:
-        """As `wait`, but errors are not raised. The stream may be closed afterwards, not before."""
-        self._thread.shutdown()
 
 
 def publish_file(source: Path, uri: str) -> None:

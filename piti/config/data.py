@@ -167,8 +167,7 @@ class DataConfig(Section):
 
     `image_size` is the side in pixels of a stored picture, the upsampler's output. `geometry`: `squash` resizes to
     the square as published, `center` crops the largest central square first, `random` keeps the native size and
-    crops at load time. A shard has about `samples_per_shard` samples or, where that is given, at most about
-    `shard_megabytes` (10^6 bytes) whatever `samples_per_shard` says. `max_samples` training items are kept, drawn by
+    crops at load time. A shard has about `samples_per_shard` samples. `max_samples` training items are kept, drawn by
     the seed (None: all). Of masks, only those are kept that show at least one of `require_classes` (None: all).
     `max_rejected_share` is the share of unusable items above which sharding fails.
     """
@@ -179,7 +178,6 @@ class DataConfig(Section):
     image_size: Positive = 256
     geometry: Literal["squash", "center", "random"] = "squash"
     samples_per_shard: Positive = 1000
-    shard_megabytes: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] | None = None
     max_samples: Positive | None = None
     require_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     sketch: SketchConfig = SketchConfig()

@@ -20,7 +20,7 @@ from torch import Tensor
 from piti.config import Config, ScheduleConfig
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
-from piti.data.shard_reader import DamagedSample
+from piti.data.shards import DamagedSample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guide, quantize_8bit
 from piti.evaluation.picture_sets import Drawing, Part, PictureSetName, write_pictures
 from piti.models import Latent, PITIModel, build_model, round_weights

@@ -23,13 +23,14 @@ from piti.data import sharding
 from piti.data.decoding import decode_condition, decode_image
 from piti.data.inspection import contact_sheet, count_labels
 from piti.data.loader import TrainingLoader
+from piti.data.publishing import published_shards
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, published_shards
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.data.sources.pictures import PlainJpeg, decode_labels, decode_picture
 from piti.data.sources.structure import GreyPng, is_plain_jpeg, read_grey_png
 from piti.data.tars import SampleTarWriter
-from piti.data.verification import verify_shards
+from piti.data.verify import verify_shards
 from tests.unit.data.conftest import read_json
 
 Shard = Callable[[DataConfig, Path | str], ShardSet]
