@@ -202,7 +202,7 @@ def tar_members(uri: str) -> Iterator[Member]:
                     if not _goes_on(archive, stream, uri):
                         return
                 elif not found.isdir() and (path := clean_path(found.name)):
-                    yield _tar_member(found, path, TarSpan(uri, path, found.offset, archive.offset))  # type: ignore[attr-defined]
+                    yield _tar_member(found, path, TarSpan(uri, path, found.offset, archive.offset))
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{uri} is not a whole tar archive ({error})", "download it again") from error
 

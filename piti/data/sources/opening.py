@@ -20,7 +20,7 @@ from piti.data.items import RejectedItem
 Number = TypeVar("Number", bound=np.generic)
 # Of the formats that Pillow knows, those that datasets hold: some of the others start programs.
 _FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "PCX", "QOI", "SGI", "PSD",
+    "JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "PCX", "QOI", "SGI", "PSD",
 )  # fmt: skip
 _ORIENTATION = 0x0112
 _SIDEWAYS, _ROWS_REVERSED, _COLUMNS_REVERSED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
