@@ -15,6 +15,7 @@ import shutil
 import stat
 import tarfile
 import uuid
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -82,12 +83,14 @@ class ZipTree(_ArchiveTree):
     @cached_property
     def _archive(self) -> zipfile.ZipFile:
         stream = open_archive(self._uri)
+        weakref.finalize(self, stream.close)
         try:
             archive = zipfile.ZipFile(stream)
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            stream.close()
             raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
         begin = min((info.header_offset for info in archive.infolist()), default=0)
+        if begin < 0:
+            raise DataError(f"{self._uri} is not a whole zip archive (its beginning is missing)", "download it again")
         stream.seek(0)
         if begin and stream.read(len(_ZIP_START)) == _ZIP_START:
             raise DataError(
@@ -122,7 +125,7 @@ class ZipTree(_ArchiveTree):
         except _ZIP_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UnreadableFileError(f"{member.path} in {self._uri} cannot be unpacked ({error})") from error
+            raise UnreadableFileError(f"{member.path} in {self._uri} cannot be read ({error})") from error
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -173,7 +176,7 @@ class TarSpan(NamedTuple):
                     raise tarfile.ReadError("unexpected end of data")
                 return content
         except tarfile.TarError as error:
-            raise UnreadableFileError(f"{self.path} in {self.tar} cannot be unpacked ({error})") from error
+            raise UnreadableFileError(f"{self.path} in {self.tar} cannot be read ({error})") from error
 
 
 class TarTree(_ArchiveTree):

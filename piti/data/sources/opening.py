@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,32 +29,38 @@ _UNDO = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
-_WARNINGS = Lock()  # what is done about them belongs to the process, not to a thread
+_WARNINGS = RLock()  # what is done about them belongs to the process, not to a thread
 
 
 def open_picture(data: bytes) -> Image.Image:
     """The picture, its pixels not decoded yet. Raises RejectedItem."""
     if not data:
         raise RejectedItem("file is empty (0 bytes)")
-    with _refusing(), _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _refusing(), _silence():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        dict(getattr(picture, "tag_v2", {}))  # now, since reading a TIFF's tags may warn
+        return picture
 
 
 def stored_pixels(picture: Image.Image) -> Image.Image:
     """The pixels as they lie in the file. Raises RejectedItem where it is damaged."""
     turn = orientation_of(picture) if picture.format == "TIFF" else 1
-    with _refusing(), _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _refusing(), _silence():
         picture.load()
         return picture if turn == 1 else picture.transpose(_UNDO[turn])  # Pillow turns TIFFs itself
 
 
 def orientation_of(picture: Image.Image) -> int:
-    """EXIF's, XMP's or TIFF's own orientation, 2 to 8; 1 (upright) where there is none, or where that block is damaged."""
+    """EXIF's, XMP's or TIFF's own orientation, 2 to 8; 1 (upright) where there is none, or where that block is damaged.
+
+    Raises RejectedItem where a PNG is damaged: EXIF may lie behind its pixels.
+    """
+    if picture.format == "PNG":
+        stored_pixels(picture)
     try:
-        found = int(picture.getexif().get(_ORIENTATION, 1))
+        with _silence():
+            found = int(picture.getexif().get(_ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error):
         return 1
     return found if found in _UNDO else 1
@@ -86,6 +92,14 @@ def bits_of(picture: Image.Image, data: bytes) -> int:
     if picture.format == "SGI":
         return 8 * data[3]
     return 1 if picture.mode == "1" else 16 if picture.mode.startswith("I;") else 8
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing that Pillow warns of is shown."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
