@@ -9,29 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from piti.diffusion import samplers
+from piti.diffusion.samplers import (
+    AncestralStep,
+    CorrectedSolverStep,
+    ImplicitStep,
+    Prediction,
+    SolverStep,
+    Step,
+    Table,
+)
 from piti.diffusion.schedule import Coefficients, betas_of, respaced_betas, respaced_timesteps
 
 ModelFunction = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 
 _MODEL_TIME = 1000.0  # networks are told the time on a scale of 0 to 1000, however many steps there are
-
-
-class Prediction(NamedTuple):
-    """What a network's output says about x_{t-1} and x_0; each (N, 3, H, W)."""
-
-    mean: Tensor
-    log_variance: Tensor
-    x0: Tensor
-    noise: Tensor
 
 
 class GaussianDiffusion:
@@ -52,7 +50,8 @@ class GaussianDiffusion:
         self.steps = steps
         self.final_share = float(np.prod(1.0 - betas))  # a_T of the whole process, whose x_T is the initial noise
         self.coefficients = Coefficients.of(respaced_betas(betas, self.timestep_map))
-        self._tables: dict[torch.device, dict[str, Tensor]] = {}
+        self._table = Table(self.coefficients)
+        self._times: dict[torch.device, Tensor] = {}
 
     @property
     def num_timesteps(self) -> int:
@@ -61,18 +60,15 @@ class GaussianDiffusion:
 
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Coefficient `name` for each picture's timestep, shaped to broadcast over `like`, in its type."""
-        table = self._tables.get(t.device)
-        if table is None:
-            table = {
-                field.name: torch.from_numpy(getattr(self.coefficients, field.name)).to(t.device)
-                for field in fields(self.coefficients)
-            }
-            self._tables[t.device] = table
-        return table[name][t].to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+        return self._table.at(name, t, like)
 
     def model_time(self, t: Tensor) -> Tensor:
         """What the network is told for timesteps `t`: (N,) float32 in 0..1000."""
-        return torch.tensor(self.timestep_map, device=t.device)[t].float() * (_MODEL_TIME / self.steps)
+        times = self._times.get(t.device)
+        if times is None:
+            times = torch.tensor(self.timestep_map, device=t.device).float() * (_MODEL_TIME / self.steps)
+            self._times[t.device] = times
+        return times[t]
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Equation 2: x_t for pictures x0 (N, 3, H, W) in [-1, 1] and standard normal noise of the same shape."""
@@ -169,13 +165,13 @@ class GaussianDiffusion:
             raise ValueError(f"the initial noise has shape {tuple(noise.shape)}, wanted {tuple(shape)}")
         draw = step_noise if step_noise is not None else (lambda _: torch.randn_like(noise))
         if sampler == "ddpm":
-            step: samplers.Step = samplers.AncestralStep(self, draw)
+            step: Step = AncestralStep(self.num_timesteps, draw)
         elif sampler == "ddim":
-            step = samplers.ImplicitStep(self, draw, eta)
+            step = ImplicitStep(self._table, self.num_timesteps, draw, eta)
         elif sampler == "dpm++":
-            step = samplers.SolverStep(self)
+            step = SolverStep(self.coefficients, self.final_share)
         elif sampler == "unipc":
-            step = samplers.CorrectedSolverStep(self)
+            step = CorrectedSolverStep(self.coefficients, self.final_share)
         else:
             raise ValueError(f"unknown sampler {sampler!r}, use ddpm, ddim, dpm++ or unipc")
         x_t = noise

@@ -79,14 +79,13 @@ def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
         max_retries=cluster.max_failures,
         max_calls=0,  # a process lives on after its task, for the networks that it holds
     )(draw_part)
-    described = spec.model_dump(mode="json")
     waiting = list(reversed(parts))
     running: dict[Any, Part] = {}
     try:
         while waiting or running:
             while waiting and len(running) < cluster.num_workers:
                 part = waiting.pop()
-                running[task.remote(described, part)] = part
+                running[task.remote(spec, part)] = part
             (finished,), _ = ray.wait(list(running), num_returns=1)
             part = running.pop(finished)
             result_of(finished)
@@ -99,13 +98,12 @@ def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
 _loaded: dict[str, Cascade] = {}  # the cascade that this process draws with, by the job's fingerprint
 
 
-def draw_part(described: dict[str, Any], part: Part) -> int:
-    """The Ray task: draw one part of the job that `described` (a dumped JobSpec) specifies."""
+def draw_part(spec: JobSpec, part: Part) -> int:
+    """The Ray task: draw one part of the job."""
     import torch
 
     from piti.evaluation.cascade import Cascade
 
-    spec = JobSpec.model_validate(described)
     cluster = spec.config.cluster
     if spec.fingerprint not in _loaded:
         _loaded.clear()

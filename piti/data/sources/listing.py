@@ -68,7 +68,7 @@ class Listing:
 
 
 def _name(entry: Entry) -> str:
-    return pairing_name(stem(entry.path))
+    return stem(pairing_name(entry.path))
 
 
 def alike(*listings: Listing | None) -> Iterator[tuple[str, list[list[Entry]]]]:

@@ -24,7 +24,7 @@ from piti.config import DataConfig
 from piti.data.loader import TrainingLoader
 from piti.data.sharding import plan_shards
 from piti.data.shards import ShardSet
-from piti.data.sources import open_source
+from piti.data.sources import open_source, retrying
 from piti.data.sources.trees import open_tree
 from piti.data.verify import verify_shards
 from piti.errors import DataError

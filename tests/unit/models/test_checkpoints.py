@@ -13,19 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from piti import storage
+from piti.checkpoints import verify_checkpoint
 from piti.config import WeightsRef
 from piti.errors import CheckpointError
 from piti.models import ModelConfig, PITIModel, build_model
-from piti.models.checkpoints import (
-    export_piti,
-    inspect_checkpoint,
-    load_model,
-    load_pretrained,
-    load_trainer_state,
-    verify_checkpoint,
-    write_checkpoint,
-)
-from piti.models.layouts import identify
+from piti.models.checkpoints import load_model, load_trainer_state, write_checkpoint
+from piti.models.pretrained import export_piti, identify, inspect_checkpoint, load_pretrained
 
 SMALL = ModelConfig(
     image_size=16,
@@ -104,21 +97,19 @@ def test_our_checkpoint_comes_back_bit_for_bit(model: PITIModel, checkpoint: str
     assert trainer["step"] == 7
     assert trainer["note"] is None
     assert torch.equal(trainer["optimizer"]["state"][0]["exp_avg"], torch.ones(3))
-    about = verify_checkpoint(checkpoint)
+    about = verify_checkpoint(checkpoint).about
     assert about["step"] == 7
     assert set(about["sha256"]) == {"model.safetensors", "ema.safetensors", "trainer.pt"}
 
 
 def test_memory_format_is_no_part_of_a_checkpoint(model: PITIModel, tmp_path: Path) -> None:
-    """Written from channels_last weights, read into either format: the same numbers."""
-    last = build_model(SMALL.model_copy(update={"channels_last": True}), seed=0)
+    """Written from channels_last weights: the same numbers come back."""
+    last = build_model(SMALL, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     last.load_state_dict(model.state_dict())
     state = last.state_dict()
+    assert not state["decoder.input_blocks.1.0.in_layers.2.weight"].is_contiguous()
     write_checkpoint(tmp_path / "c", model=state, ema=state, trainer={}, about={})
-    plain = load_model(str(tmp_path / "c"), SMALL.model_copy(update={"channels_last": False}))
-    assert same(plain.state_dict(), model.state_dict())
-    again = load_model(str(tmp_path / "c"), last.config)
-    assert again.decoder.input_blocks[1][0].in_layers[2].weight.is_contiguous(memory_format=torch.channels_last)
+    assert same(load_model(str(tmp_path / "c"), SMALL).state_dict(), model.state_dict())
 
 
 def test_a_trainer_state_that_could_not_be_loaded_is_not_written(model: PITIModel, tmp_path: Path) -> None:
@@ -258,7 +249,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(model: PITIModel, fresh: PITI
 def test_a_file_that_is_no_checkpoint_at_all(fresh: PITIModel, tmp_path: Path) -> None:
     (tmp_path / "page.pt").write_text("<html>404 not found</html>")
     assert "is not a file of weights" in refusal(fresh, tmp_path / "page.pt")
-    assert "there are no weights" in refusal(fresh, tmp_path / "nothing.pt")
+    assert "there is no file" in refusal(fresh, tmp_path / "nothing.pt")
 
 
 @pytest.mark.parametrize("layout", ["piti", "glide", "encoder"])
@@ -310,6 +301,39 @@ def test_other_kinds_are_called_by_their_name(model: PITIModel, fresh: PITIModel
         assert name in refusal(fresh, tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize("layout", ["piti", "glide", "encoder"])
+def test_wrapped_and_prefixed_weights_are_named(
+    layout: str, model: PITIModel, fresh: PITIModel, tmp_path: Path
+) -> None:
+    """As trainers save them: in a larger mapping, or from within DataParallel or torch.compile."""
+    states = {"piti": model.state_dict(), "glide": glide_state(model), "encoder": model.encoder.state_dict()}
+    state = dict(states[layout])
+    for content, words in (
+        ({"state_dict": state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, "key state_dict"),
+        ({"ema": state, "args": None}, "key ema"),
+        ({f"module.{key}": value for key, value in state.items()}, "prefix module."),
+        ({f"_orig_mod.{key}": value for key, value in state.items()}, "prefix _orig_mod."),
+    ):
+        torch.save(content, tmp_path / "wrapped.pt")
+        message = refusal(fresh, tmp_path / "wrapped.pt")
+        assert words in message
+        assert "save the" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    value: float, model: PITIModel, fresh: PITIModel, tmp_path: Path
+) -> None:
+    state = clone(model)
+    state["decoder.out.2.bias"][3] = value
+    torch.save(state, tmp_path / "diverged.pt")
+    message = refusal(fresh, tmp_path / "diverged.pt")
+    assert "not finite: 1 tensors (decoder.out.2.bias)" in message
+    write_checkpoint(tmp_path / "c", model=state, ema=state, trainer={}, about={})
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_model(str(tmp_path / "c"), SMALL)
+
+
 def test_a_pinned_hash_is_checked(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
     export_piti(model, str(tmp_path / "piti.pt"))
     assert "the config pins 00" in refusal(fresh, tmp_path / "piti.pt", sha256="0" * 64)
@@ -359,7 +383,7 @@ def test_inspection_says_what_a_file_is(model: PITIModel, checkpoint: str, tmp_p
     torch.save(glide_state(model), tmp_path / "base.pt")
     assert inspect_checkpoint(str(tmp_path / "base.pt"))["kind"] == "glide"
     assert inspect_checkpoint(checkpoint)["path"].endswith("ema.safetensors")
-    with pytest.raises(CheckpointError, match="there are no weights"):
+    with pytest.raises(CheckpointError, match="there is no file"):
         inspect_checkpoint(str(tmp_path / "nothing"))
 
 
