@@ -21,7 +21,7 @@ from piti.checkpoints import final_checkpoint
 from piti.config import Config, ScheduleConfig
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
-from piti.data.shard_reader import DamagedSample
+from piti.data.shards import DamagedSample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
 from piti.evaluation.picture_sets import Drawing, Part, PictureSetName, write_pictures
 from piti.models import Latent, PITIModel, build_model, round_weights
@@ -187,7 +187,7 @@ def _conditions(orders: Sequence[Order], device: torch.device) -> Tensor:
 
 
 def _diffusion(schedule: ScheduleConfig, respacing: str) -> GaussianDiffusion:
-    return GaussianDiffusion(schedule.schedule, schedule.steps, respacing)
+    return GaussianDiffusion(schedule.schedule, schedule.steps, respacing, schedule.prediction)
 
 
 def _device_of(model: PITIModel) -> torch.device:
