@@ -78,7 +78,7 @@ class BundledItem:
         picture = _photograph(self.photograph)
         box = self.box(*picture.image.shape[:2])
         crop = np.ascontiguousarray(picture.image[box.top : box.bottom, box.left : box.right])
-        where = {"photograph": self.photograph, "box": [box.left, box.top, box.right, box.bottom]}
+        where: dict[str, object] = {"photograph": self.photograph, "box": [box.left, box.top, box.right, box.bottom]}
         condition = None
         if self.labelled:
             from piti.data.palette import PALETTE, palette_labels
