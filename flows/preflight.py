@@ -16,13 +16,14 @@ from piti.data.sources import open_source
 from piti.data.sources.trees import shared_listings
 from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
+from piti.settings import settings as machine_settings
 from piti.weights import weights_problems
 
 
 @task(name="preflight", task_run_name="preflight {config}", cache_policy=NO_CACHE)
 def preflight(config: str, overrides: Overrides = None) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
-    settings = load_config(config, overrides)
+    settings = load_config(config, overrides, machine_settings().allowed_folders())
     with shared_listings():
         problems = [
             *source_problems(settings),

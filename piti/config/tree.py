@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
-from piti.config.section import Positive, Section, Share, WeightsRef
+from piti.config.section import Positive, Section, Share, WeightsRef, require_known_scheme
 
 Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -26,12 +27,17 @@ class ModelConfig(Section):
 
     `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
     side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
+    `attention_reach` and `encoder_norm` have no published counterpart, add no weights, and help small networks to read
+    a condition at once. `attention_reach` r multiplies attention weights by a Gaussian of the distance between two
+    positions, with standard deviation r in sides of the picture; None: attention is blind to distance. `encoder_norm`
+    layer normalises the encoder's convolutions over channels and positions together; instance, over positions alone,
+    removes the absolute colour of a condition.
     """
 
     image_size: Positive = 64
     super_resolution: bool = False
     model_channels: Positive = 192
-    channel_mult: tuple[Positive, ...] = (1, 2, 3, 4)
+    channel_mult: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3, 4)
     num_res_blocks: Positive = 3
     attention_resolutions: tuple[Positive, ...] = (32, 16, 8)
     num_head_channels: Positive = 64
@@ -41,6 +47,8 @@ class ModelConfig(Section):
     encoder_width: Positive = 512
     encoder_layers: Positive = 8
     encoder_heads: Positive = 8
+    attention_reach: Annotated[float, Field(gt=0)] | None = None
+    encoder_norm: Literal["instance", "layer"] = "instance"
     activation_checkpointing: bool = False
 
     @classmethod
@@ -83,10 +91,16 @@ class ModelsConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The forward process of one network (equation 1)."""
+    """The forward process of one network (equation 1), and what the network predicts of it.
+
+    `prediction` noise is published. v is sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, 2022): where noise hides
+    the picture, its loss is that of the picture itself, so a small network learns from the first step to follow the
+    condition.
+    """
 
     schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     steps: Positive = 1000
+    prediction: Literal["noise", "v"] = "noise"
 
 
 class DiffusionConfig(Section):
@@ -95,7 +109,11 @@ class DiffusionConfig(Section):
 
 
 class PhaseConfig(Section):
-    """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition."""
+    """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition.
+
+    As in the published runs, a phase begins from the averaged weights of the one before, with a fresh optimizer and a
+    fresh timestep sampler. The checkpoint at its end is kept.
+    """
 
     steps: Positive
     learning_rate: Annotated[float, Field(gt=0)]
@@ -105,8 +123,9 @@ class PhaseConfig(Section):
 class StageConfig(Section):
     """One training stage. `batch_size` counts pictures a step over all workers.
 
-    `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)),
-    which matters for short runs. `keep_checkpoints` older ones are deleted. `gradient_clip` None: no clipping.
+    `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)) in
+    the steps of a phase, which matters for short runs. The newest `keep_checkpoints` and those at the end of a phase
+    stay, others are deleted. `gradient_clip` None: no clipping.
     """
 
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
@@ -131,11 +150,18 @@ class StageConfig(Section):
 
     def phase_at(self, step: int) -> PhaseConfig:
         """The phase that optimizer step number `step` (from 0) belongs to."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase
-            step -= phase.steps
-        return self.phases[-1]
+        return next(
+            (phase for phase, end in zip(self.phases, self.phase_ends, strict=True) if step < end), self.phases[-1]
+        )
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """The number of steps taken at the end of each phase; all but the last are where the next one begins."""
+        return tuple(itertools.accumulate(phase.steps for phase in self.phases))
+
+    def step_in_phase(self, step: int) -> int:
+        """How many steps of its own phase come before optimizer step number `step` (from 0)."""
+        return step - max((end for end in self.phase_ends[:-1] if end <= step), default=0)
 
 
 class UpsamplerStageConfig(StageConfig):
@@ -237,7 +263,7 @@ class Config(Section):
     """Everything about a run. See configs/ for whole examples and docs/configuration.md for each key."""
 
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
-    root: str
+    root: Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
     degradation: DegradationConfig = DegradationConfig()
@@ -249,6 +275,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     allow_untrained_feature_networks: bool = False
+
+    @field_validator("root")
+    @classmethod
+    def _in_a_known_place(cls, root: str) -> str:
+        require_known_scheme(root)
+        return root
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -35,6 +35,7 @@ _MODEL_TIME = 1000.0  # networks are told the time on a scale of 0 to 1000, howe
 class GaussianDiffusion:
     """A forward process of `steps` steps, of which `respacing` keeps some (see `respaced_timesteps`).
 
+    Networks predict the noise, or with `prediction` v the mixture v = sqrt(a_t) noise - sqrt(1 - a_t) x_0.
     A timestep `t` is an index (N,), int64, into the kept steps: 0..num_timesteps-1. Networks are told the original
     step's time, as float32 on a scale of 0..1000. Coefficients are float64 and cast to the pictures' type at use.
     """
@@ -44,7 +45,9 @@ class GaussianDiffusion:
         schedule: str = "squaredcos_cap_v2",
         steps: int = 1000,
         respacing: str | Sequence[int] | None = None,
+        prediction: Literal["noise", "v"] = "noise",
     ) -> None:
+        self.prediction = prediction
         betas = betas_of(schedule, steps)
         self.timestep_map = respaced_timesteps(betas, respacing)
         self.steps = steps
@@ -90,8 +93,20 @@ class GaussianDiffusion:
         scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
         return (scaled - x0) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
 
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, arXiv 2202.00512)."""
+        signal = self.at("sqrt_alphas_cumprod", t, x0)
+        return signal * noise - self.at("sqrt_one_minus_alphas_cumprod", t, x0) * x0
+
+    def _picture_and_noise(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_0 and noise, (N, 3, H, W) each, of x_t and a predicted noise or v."""
+        if self.prediction == "noise":
+            return self.x0_from_noise(x_t, t, predicted), predicted
+        signal, deviation = self.at("sqrt_alphas_cumprod", t, x_t), self.at("sqrt_one_minus_alphas_cumprod", t, x_t)
+        return signal * x_t - deviation * predicted, deviation * x_t + signal * predicted
+
     def predict(self, output: Tensor, x_t: Tensor, t: Tensor, clip: bool) -> Prediction:
-        """Read a network's output (N, 6, H, W): noise, and the log variance's place between its two bounds.
+        """Read a network's output (N, 6, H, W): noise or v, and the log variance's place between its two bounds.
 
         The place is -1 at the posterior's variance and 1 at b_t. `clip` clamps x_0 to [-1, 1] before the mean is
         taken, as is usual while sampling.
@@ -99,11 +114,11 @@ class GaussianDiffusion:
         n, c = x_t.shape[:2]
         if output.shape != (n, 2 * c, *x_t.shape[2:]):
             raise ValueError(f"a model gave {tuple(output.shape)} for pictures {tuple(x_t.shape)}")
-        noise, place = output.to(x_t.dtype).chunk(2, dim=1)
+        predicted, place = output.to(x_t.dtype).chunk(2, dim=1)
         share = (place + 1) / 2
         lowest = self.at("posterior_log_variance_clipped", t, x_t)
         log_variance = share * self.at("log_betas", t, x_t) + (1 - share) * lowest
-        x0 = self.x0_from_noise(x_t, t, noise)
+        x0, noise = self._picture_and_noise(predicted, x_t, t)
         if clip:
             x0 = x0.clamp(-1, 1)
         return Prediction(self.q_posterior(x0, x_t, t)[0], log_variance, x0, noise)
@@ -111,19 +126,20 @@ class GaussianDiffusion:
     def training_losses(self, model_fn: ModelFunction, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Equation 3 and the variational bound, for each picture.
 
-        `model_fn(x_t, time)` closes over the conditions. Returns `mse` (N,), mean squared error of the noise; `vb`
+        `model_fn(x_t, time)` closes over the conditions. Returns `mse` (N,), mean squared error of the noise or v; `vb`
         (N,), the bound's term in bits per value, times num_timesteps/1000, with gradient to the variance only; and
         `x0` (N, 3, H, W), the predicted picture with gradient, not clamped.
         """
         x_t = self.q_sample(x0, t, noise)
         output = model_fn(x_t, self.model_time(t)).to(x0.dtype)
-        predicted_noise, place = output.chunk(2, dim=1)
-        frozen = torch.cat([predicted_noise.detach(), place], dim=1)
+        predicted, place = output.chunk(2, dim=1)
+        frozen = torch.cat([predicted.detach(), place], dim=1)
+        target = noise if self.prediction == "noise" else self.velocity(x0, noise, t)
         bound = self._variational_term(frozen, x0, x_t, t)
         return {
-            "mse": _mean_per_picture((noise - predicted_noise) ** 2),
+            "mse": _mean_per_picture((target - predicted) ** 2),
             "vb": bound * (self.num_timesteps / _MODEL_TIME),
-            "x0": self.x0_from_noise(x_t, t, predicted_noise),
+            "x0": self._picture_and_noise(predicted, x_t, t)[0],
         }
 
     def _variational_term(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

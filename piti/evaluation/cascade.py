@@ -187,7 +187,7 @@ def _conditions(orders: Sequence[Order], device: torch.device) -> Tensor:
 
 
 def _diffusion(schedule: ScheduleConfig, respacing: str) -> GaussianDiffusion:
-    return GaussianDiffusion(schedule.schedule, schedule.steps, respacing)
+    return GaussianDiffusion(schedule.schedule, schedule.steps, respacing, schedule.prediction)
 
 
 def _device_of(model: PITIModel) -> torch.device:
