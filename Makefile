@@ -35,9 +35,10 @@ test: setup lint ## lint, types, and the whole test suite
 	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES)
 	$(BIN)/python -m pytest tests/integration tests/e2e
 
-lint: setup ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: setup ## ruff, the floors of the house, mypy
+	$(BIN)/ruff check . scripts/check-architecture
+	$(BIN)/ruff format --check . scripts/check-architecture
+	$(BIN)/python scripts/check-architecture
 	$(BIN)/mypy
 
 format: setup ## let ruff put the code in order

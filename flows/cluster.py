@@ -22,7 +22,7 @@ from ray.util.state import list_nodes
 
 from piti import storage
 from piti.config import Config
-from piti.errors import PitiError, StackError
+from piti.errors import PitiError, StackError, first_line
 from piti.job import JobSpec
 from piti.plan import Step
 from piti.settings import settings
@@ -61,7 +61,7 @@ class Cluster:
             self._client = JobSubmissionClient(self.url)
         except (ConnectionError, RuntimeError, requests.RequestException) as error:
             raise StackError(
-                f"no Ray cluster answers at {self.url} ({_first_line(error)})", "start one with `piti up`"
+                f"no Ray cluster answers at {self.url} ({first_line(error)})", "start one with `piti up`"
             ) from error
 
     def resources(self) -> Resources:
@@ -128,11 +128,11 @@ class RayJob:
         try:
             return self._client.get_job_status(self.id)
         except (ConnectionError, requests.RequestException) as error:
-            raise UnreachableError(_first_line(error)) from error
+            raise UnreachableError(first_line(error)) from error
         except RuntimeError as error:
             if "does not exist" in str(error) or "404" in str(error):
                 return None
-            raise UnreachableError(_first_line(error)) from error
+            raise UnreachableError(first_line(error)) from error
 
     def stop(self) -> bool:
         """Ask the job to end; False if it was not running."""
@@ -230,7 +230,3 @@ def _read_json_if_there(uri: str) -> dict[str, Any] | None:
         return cast(dict[str, Any], storage.read_json(uri))
     except FileNotFoundError:
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
@@ -11,8 +12,9 @@ from flows.cancellation import stop_jobs
 from flows.parameters import Checkpoints, ConfigName, Overrides
 from flows.preflight import preflight
 from piti import storage
+from piti.checkpoints import checkpoints_of
 from piti.errors import CheckpointError
-from piti.plan import Plan, Step, checkpoints_of
+from piti.plan import Plan, Step
 
 
 @flow(name="piti", on_cancellation=[stop_jobs], flow_run_name="evaluate-{config}")
@@ -26,7 +28,7 @@ def evaluate(
         message = f"nothing new: every checkpoint in {plan.stage2.output} has its report"
         get_run_logger().info(message)
         return Completed(message=message)
-    return [evaluate_checkpoint(plan, checkpoint) for checkpoint in chosen]
+    return evaluate_checkpoints(plan, chosen)
 
 
 def choose_checkpoints(plan: Plan, wanted: str | list[str]) -> list[str]:
@@ -60,8 +62,18 @@ def evaluation_steps(plan: Plan, checkpoint: str) -> tuple[Step, Step]:
     return sample, plan.score(sample)
 
 
-def evaluate_checkpoint(plan: Plan, checkpoint: str) -> str:
-    """Sample, score, report. Returns the report's URI."""
+def evaluate_checkpoints(plan: Plan, checkpoints: list[str]) -> list[str]:
+    """Sample, score and report each. Returns the reports' URIs.
+
+    The run's table artifact `reports` lists them too: `piti run` reads it, since a flow's result stays in its process.
+    """
+    reports = [_evaluate_checkpoint(plan, checkpoint) for checkpoint in checkpoints]
+    rows = [{"checkpoint": one, "report": report} for one, report in zip(checkpoints, reports, strict=True)]
+    create_table_artifact(rows, key="reports", description=f"reports of {plan.config.name}")
+    return reports
+
+
+def _evaluate_checkpoint(plan: Plan, checkpoint: str) -> str:
     name = storage.name(checkpoint)
     sample, score = evaluation_steps(plan, checkpoint)
     steps.sample(plan, sample, name)

@@ -7,7 +7,7 @@ from typing import get_args
 from prefect import flow
 
 from flows.cancellation import stop_jobs
-from flows.evaluate import choose_checkpoints, evaluate_checkpoint
+from flows.evaluate import choose_checkpoints, evaluate_checkpoints
 from flows.parameters import ConfigName, Overrides, StartFrom, StepName
 from flows.preflight import preflight
 from flows.prepare import prepare_data
@@ -24,7 +24,7 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
         require_done(plan, start_from)
     prepare_data(plan)
     train_stages(plan)
-    return [evaluate_checkpoint(plan, checkpoint) for checkpoint in choose_checkpoints(plan, "latest")]
+    return evaluate_checkpoints(plan, choose_checkpoints(plan, "latest"))
 
 
 def require_done(plan: Plan, start_from: StepName) -> None:

@@ -14,7 +14,7 @@ Overrides = Annotated[
 StepName = Literal["shard", "degrade", "pretrain", "stage1", "stage2", "upsampler", "sample"]
 StartFrom = Annotated[
     StepName | None,
-    Field(description="Begin at this step; those before it must be done already and are not looked after"),
+    Field(description="Start at this step. Earlier steps must be finished; they are not run."),
 ]
 Checkpoints = Annotated[
     Literal["new", "latest", "all"] | list[str],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LONGEST_LINE = 400
+
 
 class PitiError(Exception):
     """A problem the user can fix. `str()` gives one line (or one line a problem) without a traceback.
@@ -42,3 +44,12 @@ class PreflightError(PitiError):
         count = len(self.problems)
         heading = f"preflight found {count} problem{'s' if count != 1 else ''}"
         super().__init__("; ".join([heading, *(str(problem) for problem in self.problems)]))
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: a PitiError's own words; of any other error its class and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, PitiError):
+        return lines[0]
+    kind = type(error).__name__
+    return f"{kind}: {lines[0][:_LONGEST_LINE]}" if lines else kind

@@ -1,4 +1,4 @@
-"""Which code made a thing: versions and commit, for checkpoints, results and reports."""
+"""Which code made a thing: formats, versions and commit, for fingerprints, checkpoints, results and reports."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ _LIBRARIES = (
     "opencv-python-headless",
     "numpy",
 )
+
+FORMAT_VERSIONS = {"shard": 5, "degrade": 3, "train": 1, "sample": 2, "score": 2}
+"""A step's number goes up when the same config would write something else than before. It is part of the step's
+fingerprint, and of each shard's plan, so output in an older format is made anew."""
 
 
 @lru_cache

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import time
 import urllib.error
 import uuid
@@ -25,7 +25,6 @@ POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-_REPORT = re.compile(r"^Whole report: `(?P<uri>[^`]+)`", re.MULTILINE)  # of flows/steps.py's markdown
 _COLORS = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
 
 _console = Console(soft_wrap=True, highlight=False)
@@ -161,10 +160,9 @@ class Follower:
         return "; ".join(f"{artifact['description']} {artifact['data']:.0f} %" for artifact in running[:2]) or "running"
 
     def _reports(self) -> list[str]:
-        """As the artifacts tell, which are there when the run ends; its log arrives later."""
-        query = {"artifacts": {"type": {"any_": ["markdown"]}}, "sort": "CREATED_DESC"}
-        found = [_REPORT.search(str(artifact["data"])) for artifact in self._ask("artifacts", query)]
-        return [match["uri"] for match in found if match is not None]
+        """The column `report` of the run's table artifact `reports` (flows/evaluate.py)."""
+        tables = self._ask("artifacts", {"artifacts": {"type": {"any_": ["table"]}, "key": {"any_": ["reports"]}}})
+        return [row["report"] for table in tables for row in json.loads(table["data"])]
 
     def _ask(self, what: str, query: dict[str, Any]) -> list[dict[str, Any]]:
         query = {**query, "flow_runs": {"id": {"any_": [self._id]}}}

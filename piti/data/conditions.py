@@ -19,7 +19,7 @@ from torch import Tensor
 
 from piti.data.distance import edge_distance
 from piti.data.geometry import Modality
-from piti.data.sources.base import RawCondition
+from piti.data.items import RawCondition, RejectedItem
 
 CHANNELS: Mapping[Modality, int] = {"mask": 3, "sketch": 1, "geometry": 6}
 """How many channels a rendered condition has."""
@@ -57,6 +57,17 @@ class StoredCondition:
         across = normals[..., 0]
         normals[..., 0] = np.where(across > 0, _STEPS + 2 - across.astype(np.int32), 0).astype(np.uint16)
         return StoredCondition(values, normals)
+
+
+def check_labels(labels: NDArray[Any], num_classes: int) -> None:
+    """Raise RejectedItem unless all labels are below `num_classes` or 255, which means unlabelled."""
+    if labels.dtype == np.uint8 and not cv2.inRange(labels, num_classes, 254).any():
+        return  # in a twentieth of the time
+    found = np.unique(labels)
+    wrong = found[(found >= num_classes) & (found != 255)]
+    if wrong.size:
+        listed = ", ".join(str(value) for value in wrong[:5])
+        raise RejectedItem(f"label {listed} is outside 0..{num_classes - 1} (and not 255, unlabelled)")
 
 
 def encode_condition(raw: RawCondition, modality: Modality) -> StoredCondition:

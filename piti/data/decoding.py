@@ -18,11 +18,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from piti.data.conditions import StoredCondition
+from piti.data.conditions import StoredCondition, check_labels
 from piti.data.geometry import CropBox
 from piti.data.grey_png import decode_grey_png
-from piti.data.sources.base import RejectedItem
-from piti.data.sources.files import check_labels
+from piti.data.items import RejectedItem
 from piti.data.sources.pictures import PlainJpeg
 
 _PICTURE_SUFFIXES = ("png", "jpg")

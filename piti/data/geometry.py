@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from piti.data.sources.base import RawCondition
+from piti.data.items import RawCondition
 
 Geometry = Literal["squash", "center", "random"]
 Modality = Literal["mask", "sketch", "geometry"]
@@ -97,6 +98,17 @@ def resize_photograph(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
     resized = F.interpolate(batch, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     return np.asarray(resized.permute(0, 2, 3, 1)[0].numpy(), dtype=np.uint8)
+
+
+def base_pictures(images: Tensor, size: int) -> Tensor:
+    """Images (N, 3, S, S) in [-1, 1] made smaller for the base network: (N, 3, size, size) at 8-bit levels.
+
+    As published (image_datasets_*.py): antialiased bicubic of the already squashed picture, rounded to 8 bits.
+    """
+    if images.shape[-1] == size:
+        return images
+    small = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return ((small.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def resize_edges(edges: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

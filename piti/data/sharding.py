@@ -27,8 +27,8 @@ from piti.data.sources.trees import shared_listings
 from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
 from piti.errors import DataError, PitiError
+from piti.provenance import FORMAT_VERSIONS
 
-_FORMAT_VERSION = 5
 _JPEG_QUALITY = 95
 _READ_TOGETHER_BYTES, _GROUPS_AHEAD = 2**21, 2  # of local files
 _DISK_BLOCK_BYTES = 4096
@@ -112,7 +112,7 @@ def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
 def _settings(data: DataConfig) -> bytes:
     """What of the config could change a shard's bytes."""
     settings = {
-        "version": _FORMAT_VERSION, "modality": data.modality, "num_classes": data.num_classes,
+        "version": FORMAT_VERSIONS["shard"], "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
         "conditions_follow_exif": data.conditions_follow_exif, "check": data.check,

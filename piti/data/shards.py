@@ -29,8 +29,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from piti import storage
+from piti.data.items import SPLITS
 from piti.data.repair import repair_advice
-from piti.data.sources.base import SPLITS
 from piti.data.tars import SampleTarWriter, names_of, shard_split, split_members
 from piti.errors import DataError
 

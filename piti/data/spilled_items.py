@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 from operator import itemgetter
 
-from piti.data.sources.base import Item
+from piti.data.items import Item
 from piti.data.spill import TemporaryDatabase
 from piti.seeds import stable_hash
 

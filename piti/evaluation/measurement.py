@@ -21,9 +21,9 @@ from eval.pixels import pixel_distances
 from piti.config import Config
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
+from piti.data.geometry import base_pictures
 from piti.errors import DataError
 from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName
-from piti.training.stages import base_pictures
 
 FEWEST_PICTURES = 4  # what an unbiased kernel distance between halves of both sets needs at least
 STAGE_SETS: tuple[PictureSetName, ...] = ("untrained", "stage1", "base")  # at the base network's size

@@ -14,7 +14,7 @@ import io
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import cv2
 import numpy as np
@@ -68,6 +68,19 @@ class Part:
     def uri(self, folder: str, product: PictureSetName) -> str:
         """Where the tar that it adds to a set lies."""
         return storage.join(folder, _file_name(product, self.number))
+
+
+def describe_sampling(config: Config) -> dict[str, Any]:
+    """Samplers, guidance and seeds as the result and the report tell them."""
+    sampling = config.sampling
+    return {
+        "sampler": {
+            "base": f"{sampling.base_sampler}, {sampling.base_respacing} steps",
+            "upsampler": f"{sampling.upsampler_sampler}, {sampling.upsampler_respacing} steps",
+        },
+        "guidance": {"scale": sampling.guidance_scale, "normalized": sampling.normalized_guidance},
+        "seeds": {"config": config.seed, "rule": "sha256 of (seed, key, variant, network); variant 0 is measured"},
+    }
 
 
 def plan_parts(config: Config, num_conditions: int) -> list[Part]:

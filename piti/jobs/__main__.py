@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import cast, get_args
 
 from piti import storage
-from piti.errors import PitiError
+from piti.errors import PitiError, first_line
 from piti.job import JobContext, JobResult, JobSpec
 from piti.plan import JobKind
 from piti.provenance import code_versions
@@ -43,7 +43,7 @@ def main() -> int:
         logging.error("%s", error)
         return USER_ERROR_EXIT
     except Exception as error:  # noqa: BLE001 - whatever it is, the flow shall learn the reason
-        _record_failure(spec, f"{type(error).__name__}: {error}".splitlines()[0], retryable=True)
+        _record_failure(spec, first_line(error), retryable=True)
         traceback.print_exc()
         return 1
     about = {

@@ -28,11 +28,10 @@ from piti.data.shards import (
 from piti.data.sources import SPLITS
 from piti.job import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
+from piti.provenance import FORMAT_VERSIONS
 from piti.seeds import stable_hash
 
 logger = logging.getLogger("piti")
-
-_FORMAT_VERSION = 3
 
 
 def run(context: JobContext) -> JobResult:
@@ -45,7 +44,7 @@ def run(context: JobContext) -> JobResult:
     shards = ShardSet(source)
     remove_leftovers(output)
     names = [name for split in SPLITS for name in shards.shard_names(split)]
-    settings = {"version": _FORMAT_VERSION, "scale": config.scale, "seed": config.seed}
+    settings = {"version": FORMAT_VERSIONS["degrade"], "scale": config.scale, "seed": config.seed}
     settings |= config.degradation.model_dump(mode="json")
     plans = {name: companion_plan(shards.stats[name], settings) for name in names}
     finished = published_shards(output, plans)

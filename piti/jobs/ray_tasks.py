@@ -51,12 +51,17 @@ def run_tasks(
             if not running:
                 return
             done, running = ray.wait(running, num_returns=1)
-            try:
-                yield ray.get(done[0])
-            except RayTaskError as error:
-                if isinstance(error.cause, PitiError):
-                    raise error.cause from None
-                raise
+            yield result_of(done[0])
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def result_of(reference: Any) -> Any:
+    """What a Ray task returned. A PitiError is raised as the task raised it, anything else as Ray's RayTaskError."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, PitiError):
+            raise error.cause from None
+        raise

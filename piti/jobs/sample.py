@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from piti import storage
-from piti.config import Config
 from piti.data.shards import ShardSet
-from piti.errors import DataError, PitiError
-from piti.evaluation.picture_sets import SET_NAMES, Part, plan_parts
+from piti.errors import DataError
+from piti.evaluation.picture_sets import SET_NAMES, Part, describe_sampling, plan_parts
 from piti.job import JobContext, JobResult, JobSpec
-from piti.jobs.ray_tasks import ray_connection
+from piti.jobs.ray_tasks import ray_connection, result_of
 
 if TYPE_CHECKING:
     from piti.evaluation.cascade import Cascade
@@ -56,19 +55,6 @@ def run(context: JobContext) -> JobResult:
     }
 
 
-def describe_sampling(config: Config) -> dict[str, Any]:
-    """Samplers, guidance and seeds as the result and the report tell them."""
-    sampling = config.sampling
-    return {
-        "sampler": {
-            "base": f"{sampling.base_sampler}, {sampling.base_respacing} steps",
-            "upsampler": f"{sampling.upsampler_sampler}, {sampling.upsampler_respacing} steps",
-        },
-        "guidance": {"scale": sampling.guidance_scale, "normalized": sampling.normalized_guidance},
-        "seeds": {"config": config.seed, "rule": "sha256 of (seed, key, variant, network); variant 0 is measured"},
-    }
-
-
 def count_conditions(spec: JobSpec) -> int:
     """How many conditions of the validation split are drawn. Raises DataError if it is empty."""
     count = ShardSet(spec.inputs["shards"]).num_samples("validation")
@@ -85,7 +71,6 @@ def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
     raised as it was; what still runs is cancelled when this stops early.
     """
     import ray
-    from ray.exceptions import RayTaskError
 
     cluster = spec.config.cluster
     task = ray.remote(
@@ -94,22 +79,16 @@ def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
         max_retries=cluster.max_failures,
         max_calls=0,  # a process lives on after its task, for the networks that it holds
     )(draw_part)
-    described = spec.model_dump(mode="json")
     waiting = list(reversed(parts))
     running: dict[Any, Part] = {}
     try:
         while waiting or running:
             while waiting and len(running) < cluster.num_workers:
                 part = waiting.pop()
-                running[task.remote(described, part)] = part
+                running[task.remote(spec, part)] = part
             (finished,), _ = ray.wait(list(running), num_returns=1)
             part = running.pop(finished)
-            try:
-                ray.get(finished)
-            except RayTaskError as error:
-                if isinstance(error.cause, PitiError):
-                    raise error.cause from None
-                raise
+            result_of(finished)
             yield part
     finally:
         for reference in running:
@@ -119,13 +98,12 @@ def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
 _loaded: dict[str, Cascade] = {}  # the cascade that this process draws with, by the job's fingerprint
 
 
-def draw_part(described: dict[str, Any], part: Part) -> int:
-    """The Ray task: draw one part of the job that `described` (a dumped JobSpec) specifies."""
+def draw_part(spec: JobSpec, part: Part) -> int:
+    """The Ray task: draw one part of the job."""
     import torch
 
     from piti.evaluation.cascade import Cascade
 
-    spec = JobSpec.model_validate(described)
     cluster = spec.config.cluster
     if spec.fingerprint not in _loaded:
         _loaded.clear()

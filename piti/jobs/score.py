@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 from piti import storage
-from piti.errors import PitiError
+from piti.checkpoints import Checkpoint
 from piti.job import JobContext, JobResult, JobSpec
-from piti.jobs.ray_tasks import ray_connection
+from piti.jobs.ray_tasks import ray_connection, result_of
 
 
 def run(context: JobContext) -> JobResult:
@@ -16,26 +16,18 @@ def run(context: JobContext) -> JobResult:
     Raises DataError for missing or damaged pictures, CheckpointError for missing or damaged feature networks.
     """
     import ray
-    from ray.exceptions import RayTaskError
 
     cluster = context.config.cluster
     with ray_connection():
         task = ray.remote(_score_task).options(
             num_cpus=cluster.cpus_per_worker, num_gpus=1 if cluster.use_gpu else 0, max_retries=cluster.max_failures
         )
-        try:
-            result: JobResult = ray.get(task.remote(context.spec.model_dump(mode="json")))
-            return result
-        except RayTaskError as error:
-            if isinstance(error.cause, PitiError):
-                raise error.cause from None
-            raise
+        return cast(JobResult, result_of(task.remote(context.spec)))
 
 
-def _score_task(described: dict[str, Any]) -> JobResult:
+def _score_task(spec: JobSpec) -> JobResult:
     import torch
 
-    spec = JobSpec.model_validate(described)
     if not spec.config.cluster.use_gpu:
         torch.set_num_threads(spec.config.cluster.cpus_per_worker)
     return score(JobContext(spec), "cuda" if spec.config.cluster.use_gpu else "cpu")
@@ -47,7 +39,7 @@ def score(context: JobContext, device: str = "cpu") -> JobResult:
     from eval.report import render_report
     from piti.evaluation.measurement import Evaluation
     from piti.evaluation.networks import open_extractor, open_perceptual_network
-    from piti.evaluation.report import Checkpoint, metric_values, provenance, report_data, stage_labels
+    from piti.evaluation.report import metric_values, provenance, report_data, stage_labels
 
     spec, config = context.spec, context.config
     steps = 4

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from piti import storage
+from piti.checkpoints import clear_leftovers, newest_whole_checkpoint
 from piti.config import Stage
-from piti.errors import PitiError
+from piti.errors import PitiError, first_line
 from piti.job import JobContext, JobResult, JobSpec
 
 logger = logging.getLogger("piti")
@@ -74,7 +75,7 @@ def _fit(context: JobContext) -> JobResult:
                 raise
             first = next(iter(error.worker_failures.values()), error)
             context.info(
-                f"{context.spec.name}: a worker failed ({_first_line(first)}); "
+                f"{context.spec.name}: a worker failed ({first_line(first)}); "
                 f"restart {failures} of {context.config.cluster.max_failures} from the last checkpoint"
             )
 
@@ -95,7 +96,7 @@ def _trainer(context: JobContext) -> Any:
     )
     return TorchTrainer(
         cast(Callable[[dict[Any, Any]], None], _worker),
-        train_loop_config=context.spec.model_dump(mode="json"),
+        train_loop_config={"spec": context.spec},
         scaling_config=ScalingConfig(
             num_workers=context.config.num_workers(cast(Stage, context.spec.name)),
             use_gpu=cluster.use_gpu,
@@ -133,17 +134,16 @@ def forget_lost_checkpoints(run: str) -> None:
         storage.remove(uri)
 
 
-def _worker(spec: dict[str, Any]) -> JobResult:
+def _worker(told: dict[str, JobSpec]) -> JobResult:
     """What each Ray Train worker runs. The first worker's result becomes the job's."""
     import ray.train
     import ray.train.torch
     import torch
 
     from piti.training.loop import train
-    from piti.training.state import clear_leftovers
     from piti.training.workers import Workers
 
-    context = JobContext(JobSpec.model_validate(spec))
+    context = JobContext(told["spec"])
     _log_to_driver(ray.train.get_context().get_world_rank())
     if not context.config.cluster.use_gpu:
         torch.set_num_threads(context.config.cluster.cpus_per_worker)
@@ -200,8 +200,6 @@ def _resume_point(run: str) -> str | None:
     """The checkpoint to go on from: the one Ray Train remembers, or a whole one that is newer or in its place."""
     import ray.train
 
-    from piti.training.state import newest_whole_checkpoint
-
     newest = newest_whole_checkpoint(run)
     remembered = ray.train.get_checkpoint()
     if remembered is not None and (newest is None or storage.name(newest) != storage.name(remembered.path)):
@@ -209,8 +207,3 @@ def _resume_point(run: str) -> str | None:
             "Ray Train remembers %s, going on from %s", storage.name(remembered.path), newest or "the beginning"
         )
     return newest
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piti import storage
+from piti.checkpoints import final_checkpoint
 from piti.config import Config, ModelConfig, ScheduleConfig, Stage, StageConfig
 from piti.data.conditions import unit_range
+from piti.data.geometry import base_pictures
 from piti.diffusion import GaussianDiffusion
-from piti.errors import CheckpointError, ConfigError
+from piti.errors import ConfigError
 from piti.models import PITIModel, build_model
-from piti.models.checkpoints import load_model, load_pretrained
+from piti.models.checkpoints import load_model
+from piti.models.pretrained import load_pretrained
 from piti.seeds import seed_of
 
 THUMBNAIL_SIZE = 8  # pixels a side: colours and rough layout, no edges
@@ -113,30 +115,8 @@ class TrainingStage:
         pretrained = self.config.pretrained
         ref = {"stage1": pretrained.base, "upsampler": pretrained.upsampler}.get(self.name)
         if ref is not None:
-            return model, load_pretrained(model, ref)
+            return model, load_pretrained(model, ref, f"pretrained.{'upsampler' if self.is_upsampler else 'base'}")
         return model, {"model": f"seed {seed}"}
-
-
-def final_checkpoint(run: str) -> str:
-    """URI of the checkpoint that a finished training run handed over. Raises CheckpointError if it is not finished."""
-    try:
-        result = storage.read_json(storage.join(run, storage.MARKER))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"the training run {run} is not finished", "run the stage before this one first"
-        ) from error
-    return cast(str, result["checkpoint"])
-
-
-def base_pictures(images: Tensor, size: int) -> Tensor:
-    """Images (N, 3, S, S) in [-1, 1] made smaller for the base network: (N, 3, size, size) at 8-bit levels.
-
-    As published (image_datasets_*.py): antialiased bicubic of the already squashed picture, rounded to 8 bits.
-    """
-    if images.shape[-1] == size:
-        return images
-    small = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return ((small.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def semantic_thumbnails(images: Tensor, size: int, channels: int) -> Tensor:

@@ -12,8 +12,8 @@ from piti.config import (
     PairedSourceConfig,
     WebdatasetSourceConfig,
 )
+from piti.data.items import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
 from piti.data.sources.ade20k import ade20k_source
-from piti.data.sources.base import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
 from piti.data.sources.bundled import BundledSource
 from piti.data.sources.coco_stuff import coco_stuff_source
 from piti.data.sources.diode import DiodeSource

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from piti.data.sources.base import RejectedItem
+from piti.data.items import RejectedItem
 
 
 def decode_depth(data: bytes) -> NDArray[np.float32]:

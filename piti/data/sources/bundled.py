@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piti.config import BundledSourceConfig, DataConfig
-from piti.data.sources.base import Item, LoadedItem, Split
+from piti.data.items import Item, LoadedItem, Split
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from piti.config import CocoStuffSourceConfig, DataConfig
-from piti.data.sources.base import Split
+from piti.data.items import Split
 from piti.data.sources.places import archive_forms, forms
 from piti.data.sources.splits import Layout, SplitSource
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from piti import storage
 from piti.config import DataConfig, DiodeSourceConfig
-from piti.data.sources.base import SPLITS, Item, Split
+from piti.data.items import SPLITS, Item, Split
 from piti.data.sources.entries import Entry, Listing, stem
 from piti.data.sources.files import (
     FileItem,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from piti import storage
+from piti.data.items import LoadedItem, RawCondition, RejectedItem
 from piti.data.sources.archives import read_span, read_span_soon
-from piti.data.sources.base import LoadedItem, RawCondition, RejectedItem
 from piti.data.sources.entries import Entry
 from piti.data.sources.reading import read_or_reject
 from piti.data.sources.trees import open_tree
@@ -207,6 +207,8 @@ class FileItem(NamedTuple):
 
     def _checked(self, values: NDArray[Any]) -> RawCondition:
         """Labels or edges. Raises RejectedItem where there are no such labels."""
+        from piti.data.conditions import check_labels
+
         if self.reading.modality == "mask":
             check_labels(values, self.reading.num_classes or 0)
         return RawCondition(values)
@@ -217,20 +219,6 @@ def _normals(part: FilePart) -> NDArray[np.float32]:
 
     data = _read(part)
     return arrays.decode_normals(data) if _is_array(part.path) else pictures.decode_normals(data)
-
-
-def check_labels(labels: NDArray[Any], num_classes: int) -> None:
-    """Raise RejectedItem unless all labels are below `num_classes` or 255, which means unlabelled."""
-    import cv2
-    import numpy as np
-
-    if labels.dtype == np.uint8 and not cv2.inRange(labels, num_classes, 254).any():
-        return  # in a twentieth of the time
-    found = np.unique(labels)
-    wrong = found[(found >= num_classes) & (found != 255)]
-    if wrong.size:
-        listed = ", ".join(str(value) for value in wrong[:5])
-        raise RejectedItem(f"label {listed} is outside 0..{num_classes - 1} (and not 255, unlabelled)")
 
 
 def is_picture(path: str) -> bool:

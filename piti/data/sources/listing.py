@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from piti import storage
 from piti.config import DataConfig, ListSourceConfig
-from piti.data.sources.base import Item, Split
+from piti.data.items import Item, Split
 from piti.data.sources.entries import Entry, Listing
 from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, joint_identity, joint_size
 from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key

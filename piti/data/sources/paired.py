@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from piti.config import DataConfig, PairedSourceConfig
-from piti.data.sources.base import Item, Split
+from piti.data.items import Item, Split
 from piti.data.sources.entries import Entry, Listing, alike
 from piti.data.sources.files import (
     FileItem,

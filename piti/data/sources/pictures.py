@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from piti.data.grey_png import decode_grey_png
-from piti.data.sources.base import RejectedItem, as_array
+from piti.data.items import RejectedItem, as_array
 from piti.data.sources.structure import JPEG_START, has_jpeg_end, is_plain_jpeg, read_grey_png
 
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
@@ -41,7 +41,7 @@ _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 @dataclass(frozen=True)
 class PlainJpeg:
-    """A JPEG that any decoder reads alike, decoded when its pixels are asked for (piti.data.sources.base)."""
+    """A JPEG that any decoder reads alike, decoded when its pixels are asked for (piti.data.items)."""
 
     data: bytes
     shape: tuple[int, ...]

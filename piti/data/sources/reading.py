@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from piti import storage
-from piti.data.sources.base import RejectedItem
+from piti.data.items import RejectedItem
 from piti.data.sources.entries import DamagedMemberError
 from piti.errors import DataError
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from piti.config import DataConfig
-from piti.data.sources.base import SPLITS, Item, Split
+from piti.data.items import SPLITS, Item, Split
 from piti.data.sources.entries import Entry, alike, stem
 from piti.data.sources.files import (
     FileItem,

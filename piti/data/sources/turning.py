@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from piti.data.sources.base import RejectedItem
+from piti.data.items import RejectedItem
 
 _TELLING = 0.02  # difference of logarithms of width / height; less may come from rounding a resized condition's sides
 

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 from piti import storage
 from piti.config import DataConfig, WebdatasetSourceConfig
+from piti.data.items import SPLITS, Item, Split
 from piti.data.sources.archives import TarMember, is_archive, tar_members
-from piti.data.sources.base import SPLITS, Item, Split
 from piti.data.sources.entries import is_hidden
 from piti.data.sources.files import FileItem, Reading, TarSpan
 from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key

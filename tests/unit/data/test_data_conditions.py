@@ -23,7 +23,7 @@ from piti.data.conditions import (
     render_condition,
 )
 from piti.data.distance import edge_distance
-from piti.data.sources.base import RawCondition
+from piti.data.items import RawCondition
 
 GOLDEN = Path(__file__).parent / "golden"
 Maker = Callable[[str, tuple[int, ...]], torch.Tensor]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
+from piti.data.items import RejectedItem
 from piti.data.shards import ShardSet
-from piti.data.sources.base import RejectedItem
 from piti.data.sources.files import PICTURE_SUFFIXES
 from piti.data.sources.pictures import decode_picture
 

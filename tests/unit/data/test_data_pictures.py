@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piti.data.sources.base import LoadedItem, RejectedItem
+from piti.data.items import LoadedItem, RejectedItem
 from piti.data.sources.pictures import decode_depth, decode_edges, decode_labels, decode_normals, decode_picture
 
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from piti.config import Config
+from piti.data.geometry import base_pictures
 from piti.errors import CheckpointError, ConfigError
 from piti.models import build_model
 from piti.models.checkpoints import load_model
 from piti.training.loop import train
-from piti.training.stages import TrainingStage, base_pictures, semantic_thumbnails
+from piti.training.stages import TrainingStage, semantic_thumbnails
 from piti.training.workers import Workers
 
 

@@ -1,6 +1,6 @@
 """What every dataset adapter offers: a listing that is cheap, and items that load one by one.
 
-Nothing here imports numpy or torch at run time: configs and plans import this package, and must stay quick.
+Nothing here imports numpy or torch at run time: configs and plans import this file, and must stay quick.
 """
 
 from __future__ import annotations
