@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,6 @@ class InceptionFeatures(nn.Module):
 def _up_to_pooling(network: nn.Module) -> Iterator[nn.Module]:
     """torch-fidelity's layers in the order that its own `forward` calls them in, which begins with a resize."""
     for name, layer in network.named_children():
-        yield cast(nn.Module, layer)
+        yield layer
         if name == "AvgPool":
             return

@@ -97,4 +97,5 @@ def _factor(features: Tensor) -> Tensor:
     if len(centred) <= centred.shape[1]:
         return centred
     found = torch.linalg.cholesky_ex(centred.T @ centred, upper=True)
-    return found.L if int(found.info) == 0 else torch.linalg.qr(centred, mode="r").R
+    factor: Tensor = found.L if int(found.info) == 0 else torch.linalg.qr(centred, mode="r").R
+    return factor

@@ -33,7 +33,9 @@ def _like_tensorflow_1(pictures: Tensor, side: int) -> Tensor:
     ensure_torchvision_importable()
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-    return cast(Tensor, interpolate_bilinear_2d_like_tensorflow1x(pictures.float(), size=(side, side)))
+    return cast(
+        Tensor, interpolate_bilinear_2d_like_tensorflow1x(pictures.float(), size=(side, side), align_corners=False)
+    )
 
 
 def _antialiased_bicubic(pictures: Tensor, side: int) -> Tensor:
@@ -41,4 +43,4 @@ def _antialiased_bicubic(pictures: Tensor, side: int) -> Tensor:
     resized = np.stack(
         [np.asarray(Image.fromarray(channel).resize((side, side), Image.Resampling.BICUBIC)) for channel in channels]
     )
-    return torch.from_numpy(resized.clip(0, 255)).unflatten(0, pictures.shape[:2]).to(pictures.device)
+    return torch.from_numpy(resized.clip(0, 255)).view(*pictures.shape[:2], side, side).to(pictures.device)

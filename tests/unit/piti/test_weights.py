@@ -23,9 +23,7 @@ def test_the_demo_needs_no_weights() -> None:
 
 
 def test_without_permission_every_missing_network_is_named() -> None:
-    problems = [
-        str(problem) for problem in weights_problems(load_config("demo", {"allow_untrained_feature_networks": False}))
-    ]
+    problems = [str(problem) for problem in weights_problems(load_config("demo", {"allow_stand_in_networks": False}))]
     assert len(problems) == 3
     for key in ("evaluation.inception", "evaluation.lpips_trunk", "training.upsampler.vgg19"):
         assert any(f"{key} is not set" in problem and f"set {key}.path" in problem for problem in problems)
