@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
+from prefect.types.entrypoint import EntrypointType
 
 from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
@@ -27,7 +28,12 @@ def deployments() -> list[RunnerDeployment]:
         "evaluate": evaluate,
     }
     registered = (
-        flow.to_deployment(name=name, tags=TAGS, description=(flow.description or "").strip())
+        flow.to_deployment(
+            name=name,
+            tags=TAGS,
+            description=(flow.description or "").strip(),
+            entrypoint_type=EntrypointType.MODULE_PATH,  # found wherever this is installed, from any working folder
+        )
         for name, flow in flows.items()
     )
     return [cast(RunnerDeployment, deployment) for deployment in registered]

@@ -37,6 +37,7 @@ class RunningStack:
         """`piti up` on free ports, everything below `home`."""
         # Wide enough that no table line is broken, whatever terminal the tests run in.
         environment = {**os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1"}
+        environment["PREFECT_HOME"] = str(home / "prefect")  # whose profiles `piti up` adds to
         answer = run_piti("up", "--free-ports", *options, environment=environment)
         assert answer.returncode == 0, answer.stderr + answer.stdout
         return cls(home, {**environment, **cls(home, environment).record.environment()})

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
-from piti.config.section import Positive, Section, Share, WeightsRef
+from piti.config.section import Positive, Section, Share, WeightsRef, require_known_scheme
 
 Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
 FigureKind = Literal["fid", "kid", "lpips", "lpips_diversity"]
@@ -27,12 +27,17 @@ class ModelConfig(Section):
 
     `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
     side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
+    `attention_reach` and `encoder_norm` have no published counterpart, add no weights, and help small networks to read
+    a condition at once. `attention_reach` r multiplies attention weights by a Gaussian of the distance between two
+    positions, with standard deviation r in sides of the picture; None: attention is blind to distance. `encoder_norm`
+    layer normalises the encoder's convolutions over channels and positions together; instance, over positions alone,
+    removes the absolute colour of a condition.
     """
 
     image_size: Positive = 64
     super_resolution: bool = False
     model_channels: Positive = 192
-    channel_mult: tuple[Positive, ...] = (1, 2, 3, 4)
+    channel_mult: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3, 4)
     num_res_blocks: Positive = 3
     attention_resolutions: tuple[Positive, ...] = (32, 16, 8)
     num_head_channels: Positive = 64
@@ -42,6 +47,8 @@ class ModelConfig(Section):
     encoder_width: Positive = 512
     encoder_layers: Positive = 8
     encoder_heads: Positive = 8
+    attention_reach: Annotated[float, Field(gt=0)] | None = None
+    encoder_norm: Literal["instance", "layer"] = "instance"
     activation_checkpointing: bool = False
 
     @classmethod
@@ -84,10 +91,16 @@ class ModelsConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The forward process of one network (equation 1)."""
+    """The forward process of one network (equation 1), and what the network predicts of it.
+
+    `prediction` noise is published. v is sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, 2022): where noise hides
+    the picture, its loss is that of the picture itself, so a small network learns from the first step to follow the
+    condition.
+    """
 
     schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     steps: Positive = 1000
+    prediction: Literal["noise", "v"] = "noise"
 
 
 class DiffusionConfig(Section):
@@ -243,7 +256,7 @@ class Config(Section):
     """Everything about a run. See configs/ for whole examples and docs/configuration.md for each key."""
 
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
-    root: str
+    root: Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
     degradation: DegradationConfig = DegradationConfig()
@@ -255,6 +268,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     allow_stand_in_networks: bool = False
+
+    @field_validator("root")
+    @classmethod
+    def _in_a_known_place(cls, root: str) -> str:
+        require_known_scheme(root)
+        return root
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -66,7 +66,8 @@ class Prefect:
         return found
 
     def _request(self, method: str, path: str, body: Any = None) -> Any:
-        response = httpx.request(method, self._api + path, json=body, timeout=30)
+        user, _, password = self.environment["PREFECT_API_AUTH_STRING"].partition(":")
+        response = httpx.request(method, self._api + path, json=body, timeout=30, auth=(user, password))
         response.raise_for_status()
         return response.json()
 
