@@ -23,7 +23,7 @@ from piti.config import Config
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
-from piti.data.shards import MANIFEST
+from piti.data.manifest import MANIFEST
 from piti.errors import DataError
 from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName
 from piti.evaluation.stored_arrays import StoredArrays

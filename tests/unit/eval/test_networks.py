@@ -163,7 +163,7 @@ def test_lpips_trunk_in_torchvision_layout_gives_the_lpips_package_figure(tmp_pa
     assert network.identity.figure("lpips", "pd") == f"pd_alexnet_{digest[:8]}"
     with pytest.raises(ValueError, match="at least 32 pixels a side, not 16x16"):
         network(noise_pictures(1, 16), noise_pictures(1, 16))
-    heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth", weights_only=True)
+    heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", map_location="cpu", weights_only=True)
     own = network.network.state_dict()
     assert len(heads) == 5
     assert all(torch.equal(own[name], value) for name, value in heads.items())
