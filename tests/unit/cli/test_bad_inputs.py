@@ -128,6 +128,8 @@ OVERRIDES: list[tuple[str, str]] = [
     ("cluster.use_gpu=perhaps", "valid boolean"),
     ("evaluation.inception=weights.pth", "evaluation.inception"),
     ("evaluation.inception={path: x, sha256: abc}", "evaluation.inception.sha256"),
+    ("pretrained.base.path=http://169.254.169.254/latest", "only local paths and s3://"),
+    ("evaluation.inception.path=zip::http://x/y", "only local paths and s3://"),
     ("pretrained.base.path=7", "pretrained.base.path: Input should be a valid string"),
 ]  # fmt: skip
 
