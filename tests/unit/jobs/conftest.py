@@ -59,7 +59,7 @@ def write_small_checkpoint(folder: str, config: ModelConfig, seed: int, stage: s
 @pytest.fixture(scope="session")
 def small_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("small-pipeline")
-    return load_config("demo", {**OVERRIDES, "root": str(root)})
+    return load_config("demo-sketch", {**OVERRIDES, "root": str(root)})
 
 
 @pytest.fixture(scope="session")
