@@ -22,7 +22,6 @@ from piti.stack.prefect_api import prefect_answers
 from piti.stack.processes import lives
 from piti.stack.services import DEPLOYMENTS
 from tests.running_stack import RunningStack, run_piti
-from tests.wheel import build_wheel, install_wheel
 
 pytestmark = pytest.mark.integration
 
@@ -177,24 +176,11 @@ def test_run_ends_with_the_reason_of_a_failed_run(stack: RunningStack) -> None:
     assert "runs/flow-run/" in answer.stdout
 
 
-@pytest.fixture
-def installed_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A second stack on this machine: the wheel's, run in an empty folder, in a home whose name is hard on programs."""
-    folder = tmp_path_factory.mktemp("wheel")
-    program = install_wheel(build_wheel(folder / "built"), folder / "environment") / "piti"
-    (folder / "empty").mkdir()
-    home = folder / ("für [alle] " + "lang" * 20)
-    stack = RunningStack.start(home, "--num-cpus", "1", program=program, folder=folder / "empty")
-    yield stack
-    stack.stop()
-
-
 def test_down_takes_everything_and_nothing_else(
-    stack: RunningStack, installed_stack: RunningStack, bystander: subprocess.Popen[bytes]
+    stack: RunningStack, bystander: subprocess.Popen[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    other = installed_stack
+    other = RunningStack.start(tmp_path_factory.mktemp("other"), "--num-cpus", "1")
     try:
-        first_steps(other)
         token = (other.home / "ray-token").read_text()
         job = {"entrypoint": f'{sys.executable} -c "{STRAY}"'}
         request_json(f"{other.ray_url}/api/jobs/", token, job, timeout_seconds=90)
@@ -214,32 +200,6 @@ def test_down_takes_everything_and_nothing_else(
     assert stack.piti("status").returncode == 0
     again = other.piti("down")
     assert (again.returncode, again.stdout.strip()) == (0, "nothing was running")
-
-
-def first_steps(stack: RunningStack) -> None:
-    """The demo's shards, made by the installed wheel: nothing of the checkout takes part."""
-    small = (
-        "degradation.variants=0",
-        "cluster.num_workers=1",
-        "data.source.train_crops=16",
-        "data.source.validation_crops=4",
-    )
-    prepared = stack.piti("run", "prepare", "--config", "demo", *(f"--set={setting}" for setting in small))
-    assert prepared.returncode == 0, prepared.stderr + prepared.stdout
-    assert stack.folder is not None
-    assert len(list(stack.folder.glob("data/demo/shards/*/DONE.json"))) == 1
-    assert str(stack.home / "logs") in stack.piti("status").stdout, "with its brackets"
-    spec = next(stack.folder.glob("data/demo/jobs/*/spec.json"))
-    assert stat.S_IMODE(spec.stat().st_mode) == 0o600
-    ours = {process.pid for process in stack.processes()}
-    assert not any(PROJECT in Path(path).parents for pid in ours for path in working_folders(pid))
-
-
-def working_folders(pid: int) -> list[str]:
-    try:
-        return [psutil.Process(pid).cwd()]
-    except psutil.Error:
-        return []
 
 
 def is_stray(process: psutil.Process) -> bool:
