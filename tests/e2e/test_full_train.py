@@ -41,7 +41,7 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert {finished.tasks[name] for name in HEAVY} == {"Completed"}
     (report,) = (root / "reports").iterdir()
     metrics = json.loads((report / "metrics.json").read_text())
-    assert {"fid", "kid", "lpips", "lpips_diversity"} <= set(metrics["metrics"])
+    assert {f"{kind}_efficientnet_lite0" for kind in ("fd", "kd", "pd", "pd_diversity")} == set(metrics["metrics"])
     assert metrics["num_samples"] == 8
     assert {"step", "checkpoint", "provenance"} <= set(metrics)
     assert "cannot be compared with published" in (report / "report.html").read_text()
@@ -50,7 +50,7 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert sum(key.startswith("curve-") for _, key in kinds) == 4
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").startswith("report-")]
     assert "data:image/png;base64," in page["data"]
-    assert "| fid |" in page["data"]
+    assert "| fd_efficientnet_lite0 |" in page["data"]
     assert any(key.startswith("link-") for _, key in kinds)
 
 

@@ -40,7 +40,6 @@ OVERRIDES = {
     "sampling.diversity_conditions": 3,
     "sampling.diversity_samples": 2,
     "evaluation.grid_samples": 3,
-    "evaluation.bootstrap_samples": 20,
 }  # fmt: skip
 
 

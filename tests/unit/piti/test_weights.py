@@ -35,8 +35,7 @@ def test_the_demos_prior_is_shipped_pinned_and_fits() -> None:
 
 def test_without_permission_every_missing_network_is_named() -> None:
     problems = [
-        str(problem)
-        for problem in weights_problems(load_config("demo-sketch", {"allow_untrained_feature_networks": False}))
+        str(problem) for problem in weights_problems(load_config("demo-sketch", {"allow_stand_in_networks": False}))
     ]
     assert len(problems) == 3
     for key in ("evaluation.inception", "evaluation.lpips_trunk", "training.upsampler.vgg19"):
