@@ -124,6 +124,11 @@ def checkpoint_uri(run: str, step: int) -> str:
     return storage.join(run, f"step-{step:08d}")
 
 
+def newest_step(run: str) -> int:
+    """The step of a run's newest finished checkpoint, which may be damaged; -1 if there is none."""
+    return max((int(storage.name(uri).removeprefix("step-")) for uri in checkpoints_of(run)), default=-1)
+
+
 def checkpoints_of(run: str) -> list[str]:
     """URIs of the finished checkpoints of a training run, oldest first."""
     uris = (storage.join(run, entry) for entry in storage.list_names(run) if entry.startswith("step-"))

@@ -16,6 +16,7 @@ from piti.errors import PitiError
 from piti.job import JobContext, JobResult
 from piti.provenance import code_versions
 from piti.training.ema import ema_rate_at
+from piti.training.failures import WorkerError
 from piti.training.gradients import StepLosses, accumulate_gradients
 from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
@@ -35,7 +36,8 @@ def train(
     """Train the stage that `context.spec` names, to its end, and return the job's result.
 
     Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
-    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite.
+    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite. Any
+    other error of the loop is raised as a WorkerError that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)
     if resume_from is None:
@@ -49,6 +51,11 @@ def train(
     loader = _loader(context, stage, workers, start_sample=state.progress.step * stage.settings.batch_size)
     try:
         _loop(run, state, iter(loader))
+    except PitiError:
+        raise
+    except Exception as error:
+        keys = run.keys
+        raise WorkerError.of(error, stage.name, stage.settings, workers.rank, state.progress.step, keys) from error
     finally:
         run.status.close()
     checkpoint = run.checkpoint_uri or resume_from or checkpoint_uri(context.spec.output, state.progress.step)
@@ -68,7 +75,9 @@ def _loop(run: Run, state: TrainingState, batches: Iterator[dict[str, Any]]) -> 
             state.begin_phase()
 
         # Data: this worker's share of the next batch.
-        examples = stage.examples(next(batches), workers.device)
+        batch = next(batches)
+        run.keys = batch["keys"]
+        examples = stage.examples(batch, workers.device)
 
         # Losses and gradients: averaged over the workers.
         losses = accumulate_gradients(state, network, examples, workers)
@@ -100,6 +109,7 @@ class Run:
         self.workers = workers
         self.status = Status(context, state, workers)
         self.checkpoint_uri: str | None = None
+        self.keys: list[str] = []  # of the pictures that are being learned from
         self._context = context
         self._state = state
         self._report = report

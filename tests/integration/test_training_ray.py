@@ -21,7 +21,7 @@ from piti.data.publishing import write_manifest
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.sources import open_source
 from piti.diffusion import LossSecondMomentSampler
-from piti.errors import CheckpointError
+from piti.errors import CheckpointError, PitiError
 from piti.job import JobContext, JobSpec
 from piti.jobs import train as job
 from piti.models.checkpoints import load_model, load_trainer_state
@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
-    config = load_config("demo", tiny_overrides(folder))
+    config = load_config("demo-sketch", tiny_overrides(folder))
     uri = str(folder / "shards")
     plans = plan_shards(open_source(config.data), config.data, config.seed)
     for plan in plans:
@@ -62,7 +62,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def context_of(root: Path, shards: str, stage: str = "pretrain", **more: Any) -> JobContext:
-    config = load_config("demo", tiny_overrides(root, **more))
+    config = load_config("demo-sketch", tiny_overrides(root, **more))
     step = getattr(Plan(config), stage)
     spec = JobSpec(
         kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
@@ -139,6 +139,21 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(cluster: None, sh
         assert result["final_validation"][key] == pytest.approx(value, rel=1e-6)
     steps = [record["step"] for record in read_metrics(context.spec.output) if record["split"] == "train"]
     assert steps == list(range(1, 17)), "a step is missing from metrics.jsonl, or there twice"
+
+
+def test_an_error_that_repeats_itself_is_tried_once_more_and_named(cluster: None, shards: str, tmp_path: Path) -> None:
+    """A link to nowhere where the checkpoint should be: two attempts, then the cause in one line."""
+    context = context_of(tmp_path, shards, cluster__max_failures=3, training__pretrain__checkpoint_every_steps=4)
+    blocked = storage.local_path(storage.join(context.spec.output, "step-00000004"))
+    blocked.parent.mkdir(parents=True)
+    blocked.symlink_to(tmp_path / "nowhere")
+    lines: list[str] = []
+    context.info = lines.append  # type: ignore[method-assign]
+    with pytest.raises(PitiError, match=r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 4"):
+        job.run(context)
+    assert len(lines) == 1
+    assert "restart 1 of 3" in lines[0]
+    assert "WorkerGroupError" not in lines[0]
 
 
 def test_a_users_error_reaches_the_driver_at_once(cluster: None, shards: str, tmp_path: Path) -> None:

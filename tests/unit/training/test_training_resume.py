@@ -19,7 +19,7 @@ from piti.training.status import Status
 from piti.training.workers import Workers
 
 
-class PlugPulledError(Exception):
+class PlugPulledError(BaseException):
     """Stands for a process that ends at once."""
 
 
