@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import uuid
@@ -93,3 +94,10 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
 def test_links_open_in_a_browser() -> None:
     assert storage.as_link("/data/my runs/report.html") == "file:///data/my%20runs/report.html"
     assert storage.as_link("s3://bucket/report.html") == "s3://bucket/report.html"
+
+
+def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "spec.json"), {"a": 1}, private=True)
+    assert stat.S_IMODE((tmp_path / "spec.json").stat().st_mode) == 0o600
+    storage.write_json(str(tmp_path / "spec.json"), {"a": 2})
+    assert storage.read_json(str(tmp_path / "spec.json")) == {"a": 2}
