@@ -21,18 +21,24 @@ from piti.weights import weights_problems
 
 
 @task(name="preflight", task_run_name="preflight {config}", cache_policy=NO_CACHE)
-def preflight(config: str, overrides: Overrides = None) -> Plan:
-    """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
+def preflight(config: str, overrides: Overrides = None, training: bool = True) -> Plan:
+    """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems.
+
+    Without `training` only what evaluation needs is asked for: not VGG19, not the weights that training begins from,
+    no batch of training pictures, no room for checkpoints, and the cluster has to hold one worker.
+    """
     settings = load_config(config, overrides, machine_settings().allowed_folders())
     with shared_listings():
         problems = [
-            *source_problems(settings),
             *sampling_problems(settings),
-            *weights_problems(settings),
-            *pretrained_problems(settings),
+            *weights_problems(settings, training),
             *feature_network_problems(settings),
-            *cluster_problems(settings),
+            *cluster_problems(settings, training),
         ]
+        if training:
+            problems += [*source_problems(settings), *pretrained_problems(settings)]
+        else:
+            problems += open_source(settings.data).problems()
         if problems:
             raise PreflightError(problems)
         plan = Plan(settings)
@@ -126,34 +132,35 @@ def sampling_problems(config: Config) -> list[PitiError]:
     return problems
 
 
-def cluster_problems(config: Config) -> list[PitiError]:
-    """Whether the cluster answers and is large enough."""
+def cluster_problems(config: Config, training: bool = True) -> list[PitiError]:
+    """Whether the cluster answers and is large enough: for all workers of `training`, or else for one."""
     try:
         total = Cluster().resources()
     except PitiError as error:
         return [error]
-    wanted = wanted_resources(config)
+    wanted = wanted_resources(config, training)
+    what, workers = ("training", config.cluster.num_workers) if training else ("evaluation", 1)
     problems = []
     if wanted.cpus > total.cpus:
         problems.append(
             PitiError(
-                f"training wants {wanted.cpus:g} CPUs ({config.cluster.num_workers} workers), the cluster has {total.cpus:g}",
+                f"{what} wants {wanted.cpus:g} CPUs ({workers} workers), the cluster has {total.cpus:g}",
                 "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes",
             )
         )
     if wanted.gpus > total.gpus:
         problems.append(
             PitiError(
-                f"training wants {wanted.gpus:g} GPUs, the cluster has {total.gpus:g}",
+                f"{what} wants {wanted.gpus:g} GPUs, the cluster has {total.gpus:g}",
                 "lower cluster.num_workers, set cluster.use_gpu to false, or add nodes",
             )
         )
     return problems
 
 
-def wanted_resources(config: Config) -> Resources:
-    """What one training job holds while it runs."""
-    workers = config.cluster.num_workers
+def wanted_resources(config: Config, training: bool = True) -> Resources:
+    """What one training job holds while it runs, or else the least that evaluation needs: one worker at a time."""
+    workers = config.cluster.num_workers if training else 1
     return Resources(workers * config.cluster.cpus_per_worker, workers if config.cluster.use_gpu else 0)
 
 
