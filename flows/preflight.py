@@ -26,17 +26,17 @@ def preflight(config: str, overrides: Overrides = None) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
     settings = load_config(config, overrides)
     with shared_listings():
-        problems = [
-            *source_problems(settings),
-            *sampling_problems(settings),
-            *weights_problems(settings),
-            *cluster_problems(settings),
-        ]
+        problems = [*config_problems(settings), *cluster_problems(settings)]
         if problems:
             raise PreflightError(problems)
         plan = Plan(settings)
         get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
     return plan
+
+
+def config_problems(config: Config) -> list[PitiError]:
+    """What is wrong with dataset, respacings, weights and disk."""
+    return [*source_problems(config), *sampling_problems(config), *weights_problems(config)]
 
 
 def source_problems(config: Config) -> list[PitiError]:
@@ -116,11 +116,15 @@ def sampling_problems(config: Config) -> list[PitiError]:
 def cluster_problems(config: Config) -> list[PitiError]:
     """Whether the cluster answers and is large enough."""
     try:
-        total = Cluster().resources()
+        return size_problems(config, Cluster().resources())
     except PitiError as error:
         return [error]
+
+
+def size_problems(config: Config, total: Resources) -> list[PitiError]:
+    """What a training job wants and a cluster of this size cannot give."""
     wanted = wanted_resources(config)
-    problems = []
+    problems: list[PitiError] = []
     if wanted.cpus > total.cpus:
         problems.append(
             PitiError(

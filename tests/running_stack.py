@@ -36,7 +36,9 @@ class RunningStack:
     def start(cls, home: Path, *options: str) -> RunningStack:
         """`piti up` on free ports, everything below `home`."""
         # Wide enough that no table line is broken, whatever terminal the tests run in.
-        environment = {**os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1"}
+        environment = {
+            **os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        }  # fmt: skip
         answer = run_piti("up", "--free-ports", *options, environment=environment)
         assert answer.returncode == 0, answer.stderr + answer.stdout
         return cls(home, {**environment, **cls(home, environment).record.environment()})

@@ -22,12 +22,13 @@ from piti.data.shards import write_manifest
 from piti.data.sources import open_source
 from piti.diffusion import LossSecondMomentSampler
 from piti.errors import CheckpointError
-from piti.job import JobContext, JobSpec
+from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs import train as job
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.plan import Plan
 from piti.training.metrics import read_metrics
 from tests.e2e.tiny import tiny_overrides
+from tests.running_stack import RunningStack
 
 pytestmark = [
     pytest.mark.integration,
@@ -36,15 +37,13 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A Ray cluster of this process, or whichever is there already."""
-    found = ray.is_initialized()
-    if not found:
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False
-        )
-    yield
-    if not found:
+def cluster(stack: RunningStack) -> Iterator[RunningStack]:
+    """The stack's Ray cluster, with this process as the driver of a job."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+            environment.setenv(name, stack.environment[name])
+        ray.init(address=f"127.0.0.1:{stack.record.ports.ray}", log_to_driver=False)
+        yield stack
         ray.shutdown()
 
 
@@ -71,10 +70,10 @@ def context_of(root: Path, shards: str, stage: str = "pretrain", **more: Any) ->
     return JobContext(spec)
 
 
-def train_workers() -> list[psutil.Process]:
-    """Processes of Ray Train's workers below this one."""
+def train_workers(stack: RunningStack) -> list[psutil.Process]:
+    """Processes of Ray Train's workers."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in stack.processes():
         try:
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 found.append(process)
@@ -83,16 +82,29 @@ def train_workers() -> list[psutil.Process]:
     return found
 
 
-def test_two_workers_do_what_one_does(cluster: None, shards: str, tmp_path: Path) -> None:
-    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs.
+# Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
+OPTIONS: dict[str, Any] = {
+    "diffusion__base__steps": 2,
+    "training__pretrain__phases": [{"steps": 10, "learning_rate": 3e-4}],
+    "training__pretrain__checkpoint_every_steps": 4,
+    "training__pretrain__keep_checkpoints": 8,
+}
 
-    Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
-    """
-    results, weights, timesteps = {}, {}, {}
-    options = {"diffusion__base__steps": 2, "training__pretrain__phases": [{"steps": 10, "learning_rate": 3e-4}]}
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: RunningStack, shards: str, tmp_path_factory: pytest.TempPathFactory) -> JobResult:
+    """Pretraining by two workers."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return job.run(context_of(folder, shards, cluster__num_workers=2, **OPTIONS))
+
+
+def test_two_workers_do_what_one_does(
+    cluster: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
+) -> None:
+    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs."""
+    context = context_of(tmp_path, shards, cluster__num_workers=1, **OPTIONS)
+    results, weights, timesteps = {1: job.run(context), 2: undisturbed}, {}, {}
     for num_workers in (1, 2):
-        context = context_of(tmp_path / str(num_workers), shards, cluster__num_workers=num_workers, **options)
-        results[num_workers] = job.run(context)
         timesteps[num_workers] = load_trainer_state(results[num_workers]["checkpoint"])["timesteps"]
         weights[num_workers] = load_model(results[num_workers]["checkpoint"], context.config.models.base).state_dict()
     sampler = LossSecondMomentSampler(2)
@@ -109,22 +121,18 @@ def test_two_workers_do_what_one_does(cluster: None, shards: str, tmp_path: Path
         assert difference < 1e-4, f"{key} differs by {difference} on average"
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(cluster: None, shards: str, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
+    cluster: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
+) -> None:
     """SIGKILL for one of two workers after the first checkpoint: the run goes on from it and ends as undisturbed."""
-    longer: dict[str, Any] = {
-        "training__pretrain__phases": [{"steps": 16, "learning_rate": 1e-3}],
-        "training__pretrain__checkpoint_every_steps": 4,
-        "training__pretrain__keep_checkpoints": 8,
-    }
-    undisturbed = job.run(context_of(tmp_path / "undisturbed", shards, **longer))
-    context = context_of(tmp_path / "killed", shards, **longer)
+    context = context_of(tmp_path, shards, cluster__num_workers=2, **OPTIONS)
     killed: list[int] = []
 
     def kill_one_later() -> None:
         marker = storage.join(context.spec.output, "step-00000004", storage.MARKER)
         while not storage.exists(marker):
             time.sleep(0.01)
-        victim = train_workers()[-1].pid
+        victim = train_workers(cluster)[-1].pid
         os.kill(victim, signal.SIGKILL)
         killed.append(victim)
 
@@ -133,15 +141,16 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(cluster: None, sh
     result = job.run(context)
     thread.join(timeout=1)
     assert killed, "nobody was killed: the test proves nothing"
-    assert result["steps"] == 16
+    assert result["steps"] == 10
+    assert result["resumed_from_step"] == 4
     assert result["initial_validation"] == undisturbed["initial_validation"]
     for key, value in undisturbed["final_validation"].items():
         assert result["final_validation"][key] == pytest.approx(value, rel=1e-6)
     steps = [record["step"] for record in read_metrics(context.spec.output) if record["split"] == "train"]
-    assert steps == list(range(1, 17)), "a step is missing from metrics.jsonl, or there twice"
+    assert steps == list(range(1, 11)), "a step is missing from metrics.jsonl, or there twice"
 
 
-def test_a_users_error_reaches_the_driver_at_once(cluster: None, shards: str, tmp_path: Path) -> None:
+def test_a_users_error_reaches_the_driver_at_once(cluster: RunningStack, shards: str, tmp_path: Path) -> None:
     """Stage 2 without stage 1: every worker raises CheckpointError; it is neither wrapped nor tried again."""
     context = context_of(tmp_path, shards, "stage2", cluster__max_failures=3)
     lines: list[str] = []
