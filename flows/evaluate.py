@@ -12,8 +12,9 @@ from flows.cancellation import stop_jobs
 from flows.parameters import Checkpoints, ConfigName, Overrides
 from flows.preflight import preflight
 from piti import storage
+from piti.checkpoints import checkpoints_of
 from piti.errors import CheckpointError
-from piti.plan import Plan, Step, checkpoints_of
+from piti.plan import Plan, Step
 
 
 @flow(name="piti", on_cancellation=[stop_jobs], flow_run_name="evaluate-{config}")

@@ -15,7 +15,6 @@ from piti.config.presets import load_config
 from piti.data.shard_sizes import num_shards
 from piti.data.sources import open_source
 from piti.data.sources.trees import shared_listings
-from piti.diffusion.schedule import betas_of, respaced_timesteps
 from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
 from piti.weights import weights_problems
@@ -35,8 +34,13 @@ def preflight(config: str, overrides: Overrides = None) -> Plan:
 
 
 def config_problems(config: Config) -> list[PitiError]:
-    """What is wrong with dataset, respacings, weights and disk."""
-    return [*source_problems(config), *sampling_problems(config), *weights_problems(config)]
+    """What is wrong with dataset, respacings, weights, pretrained networks and disk."""
+    return [
+        *source_problems(config),
+        *sampling_problems(config),
+        *weights_problems(config),
+        *pretrained_problems(config),
+    ]
 
 
 def source_problems(config: Config) -> list[PitiError]:
@@ -99,8 +103,17 @@ def _parameters_upper_bound(config: Config, stage: str) -> float:
     return 351e6 * (model.model_channels / 192) ** 2 + 30e6 * (model.encoder_width / 512) ** 2
 
 
+def pretrained_problems(config: Config) -> list[PitiError]:
+    """What is wrong with the weights that training begins from."""
+    from piti.models import pretrained  # imports torch, which no other task needs
+
+    return pretrained.pretrained_problems(config)
+
+
 def sampling_problems(config: Config) -> list[PitiError]:
     """Respacings that the noise schedules cannot give."""
+    from piti.diffusion.schedule import betas_of, respaced_timesteps  # imports torch, which no other task needs
+
     problems: list[PitiError] = []
     for network, respacing in (
         (config.diffusion.base, config.sampling.base_respacing),

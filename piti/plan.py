@@ -15,9 +15,10 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel
 
 from piti import storage
+from piti.checkpoints import checkpoint_hashes
 from piti.config import Config, Stage, StageConfig, WeightsRef
 from piti.data.sources import open_source
-from piti.errors import CheckpointError, DataError
+from piti.errors import DataError
 from piti.provenance import FORMAT_VERSIONS
 
 JobKind = Literal["shard", "degrade", "train", "sample", "score"]
@@ -26,7 +27,7 @@ JobKind = Literal["shard", "degrade", "train", "sample", "score"]
 _OPERATIONAL_STAGE_KEYS = {
     "microbatch_size", "validate_every_steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "compile",
 }  # fmt: skip
-_OPERATIONAL_MODEL_KEYS = {"activation_checkpointing", "channels_last"}
+_OPERATIONAL_MODEL_KEYS = {"activation_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -185,25 +186,3 @@ class Plan:
         inputs = {**sample.inputs, "samples": sample.output}
         inputs |= {f"run_{step.name}": step.output for step in self.training}
         return self._step("score", "score", "reports", content, inputs)
-
-
-def checkpoint_hashes(checkpoint: str) -> dict[str, str]:
-    """File hashes that a whole checkpoint's marker lists. Raises CheckpointError if it is missing or not whole."""
-    try:
-        marker = storage.read_json(storage.join(checkpoint, storage.MARKER))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{checkpoint} is no whole checkpoint (it has no {storage.MARKER})",
-            "checkpoints are the step-* folders below <root>/runs/<fingerprint>/",
-        ) from error
-    return cast(dict[str, str], marker["sha256"])
-
-
-def checkpoints_of(run: str) -> list[str]:
-    """URIs of the whole checkpoints of a training run, oldest first."""
-    names = [entry for entry in storage.list_names(run) if entry.startswith("step-")]
-    return [
-        uri
-        for uri in (storage.join(run, entry) for entry in names)
-        if storage.exists(storage.join(uri, storage.MARKER))
-    ]

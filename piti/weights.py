@@ -1,12 +1,15 @@
-"""Weights that somebody has to download once: which a config needs, and whether they are there and right."""
+"""Weights that somebody has to download once: which a config needs, whether they are there and right, and opening them."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from piti import storage
-from piti.config import Config, ModelConfig, WeightsRef
+from piti.config import Config, WeightsRef
 from piti.errors import CheckpointError, PitiError
 
 
@@ -19,66 +22,77 @@ class NeededWeights:
     origin: str
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """A pinned file while it is open: `path` on this machine, `uri` as configured, `sha256` as found."""
+
+    path: Path
+    uri: str
+    sha256: str
+
+
+@contextmanager
+def open_weights(ref: WeightsRef, key: str, origin: str = "them") -> Iterator[WeightsFile]:
+    """Find, fetch and hash a weights file, local or remote. A remote file's copy is deleted afterwards.
+
+    `key` is the config's dotted key and `origin` where to get the file, for errors. Raises CheckpointError if the file
+    is missing or its hash is not `ref.sha256`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = storage.fetch(ref.path, Path(folder) / storage.name(ref.path))
+            found = storage.sha256_file(str(path))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise CheckpointError(
+                f"{key}: there is no file {ref.path}", f"download {origin} there, or correct the path"
+            ) from error
+        if ref.sha256 is not None and found != ref.sha256:
+            raise CheckpointError(
+                f"{key}: {ref.path} has sha256 {found}, the config pins {ref.sha256}",
+                f"download {origin} again, or correct the pin",
+            )
+        yield WeightsFile(path, ref.path, found)
+
+
 def feature_networks(config: Config) -> list[NeededWeights]:
     """The fixed networks that losses and metrics look through."""
-    perceptual = config.training.upsampler
+    evaluation, upsampler = config.evaluation, config.training.upsampler
+    inception = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
     needed = [
-        NeededWeights(
-            "evaluation.inception",
-            config.evaluation.inception,
-            "torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
-        ),
-        NeededWeights(
-            "evaluation.lpips_trunk", config.evaluation.lpips_trunk, "torchvision's alexnet-owt-7be5be79.pth"
-        ),
+        NeededWeights("evaluation.inception", evaluation.inception, inception),
+        NeededWeights("evaluation.lpips_trunk", evaluation.lpips_trunk, "torchvision's alexnet-owt-7be5be79.pth"),
     ]
-    if perceptual.perceptual_weight > 0:
-        needed.append(NeededWeights("training.upsampler.vgg19", perceptual.vgg19, "torchvision's vgg19-dcbb9e9d.pth"))
+    if upsampler.perceptual_weight > 0:
+        needed.append(NeededWeights("training.upsampler.vgg19", upsampler.vgg19, "torchvision's vgg19-dcbb9e9d.pth"))
     return needed
 
 
 def weights_problems(config: Config) -> list[PitiError]:
-    """Every weights file that is missing, misplaced or other than its sha256 says.
+    """Every feature network's file that is missing, misplaced or other than its sha256 says.
 
     A feature network without weights is a problem unless the config allows untrained ones (demo.yaml does).
+    `piti.models.pretrained.pretrained_problems` looks at the weights that training begins from.
     """
-    problems: list[PitiError] = []
-    for needed in feature_networks(config):
-        if needed.ref is None and not config.allow_untrained_feature_networks:
-            problems.append(
-                CheckpointError(
-                    f"{needed.key} is not set",
-                    f"download {needed.origin} and set {needed.key}.path to where you put it",
-                )
-            )
-    for needed in feature_networks(config):
+    problems: list[PitiError] = [
+        CheckpointError(
+            f"{needed.key} is not set", f"download {needed.origin} and set {needed.key}.path to where you put it"
+        )
+        for needed in feature_networks(config)
+        if needed.ref is None and not config.allow_untrained_feature_networks
+    ]
+    hed = NeededWeights("data.sketch.weights", config.data.sketch.weights, "network-bsds500.pytorch")
+    for needed in (*feature_networks(config), hed):
         if needed.ref is not None:
-            problems.extend(_file_problems(needed.key, needed.ref))
-    if config.data.sketch.weights is not None:
-        problems.extend(_file_problems("data.sketch.weights", config.data.sketch.weights))
-    for network, ref in (("base", config.pretrained.base), ("upsampler", config.pretrained.upsampler)):
-        if ref is not None:
-            problems.extend(_pretrained_problems(f"pretrained.{network}", ref, getattr(config.models, network)))
+            problems.extend(file_problems(needed.key, needed.ref, needed.origin))
     return problems
 
 
-def _pretrained_problems(key: str, ref: WeightsRef, model: ModelConfig) -> Iterator[PitiError]:
-    """Files on this machine are also looked into; what lies elsewhere is when the stage that needs it fetches it."""
-    if not storage.is_local(ref.path) or not storage.exists(ref.path):
-        yield from _file_problems(key, ref)
+def file_problems(key: str, ref: WeightsRef, origin: str = "them") -> Iterator[PitiError]:
+    """What is wrong with a pinned file, read where it lies: a file that is not pinned only has to be there."""
+    if ref.sha256 is None and storage.exists(ref.path):
         return
-    from piti.models.checkpoints import check_pretrained  # imports torch, which most preflights can do without
-
     try:
-        check_pretrained(model, ref)
+        with open_weights(ref, key, origin):
+            pass
     except CheckpointError as problem:
-        yield CheckpointError(f"{key}: {problem}")
-
-
-def _file_problems(key: str, ref: WeightsRef) -> Iterator[PitiError]:
-    if not storage.exists(ref.path):
-        yield CheckpointError(f"{key}.path: there is no file {ref.path}", "download it there, or correct the path")
-    elif ref.sha256 is not None and (found := storage.sha256_file(ref.path)) != ref.sha256:
-        yield CheckpointError(
-            f"{key}: {ref.path} has sha256 {found}, expected {ref.sha256}", "download it again, or correct the sha256"
-        )
+        yield problem

@@ -40,7 +40,7 @@ NetworkOption = Annotated[Network, typer.Option(help="Which network of the casca
 @app.command()
 def inspect(path: Annotated[str, typer.Argument(help="A weights file or checkpoint folder.")]) -> None:
     """Say what kind of weights a file holds, its sizes and its sha256 (which a config can pin)."""
-    from piti.models.checkpoints import inspect_checkpoint
+    from piti.models.pretrained import inspect_checkpoint
 
     typer.echo(yaml.safe_dump(inspect_checkpoint(path), sort_keys=False), nl=False)
 
@@ -60,12 +60,13 @@ def import_weights(
     from piti.config import WeightsRef
     from piti.config.presets import load_config
     from piti.models import build_model
-    from piti.models.checkpoints import load_pretrained, write_checkpoint
+    from piti.models.checkpoints import write_checkpoint
+    from piti.models.pretrained import load_pretrained
 
     sizes = getattr(load_config(config, parse_settings(assignments or [])).models, network.value)
     _refuse_existing(target)
     model = build_model(sizes, seed=seed)
-    origin = load_pretrained(model, WeightsRef(path=storage.absolute(path), sha256=sha256))
+    origin = load_pretrained(model, WeightsRef(path=storage.absolute(path), sha256=sha256), "import")
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / "checkpoint"
         state = model.state_dict()
@@ -87,7 +88,8 @@ def export(
 ) -> None:
     """Write a checkpoint as a file that PITI's published code loads."""
     from piti.config.presets import load_config
-    from piti.models.checkpoints import export_piti, load_model
+    from piti.models.checkpoints import load_model
+    from piti.models.pretrained import export_piti
 
     sizes = getattr(load_config(config, parse_settings(assignments or [])).models, network.value)
     _refuse_existing(target)

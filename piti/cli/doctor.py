@@ -141,9 +141,11 @@ def _gpu() -> Finding:
 
 def _weights(config: str) -> Iterator[Finding]:
     from piti.config.presets import load_config
+    from piti.models.pretrained import pretrained_problems
     from piti.weights import weights_problems
 
-    problems: list[PitiError] = list(weights_problems(load_config(config)))
+    wanted = load_config(config)
+    problems: list[PitiError] = [*weights_problems(wanted), *pretrained_problems(wanted)]
     yield from (Finding(Verdict.BAD, "weights", str(problem)) for problem in problems)
     if not problems:
         yield Finding(Verdict.GOOD, "weights", f"all that config {config!r} needs are there")

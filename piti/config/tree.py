@@ -26,8 +26,6 @@ class ModelConfig(Section):
 
     `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
     side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
-    `channels_last` is how activations lie in memory, None what suits the machine and the width: faster on GPUs, on
-    CPUs with AVX-512, and at published widths on any; on other CPUs slower at the demo's widths.
     """
 
     image_size: Positive = 64
@@ -44,7 +42,6 @@ class ModelConfig(Section):
     encoder_layers: Positive = 8
     encoder_heads: Positive = 8
     activation_checkpointing: bool = False
-    channels_last: bool | None = None
 
     @classmethod
     def base(cls, condition_channels: int = 3) -> Self:

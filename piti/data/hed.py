@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from piti import storage
 from piti.config import SketchConfig, WeightsRef
-from piti.data.cache import cache_folder
 from piti.data.geometry import resize_nearest
 from piti.errors import CheckpointError
 from piti.models.weight_files import read_weights
+from piti.weights import open_weights
 
+_KEY, _ORIGIN = "data.sketch.weights", "network-bsds500.pytorch"
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _STAGE_NAMES = ("One", "Two", "Thr", "Fou", "Fiv")  # of the published file's keys: moduleVggOne.0.weight, ...
 _MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
@@ -68,7 +68,7 @@ def load_hed(ref: WeightsRef) -> Hed:
     if missing or unexpected or wrong:
         parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(wrong)))
         listed = "; ".join(f"{what}: {', '.join(keys[:3])}" for what, keys in parts if keys)
-        raise CheckpointError(f"{ref.path} are not HED's weights ({listed})", "use network-bsds500.pytorch")
+        raise CheckpointError(f"{ref.path} are not HED's weights ({listed})", f"use {_ORIGIN}")
     network.load_state_dict(found)
     return network
 
@@ -110,20 +110,16 @@ def _network(ref: WeightsRef, device: torch.device) -> Hed:
 
 @lru_cache(maxsize=2)
 def _sha256(ref: WeightsRef) -> str:
-    try:
-        return storage.sha256_file(ref.path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {ref.path}", "download network-bsds500.pytorch there") from error
+    with open_weights(ref, _KEY, _ORIGIN) as file:
+        return file.sha256
 
 
 def _read(ref: WeightsRef) -> dict[str, Tensor]:
     """The file's tensors under this module's names."""
-    digest = _sha256(ref)
-    if ref.sha256 is not None and digest != ref.sha256:
-        raise CheckpointError(f"{ref.path} has sha256 {digest}, expected {ref.sha256}", "download it again")
-    content = read_weights(storage.fetch(ref.path, cache_folder() / "weights" / digest), ref.path)
+    with open_weights(ref, _KEY, _ORIGIN) as file:
+        content = read_weights(file.path, ref.path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{ref.path} is no mapping of tensors", "use network-bsds500.pytorch")
+        raise CheckpointError(f"{ref.path} is no mapping of tensors", f"use {_ORIGIN}")
     return {_own_name(str(key)): value for key, value in content.items()}
 
 

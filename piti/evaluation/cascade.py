@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piti.checkpoints import final_checkpoint
 from piti.config import Config, ScheduleConfig
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
@@ -26,8 +27,7 @@ from piti.evaluation.picture_sets import Drawing, Part, PictureSetName, write_pi
 from piti.models import Latent, PITIModel, build_model, round_weights
 from piti.models.checkpoints import load_model
 from piti.seeds import stable_hash
-from piti.training.precision import autocast
-from piti.training.stages import final_checkpoint
+from piti.training.workers import autocast
 
 logger = logging.getLogger("piti")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -10,9 +9,9 @@ from typing import TypeVar
 from eval.features import FeatureExtractor, InceptionFeatures, UntrainedFeatures
 from eval.lpips import LpipsNetwork
 from eval.pictures import WeightsError
-from piti import storage
 from piti.config import Config, WeightsRef
 from piti.errors import CheckpointError
+from piti.weights import open_weights
 
 Opened = TypeVar("Opened")
 
@@ -52,10 +51,8 @@ def _check_untrained_allowed(config: Config, key: str) -> None:
 
 
 def _opened(ref: WeightsRef, key: str, opener: Callable[[Path], Opened]) -> Opened:
-    with tempfile.TemporaryDirectory() as folder:
+    with open_weights(ref, key) as file:
         try:
-            return opener(storage.fetch(ref.path, Path(folder) / storage.name(ref.path)))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{key}.path: there is no file {ref.path}", "download it there") from error
+            return opener(file.path)
         except WeightsError as error:
             raise CheckpointError(f"{key}: {error}", "download it again, or correct the path or sha256") from error

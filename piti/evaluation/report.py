@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -17,6 +17,7 @@ from eval.grid import PictureGrid
 from eval.lpips import PerceptualNetwork
 from eval.report import MetricRow, ReportData, StageDistance
 from piti import storage
+from piti.checkpoints import Checkpoint
 from piti.config import STAGE_LABELS, STAGES, Config, Stage
 from piti.evaluation.cascade import picture_seed
 from piti.evaluation.picture_sets import describe_sampling
@@ -31,25 +32,6 @@ _METRIC_WORDS = {
     "lpips": ("LPIPS", "lower", "mean perceptual distance of each generated picture to its ground truth"),
     "lpips_diversity": ("LPIPS diversity", "higher", "mean perceptual distance between pictures of one condition"),
 }
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The base checkpoint that is evaluated. `label` says which stage it is of, in words."""
-
-    uri: str
-    stage: str
-    step: int
-
-    @classmethod
-    def at(cls, uri: str) -> Checkpoint:
-        """Read from its DONE.json. Raises FileNotFoundError if it is not whole."""
-        about = storage.read_json(storage.join(uri, storage.MARKER))
-        return cls(uri, str(about.get("stage", "base")), int(about.get("step", 0)))
-
-    @property
-    def label(self) -> str:
-        return STAGE_LABELS.get(self.stage, self.stage)
 
 
 def loss_curve(stage: Stage, records: Sequence[Mapping[str, Any]], begins_as: str = "untrained") -> LossCurve:

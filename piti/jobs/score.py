@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from piti import storage
+from piti.checkpoints import Checkpoint
 from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection, result_of
 
@@ -38,7 +39,7 @@ def score(context: JobContext, device: str = "cpu") -> JobResult:
     from eval.report import render_report
     from piti.evaluation.measurement import Evaluation
     from piti.evaluation.networks import open_extractor, open_perceptual_network
-    from piti.evaluation.report import Checkpoint, metric_values, provenance, report_data, stage_labels
+    from piti.evaluation.report import metric_values, provenance, report_data, stage_labels
 
     spec, config = context.spec, context.config
     steps = 4

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from piti import storage
+from piti.checkpoints import clear_leftovers, newest_whole_checkpoint
 from piti.config import Stage
 from piti.errors import PitiError, first_line
 from piti.job import JobContext, JobResult, JobSpec
@@ -148,7 +149,6 @@ def _worker(told: dict[str, JobSpec]) -> JobResult:
     import torch
 
     from piti.training.loop import train
-    from piti.training.state import clear_leftovers
     from piti.training.workers import Workers
 
     context = JobContext(told["spec"])
@@ -207,8 +207,6 @@ def _log_to_driver(rank: int) -> None:
 def _resume_point(run: str) -> str | None:
     """The checkpoint to go on from: the one Ray Train remembers, or a whole one that is newer or in its place."""
     import ray.train
-
-    from piti.training.state import newest_whole_checkpoint
 
     newest = newest_whole_checkpoint(run)
     remembered = ray.train.get_checkpoint()

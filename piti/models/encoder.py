@@ -6,7 +6,7 @@ Parameter names and shapes are those of PITI's `encoder.*` (PITI-Synthesis/PITI,
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piti.config import ENCODER_STRIDE, ModelConfig
-from piti.models.memory import is_channels_last
 
 _CLASS_TOKEN_STD = 0.02
 _POSITION_STD = 0.01
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def laid_out(module: M) -> M:
+    """`module` with its weights channels last, which activations follow, where that is faster: CUDA, AVX-512, AMX."""
+    faster = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return module.to(memory_format=torch.channels_last) if faster else module  # type: ignore[call-overload]
 
 
 class Latent(NamedTuple):
@@ -134,7 +141,6 @@ class TaskEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self._is_channels_last = is_channels_last(config)
         width = config.encoder_width
         num_tokens = (config.condition_size // ENCODER_STRIDE) ** 2
         self.transformer = Transformer(
@@ -152,8 +158,6 @@ class TaskEncoder(nn.Module):
         expected = (self.config.condition_channels, self.config.condition_size, self.config.condition_size)
         if tuple(condition.shape[1:]) != expected:
             raise ValueError(f"condition has shape {tuple(condition.shape)}, this encoder takes (N, {expected})")
-        if self._is_channels_last:
-            condition = condition.contiguous(memory_format=torch.channels_last)
         tokens = self.cnn(condition.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)
         tokens = tokens + self.positional_embedding[:, 1:]
         class_token = (self.cls_token + self.positional_embedding[:, :1]).expand(len(tokens), -1, -1)

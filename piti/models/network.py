@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from piti.config import ModelConfig
-from piti.models.encoder import Latent, TaskEncoder
-from piti.models.memory import laid_out
+from piti.models.encoder import Latent, TaskEncoder, laid_out
 from piti.models.unet import Decoder
 
 
@@ -71,7 +70,7 @@ def build_model(config: ModelConfig, seed: int | None = None) -> PITIModel:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = PITIModel(config)
-    return laid_out(model, config)
+    return laid_out(model)
 
 
 def round_weights(model: PITIModel) -> PITIModel:

@@ -16,13 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from piti.config import ModelConfig
 from piti.errors import ConfigError
-from piti.models.convolution import Conv3x3
 from piti.models.encoder import Latent
-from piti.models.group_norm import GroupNorm
-from piti.models.memory import is_channels_last
 
 IMAGE_CHANNELS = 3
 OUTPUT_CHANNELS = 6  # predicted noise, then the variance's place between its bounds
+_NORM_GROUPS = 32
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,9 +40,26 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Te
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation over 32 groups, computed in float32 whatever comes in, returned in the input's type."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(_NORM_GROUPS, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, channels, ...) -> the same shape and type."""
+        if x.device.type == "cpu":  # there torch reads bf16 beside float32 weights, and sums in float32
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
 def _silu(x: Tensor) -> Tensor:
     """SiLU of a fresh tensor: in place where no gradient needs it again, which spares the largest allocations."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _convolution(channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out_channels, 3, padding=1)
 
 
 class ResBlock(nn.Module):
@@ -60,13 +75,13 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), Conv3x3(channels, out_channels))
+        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), _convolution(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, 2 * out_channels))
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
-            zeroed(Conv3x3(out_channels, out_channels)),
+            zeroed(_convolution(out_channels, out_channels)),
         )
         self.skip_connection = nn.Identity() if out_channels == channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -154,7 +169,6 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self._is_channels_last = is_channels_last(config)
         width = config.model_channels
         embedding_width = 4 * width
         in_channels = IMAGE_CHANNELS * (2 if config.super_resolution else 1)
@@ -163,7 +177,7 @@ class Decoder(nn.Module):
         )
         self.transformer_proj = nn.Linear(config.encoder_width, embedding_width)
         first = width * config.channel_mult[0]
-        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(in_channels, first, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Block(_convolution(in_channels, first))])
         channels, skips = self._build_down(first, embedding_width)
         self.middle_block = Block(
             self._residual(channels, channels, embedding_width),
@@ -172,9 +186,7 @@ class Decoder(nn.Module):
         )
         self.output_blocks = nn.ModuleList()
         channels = self._build_up(channels, skips, embedding_width)
-        self.out = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, OUTPUT_CHANNELS, 3, padding=1))
-        )
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), zeroed(_convolution(channels, OUTPUT_CHANNELS)))
         if config.activation_checkpointing:
             for module in self.modules():
                 if isinstance(module, Block):
@@ -235,8 +247,6 @@ class Decoder(nn.Module):
         if low_res is not None:
             enlarged = F.interpolate(low_res.to(x_t.dtype), x_t.shape[2:], mode="bilinear", align_corners=False)
             x_t = torch.cat([x_t, enlarged], dim=1)
-        if self._is_channels_last:
-            x_t = x_t.contiguous(memory_format=torch.channels_last)
         dtype = self.transformer_proj.weight.dtype
         embedding = self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
         embedding = embedding + self.transformer_proj(latent.summary).to(embedding.dtype)

@@ -1,17 +1,20 @@
-"""Reading a file of tensors without running anything in it, and saying plainly what is wrong with a bad one."""
+"""Files of tensors: reading one without running anything in it, and saying plainly why one is bad or does not fit."""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from piti.errors import CheckpointError, first_line
 
+_LISTED = 20  # how many offending keys of a sort an error names
 _AGAIN = "download or copy it again"
 _ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save's files begin, today's and those before 1.6
 _IS_FOLDER = 0x10  # in a zip entry's attributes
@@ -53,6 +56,47 @@ def read_weights(path: Path, name: str) -> Any:
         raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise _damaged(name, first_line(error)) from error
+
+
+def check_fit(target: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Raise CheckpointError unless `state` has exactly the keys and shapes of `target`, and finite weights."""
+    wanted = {key: tuple(value.shape) for key, value in target.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    shared = {key: value for key, value in state.items() if key in wanted}
+    shapes = [
+        f"{key} {found[key]} instead of {wanted[key]}" for key in wanted if key in found and found[key] != wanted[key]
+    ]
+    integers = [f"{key} {value.dtype}" for key, value in shared.items() if not value.is_floating_point()]
+    problems = [
+        _listing("missing", [key for key in wanted if key not in found]),
+        _listing("unexpected", [key for key in found if key not in wanted]),
+        _listing("of the wrong shape", shapes),
+        _listing("not floating-point numbers", integers),
+    ]
+    if any(problems):
+        raise CheckpointError(
+            f"{what} does not fit the configured network: " + "; ".join(problem for problem in problems if problem),
+            "set the model's sizes in the config to the checkpoint's (`piti checkpoints inspect` shows those that a "
+            "file tells)",
+        )
+    broken = [key for key, value in shared.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise CheckpointError(
+            f"{what} holds numbers that are not finite: {_listing('tensors', broken)}",
+            "its training diverged: take an earlier checkpoint",
+        )
+
+
+def portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, on the CPU and in plain order, whatever memory format they were trained in."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+
+
+def _listing(what: str, entries: list[str]) -> str:
+    if not entries:
+        return ""
+    more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+    return f"{len(entries)} {what} ({', '.join(entries[:_LISTED])}{more})"
 
 
 def _check_archive(path: Path, name: str) -> None:

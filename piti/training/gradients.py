@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from piti.seeds import seed_of
-from piti.training.precision import autocast
 from piti.training.randomness import generator, normal_pictures, uniform
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
-from piti.training.workers import Workers, without_synchronisation
+from piti.training.workers import Workers, autocast, without_synchronisation
 
 
 @dataclass(frozen=True)

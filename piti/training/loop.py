@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from piti.checkpoints import checkpoint_uri, prune_checkpoints
 from piti.config import Stage
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
@@ -17,7 +18,7 @@ from piti.provenance import code_versions
 from piti.training.ema import ema_rate_at
 from piti.training.gradients import StepLosses, accumulate_gradients
 from piti.training.stages import TrainingStage
-from piti.training.state import TrainingState, checkpoint_uri, prune_checkpoints
+from piti.training.state import TrainingState
 from piti.training.status import Status
 from piti.training.validation import Validation
 from piti.training.workers import Workers

@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piti import storage
+from piti.checkpoints import final_checkpoint
 from piti.config import Config, ModelConfig, ScheduleConfig, Stage, StageConfig
 from piti.data.conditions import unit_range
 from piti.data.geometry import base_pictures
 from piti.diffusion import GaussianDiffusion
-from piti.errors import CheckpointError, ConfigError
+from piti.errors import ConfigError
 from piti.models import PITIModel, build_model
-from piti.models.checkpoints import load_model, load_pretrained
+from piti.models.checkpoints import load_model
+from piti.models.pretrained import load_pretrained
 from piti.seeds import seed_of
 
 THUMBNAIL_SIZE = 8  # pixels a side: colours and rough layout, no edges
@@ -114,19 +115,8 @@ class TrainingStage:
         pretrained = self.config.pretrained
         ref = {"stage1": pretrained.base, "upsampler": pretrained.upsampler}.get(self.name)
         if ref is not None:
-            return model, load_pretrained(model, ref)
+            return model, load_pretrained(model, ref, f"pretrained.{'upsampler' if self.is_upsampler else 'base'}")
         return model, {"model": f"seed {seed}"}
-
-
-def final_checkpoint(run: str) -> str:
-    """URI of the checkpoint that a finished training run handed over. Raises CheckpointError if it is not finished."""
-    try:
-        result = storage.read_json(storage.join(run, storage.MARKER))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"the training run {run} is not finished", "run the stage before this one first"
-        ) from error
-    return cast(str, result["checkpoint"])
 
 
 def semantic_thumbnails(images: Tensor, size: int, channels: int) -> Tensor:

@@ -1,12 +1,7 @@
-"""Everything that must survive a crash, registered in one place, and the checkpoint folders it lives in.
-
-A checkpoint is `<run>/step-00000100/`; it counts once its DONE.json is there and its files have the hashes that
-DONE.json lists.
-"""
+"""Everything that must survive a crash, registered in one place."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -16,18 +11,15 @@ from typing import Any, Protocol
 import torch
 
 from piti import storage
+from piti.checkpoints import ASIDE_PREFIX, checkpoint_uri, remove_checkpoint
 from piti.diffusion import LossSecondMomentSampler, TimestepSampler, UniformSampler
 from piti.errors import CheckpointError
 from piti.models import PITIModel
-from piti.models.checkpoints import load_model, load_trainer_state, verify_checkpoint, write_checkpoint
-from piti.plan import checkpoints_of
+from piti.models.checkpoints import load_model, load_trainer_state, write_checkpoint
 from piti.training.ema import EMA
 from piti.training.picture_losses import PictureLosses
 from piti.training.stages import TrainingStage
 from piti.training.workers import Workers
-
-logger = logging.getLogger("piti")
-_ASIDE = ".writing-"
 
 
 class Survivor(Protocol):
@@ -117,7 +109,7 @@ class TrainingState:
         beside = storage.local_path(run) if storage.is_local(run) else None  # so that publishing is a rename
         if beside is not None:
             beside.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=beside))
+        aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=beside))
         try:
             write_checkpoint(
                 aside, model=self.model.state_dict(), ema=self.ema.model.state_dict(), trainer=trainer, about=about
@@ -127,46 +119,3 @@ class TrainingState:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return uri
-
-
-def checkpoint_uri(run: str, step: int) -> str:
-    return storage.join(run, f"step-{step:08d}")
-
-
-def checkpoint_step(uri: str) -> int:
-    """The step that a checkpoint folder's name tells."""
-    return int(storage.name(uri).removeprefix("step-"))
-
-
-def newest_whole_checkpoint(run: str) -> str | None:
-    """The newest checkpoint of a run that verifies; damaged ones are reported and passed over."""
-    for uri in reversed(checkpoints_of(run)):
-        try:
-            verify_checkpoint(uri)
-        except CheckpointError as error:
-            logger.warning("passed over a damaged checkpoint: %s", error)
-            continue
-        return uri
-    return None
-
-
-def remove_checkpoint(uri: str) -> None:
-    """Delete a checkpoint, marker first, so that nobody takes what is left for a whole one."""
-    storage.remove(storage.join(uri, storage.MARKER))
-    storage.remove(uri)
-
-
-def prune_checkpoints(run: str, keep: int) -> None:
-    """Delete all but the newest `keep` whole checkpoints."""
-    for uri in checkpoints_of(run)[:-keep]:
-        remove_checkpoint(uri)
-
-
-def clear_leftovers(run: str) -> None:
-    """Delete what killed processes left half-written in a local run folder: checkpoints that nobody will finish."""
-    if not storage.is_local(run) or not storage.local_path(run).is_dir():
-        return
-    for path in storage.local_path(run).iterdir():
-        unfinished = path.name.startswith("step-") and not (path / storage.MARKER).exists()
-        if path.is_dir() and (path.name.startswith(_ASIDE) or unfinished):
-            shutil.rmtree(path)

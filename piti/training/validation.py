@@ -12,10 +12,9 @@ from piti.data.shards import ShardSet
 from piti.errors import DataError
 from piti.models import PITIModel
 from piti.seeds import seed_of
-from piti.training.precision import autocast
 from piti.training.randomness import normal_pictures
 from piti.training.stages import TrainingStage
-from piti.training.workers import Workers
+from piti.training.workers import Workers, autocast
 
 _GOLDEN_RATIO = 0.6180339887498949  # its multiples fill [0, 1) evenly, however many are taken
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from piti.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,9 @@ class Workers:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` such that its backward pass averages gradients over the workers.
-
-        Raises ConfigError, on every worker, where they lay it out differently in memory (piti.models.memory).
-        """
+        """`module` such that its backward pass averages gradients over the workers."""
         if self.world_size == 1:
             return module
-        num_elsewise = sum(not parameter.is_contiguous() for parameter in module.parameters())
-        if len(set(self.gather(torch.tensor([num_elsewise], device=self.device)).tolist())) > 1:
-            problem = "the workers' machines lay the network out differently in memory"
-            raise ConfigError(problem, "set models.base.channels_last and models.upsampler.channels_last")
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
             module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
@@ -94,3 +85,8 @@ class Workers:
 def without_synchronisation(module: nn.Module) -> AbstractContextManager[Any]:
     """A context in which a wrapped module's backward pass keeps gradients to itself (for gradient accumulation)."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[Any]:
+    """bf16 mixed precision (weights, losses and optimizer stay float32), or nothing for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()

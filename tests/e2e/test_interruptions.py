@@ -12,8 +12,9 @@ import pytest
 
 from flows.cluster import submission_prefix
 from piti import storage
+from piti.checkpoints import checkpoints_of
 from piti.config.presets import load_config
-from piti.plan import Plan, Step, checkpoints_of
+from piti.plan import Plan, Step
 from tests.e2e.runs import FlowRun, Prefect, wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack

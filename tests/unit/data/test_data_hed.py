@@ -93,7 +93,7 @@ def test_other_weights_are_refused(weights: dict[str, Tensor], ref: WeightsRef, 
     refused({**weights, "classifier.weight": torch.zeros(1)}, "unexpected: classifier.weight")
     refused({**weights, "moduleScoreOne.weight": torch.zeros(1, 63, 1, 1)}, r"another shape: scores\.0\.weight")
     refused([torch.zeros(1)], "no mapping of tensors")
-    refused(weights, "expected 0000", sha256="0" * 64)
+    refused(weights, "pins 0000", sha256="0" * 64)
     with pytest.raises(CheckpointError, match="there is no file"):
         load_hed(WeightsRef(path=str(tmp_path / "none.pth")))
 
@@ -146,4 +146,4 @@ def test_config_and_preflight_look_at_the_detector(ref: WeightsRef, tmp_path: Pa
     there = {"data.sketch.detector": "hed", "data.sketch.weights": ref.model_dump()}
     assert weights_problems(load_config("demo", there)) == []
     gone = {"data.sketch.detector": "hed", "data.sketch.weights.path": str(tmp_path / "none.pth")}
-    assert "data.sketch.weights.path: there is no file" in str(weights_problems(load_config("demo", gone))[0])
+    assert "data.sketch.weights: there is no file" in str(weights_problems(load_config("demo", gone))[0])

@@ -12,16 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from piti.checkpoints import verify_checkpoint
 from piti.config import WeightsRef
 from piti.errors import CheckpointError
 from piti.models import ModelConfig, PITIModel, build_model
-from piti.models.checkpoints import (
-    inspect_checkpoint,
-    load_model,
-    load_pretrained,
-    verify_checkpoint,
-    write_checkpoint,
-)
+from piti.models.checkpoints import load_model, write_checkpoint
+from piti.models.pretrained import inspect_checkpoint, load_pretrained
 from piti.models.weight_files import read_weights
 
 SMALL = ModelConfig(
@@ -40,7 +36,7 @@ WRITERS: dict[str, Writer] = {
 
 @pytest.fixture(scope="module")
 def model() -> PITIModel:
-    return build_model(SMALL.model_copy(update={"channels_last": False}), seed=0)
+    return build_model(SMALL, seed=0)
 
 
 def few_numbers() -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piti.models import ModelConfig, PITIModel, build_model, convolution
-from piti.models.memory import laid_out
+from piti.models import ModelConfig, PITIModel, build_model
 
 GOLDEN = Path(__file__).parent / "golden"
-TOLERANCE = 1e-5  # of each value, float32, or of the largest where activations lie channels last
-FLOOR = 5e-6  # contiguous layout: what may be added to a value's tolerance; outputs reach 2.5
+TOLERANCE = 1e-5  # of each value, float32
+FLOOR = 5e-6  # what may be added to a value's tolerance; outputs reach 2.5
+LARGEST_TOLERANCE = 2e-5  # of the largest value, float32, where activations lie channels last
 Maker = Callable[[str, tuple[int, ...]], Tensor]
 
 REDUCED = {"model_channels": 32, "num_head_channels": 32}
@@ -28,12 +28,12 @@ CONFIGS = {
 }
 
 
-def assert_close(ours: Tensor, golden: str, config: ModelConfig) -> None:
+def assert_close(ours: Tensor, golden: str, channels_last: bool) -> None:
     published = np.load(GOLDEN / golden)
     assert tuple(ours.shape) == published.shape
     difference = np.abs(ours.double().numpy() - published.astype(np.float64))
     values = np.abs(published.astype(np.float64))
-    allowed = TOLERANCE * values.max() if config.channels_last else TOLERANCE * values + FLOOR
+    allowed = LARGEST_TOLERANCE * values.max() if channels_last else TOLERANCE * values + FLOOR
     assert (difference <= allowed).all(), f"{golden}: {difference.max()}"
 
 
@@ -49,29 +49,23 @@ def test_keys_and_shapes_are_those_of_the_published_files(size: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "channels_last", "least_channels"),
+    ("name", "channels_last"),
     [
-        ("base", True, None),
-        ("base", True, 32),
-        ("base", False, None),
-        ("upsampler", None, None),
-        ("upsampler", True, None),
-        ("upsampler", True, 32),
-        ("upsampler", False, None),
-        pytest.param("full-base", None, None, marks=pytest.mark.slow),
+        ("base", True),
+        ("base", False),
+        ("upsampler", True),
+        ("upsampler", False),
+        pytest.param("full-base", False, marks=pytest.mark.slow),
     ],
 )
 def test_numbers_are_those_of_the_published_code(
-    name: str, channels_last: bool | None, least_channels: int | None, uniform: Maker, normal: Maker,
-    filled: Callable[[nn.Module], nn.Module], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """`least_channels`: from what width on convolutions are done by minimal filtering, 96 where it is None."""
-    if least_channels is not None:
-        monkeypatch.setattr(convolution, "LEAST_CHANNELS", least_channels)
-    config = CONFIGS[name].model_copy(update={"channels_last": channels_last})
+    name: str, channels_last: bool, uniform: Maker, normal: Maker, filled: Callable[[nn.Module], nn.Module]
+) -> None:
+    config = CONFIGS[name]
     with torch.device("meta"):
         model = PITIModel(config)
-    model = laid_out(model.to_empty(device="cpu"), config)
+    model = model.to_empty(device="cpu")
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
     filled(model).eval()
     side = config.image_size
     condition = uniform("condition", (1, config.condition_channels, 256, 256)).float()
@@ -80,13 +74,13 @@ def test_numbers_are_those_of_the_published_code(
         latent = model.encode(condition)
         output = model(normal("x_t", (1, 3, side, side)).float(), torch.tensor([437]), latent=latent, low_res=low_res)
     stride = 8 if config.super_resolution else 4
-    assert_close(output[:, :, ::stride, ::stride], f"{name}-output.npy", config)
+    assert_close(output[:, :, ::stride, ::stride], f"{name}-output.npy", channels_last)
     wide = output.double()
     sums = torch.stack([wide.mean((0, 2, 3)), wide.std((0, 2, 3), correction=0)])
-    assert_close(sums, f"{name}-sums.npy", config)
+    assert_close(sums, f"{name}-sums.npy", channels_last)
     if name != "full-base":
-        assert_close(latent.tokens[0, ::16, ::16], f"{name}-tokens.npy", config)
-        assert_close(latent.summary[0], f"{name}-summary.npy", config)
+        assert_close(latent.tokens[0, ::16, ::16], f"{name}-tokens.npy", channels_last)
+        assert_close(latent.summary[0], f"{name}-summary.npy", channels_last)
 
 
 def test_published_sizes() -> None:

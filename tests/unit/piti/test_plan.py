@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from piti import storage
+from piti.checkpoints import checkpoints_of
 from piti.config.presets import load_config
 from piti.errors import CheckpointError, DataError
-from piti.plan import Plan, checkpoints_of
+from piti.plan import Plan
 
 
 def prints(overrides: dict[str, Any] | None = None) -> dict[str, str]:
@@ -60,7 +61,7 @@ def test_pictures_degraded_as_they_are_read_need_no_step() -> None:
 
 
 def write_checkpoint(uri: str, digest: str) -> str:
-    storage.write_json(storage.join(uri, storage.MARKER), {"sha256": {"ema.safetensors": digest}, "step": 1})
+    storage.write_json(storage.join(uri, storage.MARKER), {"format": 1, "sha256": {"ema.safetensors": digest}})
     return uri
 
 
@@ -88,7 +89,7 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
     (tmp_path / "step-00000300").mkdir()
     (tmp_path / "step-00000300" / "model.safetensors").write_bytes(b"half")
     assert [storage.name(uri) for uri in checkpoints_of(str(tmp_path))] == ["step-00000020", "step-00000100"]
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="not a finished checkpoint"):
         Plan(load_config("demo")).sample(str(tmp_path / "step-00000300"), str(tmp_path / "step-00000100"))
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from piti import storage
 from piti.config.presets import load_config
 from piti.models import build_model
-from piti.models.checkpoints import export_piti
+from piti.models.pretrained import export_piti, pretrained_problems
 from piti.weights import weights_problems
 
 
+def found(overrides: dict[str, Any]) -> list[str]:
+    """All that preflight says of a config's weights."""
+    config = load_config("demo", overrides)
+    return [str(problem) for problem in (*weights_problems(config), *pretrained_problems(config))]
+
+
 def test_the_demo_needs_no_weights() -> None:
-    assert weights_problems(load_config("demo")) == []
+    assert found({}) == []
 
 
 def test_without_permission_every_missing_network_is_named() -> None:
@@ -28,9 +35,9 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     weights = tmp_path / "base.pt"
     export_piti(build_model(load_config("demo").models.base, seed=0), str(weights))
     right = {"pretrained.base.path": str(weights), "pretrained.base.sha256": storage.sha256_file(str(weights))}
-    assert weights_problems(load_config("demo", right)) == []
+    assert found(right) == []
     wrong = {**right, "pretrained.base.sha256": "0" * 64, "evaluation.inception.path": str(tmp_path / "nowhere.pth")}
-    messages = "\n".join(str(problem) for problem in weights_problems(load_config("demo", wrong)))
+    messages = "\n".join(found(wrong))
     assert "pretrained.base:" in messages
     assert "the config pins 0000" in messages
     assert "there is no file" in messages
@@ -42,6 +49,6 @@ def test_weights_of_another_width_and_other_files_are_found_before_training(tmp_
     export_piti(build_model(base.model_copy(update={"model_channels": 64}), seed=0), str(wide))
     nonsense.write_bytes(b"weights")
     for path, words in ((wide, "of the wrong shape"), (nonsense, "nonsense.pt")):
-        (problem,) = weights_problems(load_config("demo", {"pretrained.base.path": str(path)}))
-        assert str(problem).startswith("pretrained.base:")
-        assert words in str(problem)
+        (problem,) = found({"pretrained.base.path": str(path)})
+        assert problem.startswith("pretrained.base:")
+        assert words in problem

@@ -15,7 +15,7 @@ from piti import storage
 from piti.config import WeightsRef
 from piti.errors import CheckpointError
 from piti.models import PatchDiscriminator
-from piti.training.losses import PerceptualLoss, critic_terms, generator_term
+from piti.training.picture_losses import PerceptualLoss, critic_terms, generator_term
 
 GOLDEN = Path(__file__).parent / "golden"
 Maker = Callable[[str, tuple[int, ...]], Tensor]
@@ -140,7 +140,7 @@ def test_other_files_are_refused(content: Any, message: str, tmp_path: Path) -> 
 
 def test_missing_or_altered_weights_are_refused_with_the_place_to_put_them(vgg19: WeightsRef, tmp_path: Path) -> None:
     PerceptualLoss(vgg19)
-    with pytest.raises(CheckpointError, match=r"training\.upsampler\.vgg19\.path"):
+    with pytest.raises(CheckpointError, match=r"training\.upsampler\.vgg19: there is no file"):
         PerceptualLoss(WeightsRef(path=str(tmp_path / "nothing.pth")))
     with pytest.raises(CheckpointError, match="the config pins 11"):
         PerceptualLoss(WeightsRef(path=vgg19.path, sha256="1" * 64))

@@ -10,9 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from piti import storage
+from piti.checkpoints import clear_leftovers, prune_checkpoints
 from piti.jobs.train import RAY_SNAPSHOT, forget_lost_checkpoints
 from piti.training.metrics import MetricsLog, read_metrics
-from piti.training.state import clear_leftovers, prune_checkpoints
 
 
 def checkpoint(run: Path, step: int) -> Path:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from piti import storage
+from piti.checkpoints import newest_whole_checkpoint
 from piti.diffusion import LossSecondMomentSampler
 from piti.job import JobContext
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.training.loop import train
 from piti.training.metrics import read_metrics
-from piti.training.state import newest_whole_checkpoint
 from piti.training.workers import Workers
 
 
