@@ -105,6 +105,8 @@ def _parameters_upper_bound(config: Config, stage: str) -> float:
 
 def pretrained_problems(config: Config) -> list[PitiError]:
     """What is wrong with the weights that training begins from."""
+    if config.pretrained.base is None and config.pretrained.upsampler is None:
+        return []
     from piti.models import pretrained  # imports torch, which no other task needs
 
     return pretrained.pretrained_problems(config)
