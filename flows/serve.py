@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, cast
 
 from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
 
+from flows.cancellation import stop_unwanted_jobs
 from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
 from flows.full_train import full_train
 from flows.prepare import prepare
 from flows.train import train
+from piti.errors import PitiError
 from piti.stack import wait_until_prefect_answers
 
 TAGS = ["piti"]
@@ -37,6 +40,10 @@ def main() -> None:
     """Serve until interrupted."""
     wait_until_prefect_answers()  # `piti up` starts this beside the server
     asyncio.run(ensure_crashed_runs_are_marked())
+    try:
+        stop_unwanted_jobs()
+    except PitiError as error:  # `piti up` starts Ray beside this, too: then there are no jobs yet
+        logging.getLogger("piti").info("no jobs to look after: %s", error)
     serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
 
 

@@ -16,6 +16,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from ray.job_submission import JobStatus
 
@@ -96,16 +97,16 @@ def run_step(step: Step, config: Config) -> State | Result:
     if (result := step.result()) is not None:
         return cached(step, result)
     logger = get_run_logger()
-    cluster = Cluster()
+    cluster, who = Cluster(), str(flow_run.id)
     reason = ""
     for attempt in range(1, config.cluster.max_attempts + 1):
-        job, attached = cluster.submit_or_attach(step, config)
+        job, attached = cluster.submit_or_attach(step, config, who)
         page = f"{cluster.url}/#/jobs/{job.id}"
         logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, page)
-        status = _follow(job, step, config, seen=len(job.log_so_far()) if attached else 0)
+        status = _follow(job, step, config, who, seen=len(job.log_so_far()) if attached else 0)
         if (result := step.result()) is not None:
             return result
-        previous, reason = reason, _failure(job, step, config, status)
+        previous, reason = reason, _failure(job, step, status)
         if reason == previous:
             raise StepError(f"{reason} (twice in a row)", f"see the log above or {page}")
         logger.warning("attempt %d of %d: %s", attempt, config.cluster.max_attempts, reason)
@@ -119,9 +120,8 @@ def cached(step: Step, result: Result) -> State:
     return Completed(name="Cached", message=f"already done: {step.output}", data=result)
 
 
-def _follow(job: RayJob, step: Step, config: Config, seen: int) -> JobStatus | None:
+def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
     description = f"{step.name} of {config.name}"
-    # The key is how a cancelled flow run finds its jobs: see flows/cancellation.py.
     artifact = cast(UUID, create_progress_artifact(progress=0.0, key=job.id, description=description))
     last: Progress = {}
     updated_seconds = 0.0
@@ -131,7 +131,7 @@ def _follow(job: RayJob, step: Step, config: Config, seen: int) -> JobStatus | N
         if not force and time.monotonic() - updated_seconds < ARTIFACT_INTERVAL_SECONDS:
             return
         updated_seconds = time.monotonic()
-        progress = job.progress(config.root)
+        progress = job.progress()
         if progress is not None and progress != last:
             last = progress
             percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
@@ -139,14 +139,14 @@ def _follow(job: RayJob, step: Step, config: Config, seen: int) -> JobStatus | N
                 artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
             )
 
-    status = job.follow(get_run_logger(), show, seen)
+    status = job.follow(get_run_logger(), show, who, seen)
     show(force=True)
     return status
 
 
-def _failure(job: RayJob, step: Step, config: Config, status: JobStatus | None) -> str:
+def _failure(job: RayJob, step: Step, status: JobStatus | None) -> str:
     """Why the job ended without a result. Raises where another attempt would end the same way."""
-    failure = job.failure(config.root)
+    failure = job.failure()
     if failure is not None and not failure["retryable"]:
         raise StepError(f"{step.name} failed: {failure['reason']}")
     if status == JobStatus.STOPPED:

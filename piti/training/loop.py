@@ -35,7 +35,8 @@ def train(
     """Train the stage that `context.spec` names, to its end, and return the job's result.
 
     Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
-    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite.
+    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite;
+    AbandonedError, after a checkpoint, where nobody follows the run any more.
     """
     spec, run = context.spec, context.spec.output
     stage = TrainingStage(cast(Stage, spec.name), context.config)
@@ -58,6 +59,9 @@ def train(
     while True:
         step, is_last = progress.step, progress.step == settings.total_steps
         is_new = resume_from is None or step != resumed_step  # what happened at this step is in the checkpoint
+        is_abandoned = step % settings.log_every_steps == 0 and workers.agree(
+            workers.is_first and context.is_abandoned()
+        )
 
         # Validation: before the first step, every so often, and at the end.
         if is_new and (step % settings.validate_every_steps == 0 or is_last):
@@ -66,8 +70,8 @@ def train(
             progress.initial_validation = progress.initial_validation or progress.last_validation
             status.validation(progress.last_validation, time.monotonic() - stopwatch)
 
-        # Checkpoint: every so often and at the end.
-        if is_new and ((step and step % settings.checkpoint_every_steps == 0) or is_last):
+        # Checkpoint: every so often, at the end, and where nobody follows the run any more.
+        if is_new and ((step and step % settings.checkpoint_every_steps == 0) or is_last or is_abandoned):
             stopwatch = time.monotonic()
             progress.seconds = resumed_seconds + stopwatch - began_seconds
             checkpoint = _publish_checkpoint(context, state, workers, status)
@@ -78,6 +82,8 @@ def train(
         # Stop.
         if is_last:
             break
+        if is_abandoned:
+            raise context.abandoned()
 
         # Data: this worker's share of the next batch.
         examples = stage.examples(next(batches), workers.device)
