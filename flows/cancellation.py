@@ -32,8 +32,7 @@ def stop_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """
     for job in Cluster().running_jobs():
         if str(flow_run.id) in job.followers.names():
-            job.followers.leave(str(flow_run.id))
-            _stop_unless_followed(job)
+            give_up(job, str(flow_run.id))
 
 
 def stop_unwanted_jobs() -> None:
@@ -49,7 +48,15 @@ def stop_unwanted_jobs() -> None:
                 _stop(job)
 
 
-def _stop_unless_followed(job: RayJob) -> None:
+def is_wanted(client: SyncPrefectClient, who: str) -> bool:
+    """Whether a run was neither cancelled nor deleted."""
+    run = _run(client, who)
+    return run is not None and not _is_cancelled(run)
+
+
+def give_up(job: RayJob, who: str) -> None:
+    """`who` follows the job no longer; nobody else does: stop it."""
+    job.followers.leave(who)
     if _has_live_follower(job.followers):
         logger.info("Ray job %s goes on: another run waits for it", job.id)
     else:

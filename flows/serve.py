@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import Any, cast
 
 from prefect import Flow, serve
@@ -19,6 +20,10 @@ from piti.errors import PitiError
 from piti.stack import wait_until_prefect_answers
 
 TAGS = ["piti"]
+# What a person sets in the UI. Prefect's registration changes only the fields that a deployment has set.
+_A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurrency_options")
+# Of Prefect's client, for flow runs: a server that is away is asked again after 2, 4, ... 512 seconds.
+_PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
 def deployments() -> list[RunnerDeployment]:
@@ -29,11 +34,13 @@ def deployments() -> list[RunnerDeployment]:
         "train": train,
         "evaluate": evaluate,
     }
-    registered = (
-        flow.to_deployment(name=name, tags=TAGS, description=(flow.description or "").strip())
+    registered = [
+        cast(RunnerDeployment, flow.to_deployment(name=name, tags=TAGS, description=(flow.description or "").strip()))
         for name, flow in flows.items()
-    )
-    return [cast(RunnerDeployment, deployment) for deployment in registered]
+    ]
+    for deployment in registered:
+        deployment.model_fields_set.difference_update(_A_PERSONS)
+    return registered
 
 
 def main() -> None:
@@ -44,6 +51,8 @@ def main() -> None:
         stop_unwanted_jobs()
     except PitiError as error:  # `piti up` starts Ray beside this, too: then there are no jobs yet
         logging.getLogger("piti").info("no jobs to look after: %s", error)
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
 
 

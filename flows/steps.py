@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import time
+from contextlib import suppress
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
@@ -15,19 +17,26 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
 from ray.job_submission import JobStatus
 
+from flows.cancellation import give_up, is_wanted
 from flows.cluster import Cluster, Progress, RayJob, StepError
 from piti import storage
 from piti.config import Config, Stage
-from piti.errors import StackError
+from piti.errors import StackError, first_line
 from piti.plan import Plan, Step
 
 Result = dict[str, Any]
 ARTIFACT_INTERVAL_SECONDS = 3.0
+WANTED_INTERVAL_SECONDS = 15.0
+PREFECT_POLL_SECONDS = 5.0
+PREFECT_AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 @task(name="shard", task_run_name="shard the dataset", cache_policy=NO_CACHE)
@@ -124,24 +133,51 @@ def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> Job
     description = f"{step.name} of {config.name}"
     artifact = cast(UUID, create_progress_artifact(progress=0.0, key=job.id, description=description))
     last: Progress = {}
-    updated_seconds = 0.0
+    updated_seconds, asked_seconds = 0.0, time.monotonic()
 
     def show(force: bool = False) -> None:
-        nonlocal last, updated_seconds
+        nonlocal last, updated_seconds, asked_seconds
         if not force and time.monotonic() - updated_seconds < ARTIFACT_INTERVAL_SECONDS:
             return
         updated_seconds = time.monotonic()
+        if time.monotonic() - asked_seconds > WANTED_INTERVAL_SECONDS:
+            asked_seconds = time.monotonic()
+            _give_up_unless_wanted(job, who)
         progress = job.progress()
         if progress is not None and progress != last:
-            last = progress
             percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
-            update_progress_artifact(
-                artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
-            )
+            with suppress(*PREFECT_AWAY), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # shown later, then
+                update_progress_artifact(
+                    artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
+                )
+                last = progress
 
     status = job.follow(get_run_logger(), show, who, seen)
     show(force=True)
+    _wait_for_prefect()
     return status
+
+
+def _give_up_unless_wanted(job: RayJob, who: str) -> None:
+    """Raise StackError where this run was deleted, or cancelled while nothing was there to end its process."""
+    wanted = True
+    with (
+        suppress(*PREFECT_AWAY),
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True) as client,
+    ):
+        wanted = is_wanted(client, who)
+    if not wanted:
+        give_up(job, who)
+        raise StackError("this run was cancelled or deleted")
+
+
+def _wait_for_prefect() -> None:
+    """Until the server answers, so that it learns of what comes next: task states are sent once and not asked for."""
+    with get_client(sync_client=True) as client:
+        while (problem := client.api_healthcheck()) is not None:
+            get_run_logger().warning("the Prefect server is away (%s); waiting for it", first_line(problem))
+            time.sleep(PREFECT_POLL_SECONDS)
 
 
 def _failure(job: RayJob, step: Step, status: JobStatus | None) -> str:

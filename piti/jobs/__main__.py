@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import cast, get_args
 
 from piti import storage
-from piti.errors import PitiError, first_line
+from piti.errors import PitiError
 from piti.job import LEASE_LOOK_SECONDS, JobContext, JobResult, JobSpec
 from piti.plan import JobKind
 from piti.provenance import code_versions
@@ -47,7 +47,9 @@ def main() -> int:
         logging.error("%s", error)
         return USER_ERROR_EXIT
     except Exception as error:  # noqa: BLE001 - whatever it is, the flow shall learn the reason
-        _record_failure(spec, first_line(error), retryable=True)
+        from piti.jobs.failures import reason_of  # imports Ray and torch
+
+        _record_failure(spec, reason_of(error), retryable=True)
         traceback.print_exc()
         return 1
     about = {

@@ -16,7 +16,7 @@ from typing import Any, cast
 from piti import storage
 from piti.checkpoints import clear_leftovers, newest_whole_checkpoint
 from piti.config import Stage
-from piti.errors import PitiError, first_line
+from piti.errors import PitiError
 from piti.job import JobContext, JobResult, JobSpec
 
 logger = logging.getLogger("piti")
@@ -65,6 +65,8 @@ def _fit(context: JobContext) -> JobResult:
     retries are here: none for a PitiError, `max_failures` for anything else (a killed worker, a lost connection)."""
     import ray.train
 
+    from piti.jobs.failures import reason_of
+
     failures = 0
     while True:
         forget_lost_checkpoints(context.spec.output)
@@ -77,9 +79,8 @@ def _fit(context: JobContext) -> JobResult:
             failures += 1
             if failures > context.config.cluster.max_failures:
                 raise
-            first = next(iter(error.worker_failures.values()), error)
             context.info(
-                f"{context.spec.name}: a worker failed ({first_line(first)}); "
+                f"{context.spec.name}: a worker failed ({reason_of(error)}); "
                 f"restart {failures} of {context.config.cluster.max_failures} from the last checkpoint"
             )
 
