@@ -88,6 +88,7 @@ def interrupted(stack: RunningStack, prefect: Prefect, broken_root: Path) -> tup
 
 def interrupted_overrides(root: Path) -> dict[str, object]:
     stage2 = {"training__stage2__phases.0.steps": 160, "training__stage2__checkpoint_every_steps": 20}
+    stage2["cluster__num_workers"] = 1
     return tiny_overrides(root, **stage2)
 
 
@@ -115,18 +116,81 @@ def test_killed_data_jobs_leave_what_an_undisturbed_run_makes(
         assert hashes(one.output) == hashes(other.output)
 
 
+def endless_overrides(root: Path, **more: object) -> dict[str, object]:
+    """Pretraining that does not end by itself, on the shards of `finished`."""
+    steps = {"training__pretrain__phases.0.steps": 100_000, "training__pretrain__checkpoint_every_steps": 50}
+    return tiny_overrides(root, cluster__num_workers=1, **steps, **more)
+
+
+def pretraining(overrides: dict[str, object]) -> Step:
+    step = Plan(load_config("demo", overrides)).pretrain
+    assert step is not None
+    return step
+
+
 def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> None:
-    overrides = tiny_overrides(root, **{"training__pretrain__phases.0.steps": 100_000})
-    plan = Plan(load_config("demo", overrides))
-    assert plan.pretrain is not None
+    step = pretraining(overrides := endless_overrides(root))
     flow_run = prefect.start("full-train", config="demo", overrides=overrides)
-    wait_for("a checkpoint of pretraining", lambda: checkpoints_of(plan.pretrain.output), 180)
-    assert training_workers(stack)
-    (job,) = job_folders(root, plan.pretrain)
+    wait_for("pretraining", lambda: training_workers(stack))
+    (job,) = job_folders(root, step)
     prefect.cancel(flow_run)
     wait_for("the job's end", lambda: driver_of(job) is None, 60)
     wait_for("the cancelled state", lambda: prefect.inspect(flow_run).state == "CANCELLED", 60)
     wait_for("the end of its workers", lambda: not training_workers(stack), 60)
+
+
+@pytest.fixture(scope="module")
+def pair(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> tuple[str, str, str]:
+    """Two runs of one config, started at once, and the job that they share. The tests below take them apart, in order."""
+    overrides = endless_overrides(root, training__pretrain__ema_rate=0.5)
+    first, second = (prefect.start("train", config="demo", overrides=overrides) for _ in range(2))
+    wait_for("both to follow", lambda: len(progress(prefect, first)) == len(progress(prefect, second)) == 1)
+    wait_for("pretraining", lambda: training_workers(stack))
+    (job,) = job_folders(root, pretraining(overrides))
+    return first, second, job
+
+
+def progress(prefect: Prefect, flow_run: str) -> list[dict[str, object]]:
+    """The progress artifacts of a run's step `pretrain`."""
+    found = prefect.artifacts(flow_run)
+    return [one for one in found if one["type"] == "progress" and "-pretrain-" in (one["key"] or "")]
+
+
+def test_two_runs_at_once_make_one_job(pair: tuple[str, str, str], prefect: Prefect) -> None:
+    first, second, job = pair
+    assert [one["key"] for run in (first, second) for one in progress(prefect, run)] == [job, job]
+
+
+def test_a_deleted_run_takes_nothing_from_the_other(pair: tuple[str, str, str], prefect: Prefect, root: Path) -> None:
+    first, second, job = pair
+    followers = root / "jobs" / job / "followers"
+    prefect.request("DELETE", f"/flow_runs/{first}")
+    wait_for("the deleted run to leave", lambda: [file.stem for file in followers.iterdir()] == [second], 60)
+    assert driver_of(job) is not None
+
+
+def test_a_run_waits_for_a_prefect_server_that_is_away(
+    pair: tuple[str, str, str], stack: RunningStack, prefect: Prefect
+) -> None:
+    _, second, job = pair
+    stack.kill("prefect")
+    stack.up()
+    (before,) = progress(prefect, second)
+    wait_for("news of the run", lambda: progress(prefect, second)[0]["updated"] != before["updated"], 60)
+    assert prefect.inspect(second).state == "RUNNING"
+    assert driver_of(job) is not None
+
+
+def test_a_run_cancelled_while_nothing_serves_it_stops_its_job(
+    pair: tuple[str, str, str], stack: RunningStack, prefect: Prefect
+) -> None:
+    _, second, job = pair
+    stack.kill_serving_process()
+    prefect.cancel(second)
+    assert driver_of(job) is not None
+    stack.up()
+    wait_for("the job's end", lambda: driver_of(job) is None, 60)
+    wait_for("the cancelled state", lambda: prefect.inspect(second).state == "CANCELLED", 60)
 
 
 def test_the_killed_run_is_marked(interrupted: tuple[FlowRun, FlowRun], prefect: Prefect) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
-import ray
 import torch
 
 from piti import storage
@@ -21,30 +17,15 @@ from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import write_manifest
 from piti.data.sources import open_source
 from piti.diffusion import LossSecondMomentSampler
-from piti.errors import CheckpointError
-from piti.job import JobContext, JobResult, JobSpec
-from piti.jobs import train as job
+from piti.job import JobResult, JobSpec
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.plan import Plan
 from piti.training.metrics import read_metrics
+from tests.e2e.runs import wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def cluster(stack: RunningStack) -> Iterator[RunningStack]:
-    """The stack's Ray cluster, with this process as the driver of a job."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
-            environment.setenv(name, stack.environment[name])
-        ray.init(address=f"127.0.0.1:{stack.record.ports.ray}", log_to_driver=False)
-        yield stack
-        ray.shutdown()
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +41,37 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def context_of(root: Path, shards: str, stage: str = "pretrain", **more: Any) -> JobContext:
-    config = load_config("demo", tiny_overrides(root, **more))
-    step = getattr(Plan(config), stage)
-    spec = JobSpec(
-        kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
-        inputs={**step.inputs, "shards": shards}, folder=str(root / "jobs" / stage), config=config,
-    )  # fmt: skip
-    return JobContext(spec)
+class Driver:
+    """The process of a training job, as Ray's Jobs API starts it; its workers run on the shared stack's cluster."""
+
+    def __init__(self, stack: RunningStack, root: Path, shards: str, stage: str = "pretrain", **more: Any) -> None:
+        self.config = load_config("demo", tiny_overrides(root, **more))
+        step = getattr(Plan(self.config), stage)
+        self.spec = JobSpec(
+            kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
+            inputs={**step.inputs, "shards": shards}, folder=str(root / "jobs" / stage), config=self.config,
+        )  # fmt: skip
+        spec_uri = storage.join(self.spec.folder, "spec.json")
+        storage.write_json(spec_uri, self.spec.model_dump(mode="json"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "piti.jobs", "train", "--spec", spec_uri],
+            env={**stack.environment, "RAY_ADDRESS": f"127.0.0.1:{stack.record.ports.ray}"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code, and all it printed."""
+        try:
+            output, _ = self._process.communicate(timeout=300)
+        finally:
+            self._process.kill()
+        return self._process.returncode, output
+
+    def result(self) -> JobResult:
+        """What it left, which must have gone well."""
+        code, output = self.wait()
+        assert code == 0, output
+        return cast(JobResult, storage.read_json(storage.join(self.spec.output, storage.MARKER)))
 
 
 def train_workers(stack: RunningStack) -> list[psutil.Process]:
@@ -92,21 +96,23 @@ OPTIONS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: RunningStack, shards: str, tmp_path_factory: pytest.TempPathFactory) -> JobResult:
+def undisturbed(stack: RunningStack, shards: str, tmp_path_factory: pytest.TempPathFactory) -> JobResult:
     """Pretraining by two workers."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return job.run(context_of(folder, shards, cluster__num_workers=2, **OPTIONS))
+    return Driver(stack, folder, shards, cluster__num_workers=2, **OPTIONS).result()
 
 
-def test_two_workers_do_what_one_does(
-    cluster: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
-) -> None:
+def both(workers: list[psutil.Process]) -> list[psutil.Process] | None:
+    return workers if len(workers) == 2 else None
+
+
+def test_two_workers_do_what_one_does(stack: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path) -> None:
     """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs."""
-    context = context_of(tmp_path, shards, cluster__num_workers=1, **OPTIONS)
-    results, weights, timesteps = {1: job.run(context), 2: undisturbed}, {}, {}
+    driver = Driver(stack, tmp_path, shards, cluster__num_workers=1, **OPTIONS)
+    results, weights, timesteps = {1: driver.result(), 2: undisturbed}, {}, {}
     for num_workers in (1, 2):
         timesteps[num_workers] = load_trainer_state(results[num_workers]["checkpoint"])["timesteps"]
-        weights[num_workers] = load_model(results[num_workers]["checkpoint"], context.config.models.base).state_dict()
+        weights[num_workers] = load_model(results[num_workers]["checkpoint"], driver.config.models.base).state_dict()
     sampler = LossSecondMomentSampler(2)
     sampler.load_state_dict(timesteps[2])
     assert abs(sampler.weights().diff()) > 0.01, "drawn uniformly to the end: nothing is proved"
@@ -122,39 +128,31 @@ def test_two_workers_do_what_one_does(
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
-    cluster: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
+    stack: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
 ) -> None:
     """SIGKILL for one of two workers after the first checkpoint: the run goes on from it and ends as undisturbed."""
-    context = context_of(tmp_path, shards, cluster__num_workers=2, **OPTIONS)
-    killed: list[int] = []
-
-    def kill_one_later() -> None:
-        marker = storage.join(context.spec.output, "step-00000004", storage.MARKER)
-        while not storage.exists(marker):
-            time.sleep(0.01)
-        victim = train_workers(cluster)[-1].pid
-        os.kill(victim, signal.SIGKILL)
-        killed.append(victim)
-
-    thread = threading.Thread(target=kill_one_later, daemon=True)
-    thread.start()
-    result = job.run(context)
-    thread.join(timeout=1)
-    assert killed, "nobody was killed: the test proves nothing"
+    driver = Driver(stack, tmp_path, shards, cluster__num_workers=2, **OPTIONS)
+    workers: list[psutil.Process] = wait_for("two workers", lambda: both(train_workers(stack)))
+    marker = Path(driver.spec.output, "step-00000004", storage.MARKER)
+    wait_for("the first checkpoint", marker.exists, poll_seconds=0.005)
+    workers[-1].kill()
+    result = driver.result()
     assert result["steps"] == 10
     assert result["resumed_from_step"] == 4
     assert result["initial_validation"] == undisturbed["initial_validation"]
     for key, value in undisturbed["final_validation"].items():
         assert result["final_validation"][key] == pytest.approx(value, rel=1e-6)
-    steps = [record["step"] for record in read_metrics(context.spec.output) if record["split"] == "train"]
+    steps = [record["step"] for record in read_metrics(driver.spec.output) if record["split"] == "train"]
     assert steps == list(range(1, 11)), "a step is missing from metrics.jsonl, or there twice"
 
 
-def test_a_users_error_reaches_the_driver_at_once(cluster: RunningStack, shards: str, tmp_path: Path) -> None:
-    """Stage 2 without stage 1: every worker raises CheckpointError; it is neither wrapped nor tried again."""
-    context = context_of(tmp_path, shards, "stage2", cluster__max_failures=3)
-    lines: list[str] = []
-    context.info = lines.append  # type: ignore[method-assign]
-    with pytest.raises(CheckpointError, match="is not finished"):
-        job.run(context)
-    assert lines == [], "it was tried again"
+def test_a_users_error_reaches_the_driver_at_once(stack: RunningStack, shards: str, tmp_path: Path) -> None:
+    """Stage 2 without stage 1: every worker raises CheckpointError, which the driver repeats in one line and does not retry."""
+    driver = Driver(stack, tmp_path, shards, "stage2", cluster__max_failures=3)
+    code, output = driver.wait()
+    assert code == 2
+    failure = storage.read_json(storage.join(driver.spec.folder, "error.json"))
+    assert "is not finished" in failure["reason"]
+    assert not failure["retryable"]
+    assert "restart" not in output, "it was tried again"
+    assert "Traceback" not in output
