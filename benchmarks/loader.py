@@ -45,15 +45,14 @@ from PIL import Image
 from sharding import SIDE, data_of, write_pictures
 
 from piti.config import DegradationConfig
-from piti.data.conditions import StoredCondition, render_condition
+from piti.data.conditions import StoredCondition, edge_distance, render_condition
 from piti.data.decoding import decode_condition, decode_image
-from piti.data.distance import edge_distance
-from piti.data.examples import Degraded
+from piti.data.examples import Degraded, draw_chances
 from piti.data.geometry import crop_photograph, resize_edges, resize_photograph
 from piti.data.loader import TrainingLoader
-from piti.data.order import draw_chances
+from piti.data.publishing import write_manifest
 from piti.data.sharding import encode_condition_png, plan_shards, write_shard
-from piti.data.shards import ShardSet, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sketch import detect_edges
 from piti.data.sources import open_source
 

@@ -1,17 +1,13 @@
 """Times a forward pass and a training step of the two networks, beside the published code if that is at hand.
 
     python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--channels 192] [--batch 2]
-        [--rounds 3] [--threads N] [--clock wall|processor] [--device cpu|cuda] [--float32] [--memory] [--json FILE]
+        [--rounds 3] [--threads N] [--device cpu|cuda] [--float32] [--json FILE]
 
 FOLDER of --published holds PITI's package `pretrained_diffusion`. Its import of timm, which it never uses, is met by
 an empty module where timm is not installed. --channels below 192 narrows both decoders (heads of 32 then); depth and
 the task encoder stay as published. The published code and ours live in a process each, ours with the environment that
-our jobs get (piti.settings: memory in large pages); all contenders take turns within a round, and the median is
-reported. On a busy machine --clock processor with --threads 1 counts a process's own seconds. --memory also reports the peak
-memory of a stage 2 step (AdamW, float32 weights, computed in bf16) with and without activation checkpointing, each in
-its own process; with `--networks` and nothing after it, nothing else. Ours lies in memory as suits the machine
-(piti.models.memory); "stored" is sampling's network, whose weights are rounded to bf16 once and which is not trained.
-Prints a table, and the same as one line of JSON.
+our jobs get (piti.settings); all contenders take turns within a round, and the median is reported. "stored" is
+sampling's network, whose weights are rounded to bf16 once. Prints a table, and the same as one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,9 +19,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 import types
@@ -54,27 +48,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--float32", action="store_true", help="leave out bfloat16, slow on a CPU without AMX")
-    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--peak-of", choices=["plain", "checkpointed"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.peak_of:
-        print(peak_mebibytes(arguments.peak_of == "checkpointed", arguments))
-        return
     figures: dict[str, Any] = {"torch": torch.__version__, "threads": arguments.threads, "batch": arguments.batch}
     figures["device"] = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
     figures["channels"] = arguments.channels
     for network in arguments.networks:
         figures[network] = measure(network, arguments)
-    if arguments.memory:
-        figures["stage2_peak_mebibytes"] = {
-            which: peak_in_own_process(which, arguments) for which in ("plain", "checkpointed")
-        }
-        print("peak memory of a stage 2 step, MiB:", figures["stage2_peak_mebibytes"])
     print(json.dumps(figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures) + "\n")
@@ -105,7 +88,7 @@ def measure(network: str, arguments: argparse.Namespace) -> dict[str, dict[str, 
         name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in seconds.items()
     }
     reference = next(iter(medians.values()))
-    print(f"{network}: {arguments.channels} channels, batch {arguments.batch}, seconds ({arguments.clock})")
+    print(f"{network}: {arguments.channels} channels, batch {arguments.batch}, seconds")
     for name, kinds in medians.items():
         ratios = " ".join(f"{kind} {value:8.3f} ({reference[kind] / value:4.2f}x)" for kind, value in kinds.items())
         print(f"  {name:30s} {ratios}")
@@ -139,17 +122,16 @@ class Side:
 def run_side(whose: str, network: str, arguments: argparse.Namespace, pipe: Connection) -> None:
     """Answer with seconds until the pipe is closed."""
     torch.set_num_threads(arguments.threads)
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     contenders = contenders_of(whose, network, arguments)
     pipe.send(list(contenders))
     with contextlib.suppress(EOFError):
         while True:
             name, kind = pipe.recv()
             synchronise()
-            start = clock()
+            start = time.perf_counter()
             contenders[name](kind == "step")
             synchronise()
-            pipe.send(clock() - start)
+            pipe.send(time.perf_counter() - start)
 
 
 def contenders_of(whose: str, network: str, arguments: argparse.Namespace) -> dict[str, Contender]:
@@ -234,29 +216,6 @@ def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tenso
     model = published_network(folder, config).to(batch["x0"].device)
     rest = {"ref": batch["condition"]} | ({"low_res": batch["low_res"]} if config.super_resolution else {})
     return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
-
-
-def peak_mebibytes(checkpointed: bool, arguments: argparse.Namespace) -> float:
-    """Peak memory (resident on a CPU, allocated on a GPU) after two stage 2 steps of the base network."""
-    config = config_of("base", arguments.channels, activation_checkpointing=checkpointed)
-    batch = inputs_of(config, arguments.batch, arguments.device)
-    model, function, x0, _ = our_function(config, batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    for _ in range(2):
-        with torch.autocast(x0.device.type, dtype=torch.bfloat16):
-            output = function(x0, torch.full((len(x0),), 400, device=x0.device))
-        output.float().square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if arguments.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def peak_in_own_process(which: str, arguments: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, "--peak-of", which, "--channels", str(arguments.channels)]
-    command += ["--batch", str(arguments.batch), "--threads", str(arguments.threads), "--device", arguments.device]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ from PIL import Image
 
 from piti.config import DataConfig, DegradationConfig
 from piti.data.geometry import resize_photograph
+from piti.data.publishing import ShardWriter, write_manifest
 from piti.data.sharding import ShardPlan, encode_condition_png, encode_png, plan_shards, write_shard
-from piti.data.shards import ShardSet, ShardWriter, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sketch import detect_edges
 from piti.data.sources import open_source
 from piti.data.sources.bundled import PHOTOGRAPHS, _photograph

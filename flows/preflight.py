@@ -12,7 +12,6 @@ from flows.parameters import Overrides
 from piti import storage
 from piti.config import STAGES, Config
 from piti.config.presets import load_config
-from piti.data.shard_sizes import num_shards
 from piti.data.sources import open_source
 from piti.data.sources.trees import shared_listings
 from piti.errors import ConfigError, PitiError, PreflightError
@@ -48,15 +47,12 @@ def source_problems(config: Config) -> list[PitiError]:
     source = open_source(config.data)
     if problems := list(source.problems()):
         return problems
-    num_found = found_bytes = 0
-    for item in source.items("train"):
-        num_found, found_bytes = num_found + 1, found_bytes + item.size_bytes
+    num_found = sum(1 for _ in source.items("train"))
     num_samples = num_found if config.data.max_samples is None else min(num_found, config.data.max_samples)
-    mean_bytes = found_bytes / max(1, num_found)
-    return [*_size_problems(config, num_samples, mean_bytes), *_disk_problems(config, num_samples)]
+    return [*_size_problems(config, num_samples), *_disk_problems(config, num_samples)]
 
 
-def _size_problems(config: Config, num_samples: int, mean_bytes: float) -> Iterator[PitiError]:
+def _size_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
     for stage in STAGES:
         settings = config.stage(stage)
         if settings is not None and num_samples < settings.batch_size:
@@ -65,15 +61,12 @@ def _size_problems(config: Config, num_samples: int, mean_bytes: float) -> Itera
                 f"lower training.{stage}.batch_size or add pictures",
             )
     data, num_workers = config.data, config.cluster.num_workers
-    found = num_shards(num_samples, mean_bytes, data)
+    found = -(-num_samples // data.samples_per_shard)
     if found < num_workers:
-        size, remedy = f"{data.samples_per_shard}", f"data.samples_per_shard to {max(1, num_samples // num_workers)}"
-        if data.shard_megabytes is not None:
-            size, remedy = f"{data.shard_megabytes:g} MB", "data.shard_megabytes"
         yield PitiError(
-            f"{num_samples} pictures in shards of {size} make {found} shards, fewer than the {num_workers} workers that "
-            "read them",
-            f"lower {remedy}",
+            f"{num_samples} pictures in shards of {data.samples_per_shard} make {found} shards, fewer than the "
+            f"{num_workers} workers that read them",
+            f"lower data.samples_per_shard to {max(1, num_samples // num_workers)}",
         )
 
 

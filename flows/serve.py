@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
+from prefect.types.entrypoint import EntrypointType
 
 from flows.cancellation import stop_unwanted_jobs
 from flows.crashed_runs import ensure_crashed_runs_are_marked
@@ -35,12 +36,18 @@ def deployments() -> list[RunnerDeployment]:
         "evaluate": evaluate,
     }
     registered = [
-        cast(RunnerDeployment, flow.to_deployment(name=name, tags=TAGS, description=(flow.description or "").strip()))
+        flow.to_deployment(
+            name=name,
+            tags=TAGS,
+            description=(flow.description or "").strip(),
+            entrypoint_type=EntrypointType.MODULE_PATH,  # found wherever this is installed, from any working folder
+        )
         for name, flow in flows.items()
     ]
-    for deployment in registered:
+    mine = [cast(RunnerDeployment, deployment) for deployment in registered]
+    for deployment in mine:
         deployment.model_fields_set.difference_update(_A_PERSONS)
-    return registered
+    return mine
 
 
 def main() -> None:

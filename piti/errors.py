@@ -54,6 +54,14 @@ class PreflightError(PitiError):
         super().__init__("; ".join([heading, *(str(problem) for problem in self.problems)]))
 
 
+def repair_advice(uri: str) -> str:
+    """What to do about every kind of damage to a set of shards, companions included."""
+    return (
+        f"run `piti shards verify {uri} --repair`, then piti/prepare; where that finds nothing, --decode instead tells "
+        "what came damaged or does not fit the config"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line: a PitiError's own words; of any other error its class and the first line of its text."""
     lines = str(error).strip().splitlines()

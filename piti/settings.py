@@ -2,9 +2,12 @@
 
 | variable                    | default                  | meaning                                                     |
 |-----------------------------|--------------------------|-------------------------------------------------------------|
-| PITI_HOME                   | `<checkout>/.piti`       | where the local stack keeps its database, logs and pids     |
+| PITI_HOME                   | see `default_home`       | where the local stack keeps its database, logs and pids     |
 | PITI_RAY_JOBS_URL           | http://127.0.0.1:8265    | the Ray cluster's dashboard, whose Jobs API runs the jobs   |
 | PITI_RAY_TOKEN_FILE         | `<PITI_HOME>/ray-token`  | the token that `piti up` makes and the cluster asks for     |
+| PITI_PREFECT_AUTH_FILE      | `<PITI_HOME>/prefect-auth` | user:password that `piti up` makes and the server asks for |
+| PITI_CONFIG_VARIABLES       | none                     | further variables that configs may use, separated by commas |
+| PITI_CONFIG_FOLDERS         | the working folder       | folders whose configs a run may name, separated by colons   |
 | PITI_RAY_PATIENCE_SECONDS   | 60                       | how long a silent cluster is waited for before giving up    |
 | PITI_JOB_PYTHON             | this interpreter         | the Python that jobs run in (in an image: the image's)      |
 | PITI_JOB_STOP_SECONDS       | 20                       | what a stopped job gets to leave in order before SIGKILL    |
@@ -16,27 +19,46 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+import platformdirs
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from piti.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
-Seconds = Annotated[float, Field(gt=0)]
+# Variables that every config may use; PITI_CONFIG_VARIABLES adds names.
+CONFIG_VARIABLES = ("PITI_ROOT", "PITI_DATA", "PITI_WEIGHTS", "PITI_CACHE")
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+
+def default_home() -> Path:
+    """`.piti` in a checkout; elsewhere the user's state folder, or a temporary one for users without a home folder."""
+    if (PROJECT / "pyproject.toml").is_file():
+        return PROJECT / ".piti"
+    state = platformdirs.user_state_path("piti")
+    return state if state.is_absolute() else Path(tempfile.gettempdir()) / f"piti-{os.getuid()}"
 
 
 class Settings(BaseSettings):
-    """See the table above. Raises pydantic's ValidationError for a value of the wrong type."""
+    """See the table above. `settings()` reads it with errors for people."""
 
-    model_config = SettingsConfigDict(env_prefix="PITI_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="PITI_", extra="ignore", frozen=True, env_ignore_empty=True)
 
-    home: Path = PROJECT / ".piti"
-    ray_jobs_url: str = "http://127.0.0.1:8265"
-    ray_token_file: Path | None = None
+    home: LocalPath = Field(default_factory=default_home)
+    ray_jobs_url: Annotated[str, Field(pattern="^https?://")] = "http://127.0.0.1:8265"
+    ray_token_file: LocalPath | None = None
+    prefect_auth_file: LocalPath | None = None
+    config_variables: str = ""
+    config_folders: str = ""
     ray_patience_seconds: Seconds = 60.0
     job_python: str = sys.executable
     job_stop_seconds: Seconds = 20.0
@@ -47,6 +69,22 @@ class Settings(BaseSettings):
     def token_file(self) -> Path:
         """Where the local cluster's token lies."""
         return (self.ray_token_file or self.home / "ray-token").absolute()
+
+    @property
+    def auth_file(self) -> Path:
+        """Where the user and password of the Prefect server lie, as `user:password`."""
+        return (self.prefect_auth_file or self.home / "prefect-auth").absolute()
+
+    def usable_variables(self) -> tuple[str, ...]:
+        """Names of the environment variables that a config may use."""
+        return (*CONFIG_VARIABLES, *(name.strip() for name in self.config_variables.split(",") if name.strip()))
+
+    def allowed_folders(self) -> list[str]:
+        """Local folders and remote prefixes whose files a run's parameter `config` may name."""
+        if not self.config_folders:
+            return [str(Path.cwd())]
+        local = self.config_folders.replace("://", "\0").split(os.pathsep)
+        return [folder.replace("\0", "://") for folder in local if folder]
 
     def job_environment(self) -> dict[str, str]:
         """Environment variables that every job gets: unbuffered logs, time to leave in order, large memory pages.
@@ -63,5 +101,11 @@ class Settings(BaseSettings):
 
 
 def settings() -> Settings:
-    """The settings as the environment has them now."""
-    return Settings()
+    """The settings as the environment has them now. Raises ConfigError that names every wrong variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [f"PITI_{str(each['loc'][0]).upper()} is {each['input']!r}: {each['msg']}" for each in error.errors()]
+        raise ConfigError("; ".join(wrong), "correct the environment variable, or unset it") from error
+    except RuntimeError as error:  # `~` of a user without a home folder
+        raise ConfigError(f"a PITI_ variable cannot be read: {error}", "write the path without ~") from error

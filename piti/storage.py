@@ -1,7 +1,7 @@
 """One way to name, read and publish files, whether they are local or in an object store.
 
 A *URI* is a local path (`runs/demo`, `/data/x`, `file:///data/x`) or an fsspec URL (`s3://bucket/x`,
-`gs://bucket/x`, `memory://x`). Publishing never shows half a file: local files are written aside, flushed
+`gs://bucket/x`, `memory://x`), or a file that this package ships (`piti://x`, from piti/assets). Publishing never shows half a file: local files are written aside, flushed
 and renamed; object stores show an object only once its upload is complete. A folder is published with its
 marker file last, so a folder without its marker does not count.
 """
@@ -16,10 +16,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -27,6 +26,8 @@ from fsspec.core import url_to_fs
 from piti.errors import DataError
 
 MARKER = "DONE.json"
+ASSETS = Path(__file__).resolve().parent / "assets"  # what the package ships
+_SHIPPED = "piti://"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _CHUNK_BYTES = 1 << 20
 _READ_SOON_BYTES = 1 << 17  # Linux's usual limit: of more at once, some devices read the beginning
@@ -57,20 +58,22 @@ def is_client_error(error: BaseException) -> bool:
 
 
 def is_local(uri: str) -> bool:
-    """Whether `uri` names a file on this machine (no scheme, or `file://`)."""
-    return "://" not in uri or uri.startswith("file://")
+    """Whether `uri` names a file on this machine (no scheme, `file://` or `piti://`)."""
+    return "://" not in uri or uri.startswith(("file://", _SHIPPED))
 
 
 def local_path(uri: str) -> Path:
     """The path behind a local URI, with `~` expanded. Raises ValueError for a remote one."""
     if not is_local(uri):
         raise ValueError(f"{uri} is not a local path")
+    if uri.startswith(_SHIPPED):
+        return ASSETS / uri.removeprefix(_SHIPPED)
     return Path(uri.removeprefix("file://")).expanduser()
 
 
 def absolute(uri: str) -> str:
-    """`uri` made independent of the working directory (remote URIs are so already)."""
-    return str(local_path(uri).absolute()) if is_local(uri) else uri.rstrip("/")
+    """`uri` made independent of the working directory (remote URIs and shipped files are so already)."""
+    return str(local_path(uri).absolute()) if is_local(uri) and not uri.startswith(_SHIPPED) else uri.rstrip("/")
 
 
 def as_link(uri: str) -> str:
@@ -200,35 +203,6 @@ def create_bytes(uri: str, data: bytes) -> bool:
 def write_json(uri: str, value: Any) -> None:
     """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
-
-
-class WriteBehind:
-    """Brings a local file to the disk while more of it is being written, so that little is left to wait for at its end.
-
-    One request at a time: a disk that is busy with the last one is left alone.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._thread = ThreadPoolExecutor(1, "piti-writer")  # begins with the first request
-        self._running: Future[None] | None = None
-
-    def begin(self) -> None:
-        """Request what is written so far, unless the disk is still busy. Raises OSError where a former request failed."""
-        if self._running is None or self._running.done():
-            self.wait()
-            self._stream.flush()
-            self._running = self._thread.submit(os.fsync, self._stream.fileno())
-
-    def wait(self) -> None:
-        """Until the disk is idle again. Raises OSError where the request failed."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result()
-
-    def close(self) -> None:
-        """As `wait`, but errors are not raised. The stream may be closed afterwards, not before."""
-        self._thread.shutdown()
 
 
 def publish_file(source: Path, uri: str) -> None:

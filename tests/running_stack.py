@@ -39,6 +39,7 @@ class RunningStack:
         environment = {
             **os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         }  # fmt: skip
+        environment["PREFECT_HOME"] = str(home / "prefect")  # whose profiles `piti up` adds to
         answer = run_piti("up", "--free-ports", *options, environment=environment)
         assert answer.returncode == 0, answer.stderr + answer.stdout
         return cls(home, {**environment, **cls(home, environment).record.environment()})

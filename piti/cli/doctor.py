@@ -21,9 +21,10 @@ from piti.errors import PitiError
 from piti.settings import settings
 from piti.stack import Ports
 from piti.stack import running as recorded_stack
-from piti.stack.http import prefect_answers, ray_answers
+from piti.stack.http import ray_answers
 from piti.stack.ports import problems as port_problems
-from piti.stack.services import read_token
+from piti.stack.prefect_api import prefect_answers
+from piti.stack.secret_files import read_secret
 
 NEEDED_DISK_GIB = 5
 NEEDED_MEMORY_GIB = 6
@@ -57,7 +58,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Check Python, disk, memory, ports, servers, GPU and weights. Exits with 1 if something must be put right."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     healthy = True
     for finding in findings(config):
         label, color = finding.verdict.value
@@ -114,7 +115,7 @@ def _servers() -> Iterator[Finding]:
     ray_url = os.environ.get("PITI_RAY_JOBS_URL", stack.ports.ray_url if stack else settings().ray_jobs_url)
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     known = settings().model_copy(update={"ray_token_file": Path(path)}) if path else settings()
-    token = os.environ.get("RAY_AUTH_TOKEN") or read_token(known)
+    token = os.environ.get("RAY_AUTH_TOKEN") or read_secret(known.token_file)
     for subject, url, answers in (
         ("prefect", api_url, prefect_answers(api_url)),
         ("ray", ray_url, ray_answers(ray_url, token)),

@@ -10,6 +10,7 @@ import uuid
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 import yaml
@@ -18,8 +19,7 @@ from rich.text import Text
 
 from piti.cli.config import parse_settings
 from piti.errors import PitiError, StackError
-from piti.stack import running as recorded_stack
-from piti.stack.http import prefect_answers, request_json, served_deployments
+from piti.stack.prefect_api import DEFAULT_API_URL, local_api_url, prefect_json, require_prefect, served_deployments
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
@@ -27,7 +27,7 @@ _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _COLORS = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
 
-_console = Console(soft_wrap=True, highlight=False)
+_console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def register(app: typer.Typer) -> None:
@@ -66,12 +66,9 @@ def run(
 
 
 def api_url() -> str:
-    """The server to use: PREFECT_API_URL, else the local stack's, else prefect.toml's default. Raises StackError."""
-    stack = recorded_stack()
-    local = stack.ports.prefect_api_url if stack is not None else "http://127.0.0.1:4200/api"
-    url = os.environ.get("PREFECT_API_URL", local)
-    if not prefect_answers(url):
-        raise StackError(f"no Prefect server answers at {url}", "start one with `piti up`")
+    """The server to use: PREFECT_API_URL, else the local stack's, else the default. Raises StackError."""
+    url = (os.environ.get("PREFECT_API_URL") or local_api_url() or DEFAULT_API_URL).rstrip("/")
+    require_prefect(url)
     return url
 
 
@@ -81,8 +78,8 @@ def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> st
     """
     body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "idempotency_key": uuid.uuid4().hex}
     try:
-        found = _ask_patiently(f"{api}/deployments/name/piti/{deployment}")
-        return str(_ask_patiently(f"{api}/deployments/{found['id']}/create_flow_run", body)["id"])
+        found = _ask_patiently(api, f"deployments/name/piti/{quote(deployment, safe='')}")
+        return str(_ask_patiently(api, f"deployments/{found['id']}/create_flow_run", body)["id"])
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.NOT_FOUND:
             known = ", ".join(sorted(served_deployments(api))) or "none"
@@ -96,12 +93,12 @@ def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> st
         raise StackError(f"the Prefect server does not answer ({error})", "run again") from error
 
 
-def _ask_patiently(url: str, body: Any = None) -> Any:
-    """As `request_json`; a server that is busy or silent is asked again for a while, as Prefect's own clients do."""
+def _ask_patiently(api: str, path: str, body: Any = None) -> Any:
+    """As `prefect_json`; a server that is busy or silent is asked again for a while, as Prefect's own clients do."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return request_json(url, body=body)
+            return prefect_json(api, path, body)
         except OSError as error:
             final = isinstance(error, urllib.error.HTTPError) and error.code not in _BUSY
             if final or time.monotonic() > deadline:
@@ -148,10 +145,11 @@ class Follower:
             if name != self._shown.get(task["id"]) and state.get("type") in _COLORS:
                 self._shown[task["id"]] = name
                 seconds = f"  {task['total_run_time']:.0f} s" if state["type"] in FINAL_STATES else ""
+                when = time.strftime("%H:%M:%S")
                 _console.print(
-                    f"{time.strftime('%H:%M:%S')}  {task['name']:<28} [{_COLORS[state['type']]}]{name}[/]{seconds}"
+                    f"{when}  {task['name']:<28} ", Text(name, style=_COLORS[state["type"]]), seconds, sep=""
                 )
-        run: dict[str, Any] = request_json(f"{self._api}/flow_runs/{self._id}")
+        run: dict[str, Any] = prefect_json(self._api, f"flow_runs/{self._id}")
         return run["state"] or {"type": "PENDING"}
 
     def _doing(self) -> str:
@@ -166,7 +164,7 @@ class Follower:
 
     def _ask(self, what: str, query: dict[str, Any]) -> list[dict[str, Any]]:
         query = {**query, "flow_runs": {"id": {"any_": [self._id]}}}
-        found: list[dict[str, Any]] = request_json(f"{self._api}/{what}/filter", body=query)
+        found: list[dict[str, Any]] = prefect_json(self._api, f"{what}/filter", query)
         return found
 
 

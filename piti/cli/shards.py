@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piti.errors import ConfigError, DataError
+from piti.errors import ConfigError, DataError, repair_advice
 
 if TYPE_CHECKING:
     from piti.data.shards import ShardSet
@@ -89,11 +89,10 @@ def stats(
 def verify(
     uri: UriArgument,
     repair: Annotated[bool, typer.Option(help="Delete what keeps damaged shards from being written again.")] = False,
-    decode: Annotated[bool, typer.Option(help="Decode every sample, too: what data.check headers leaves.")] = False,
+    decode: Annotated[bool, typer.Option(help="Decode every sample, too.")] = False,
 ) -> None:
     """Read everything again and name what is damaged. Exits with 1 if anything is, unless it is to be repaired."""
-    from piti.data.repair import forget_unreadable_manifest, repair_advice, repair_shards
-    from piti.data.verification import ShardProblem, verify_shards
+    from piti.data.verify import ShardProblem, forget_unreadable_manifest, repair_shards, verify_shards
 
     if repair and decode:
         problem = "--decode finds what is damaged in the dataset itself, which --repair cannot mend"

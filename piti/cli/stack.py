@@ -1,25 +1,32 @@
-"""`piti up`, `piti down`, `piti status`."""
+"""`piti up`, `piti down`, `piti status`, `piti open`."""
 
 from __future__ import annotations
 
+import sys
+import webbrowser
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from piti.errors import StackError
+from piti.settings import settings
 from piti.stack import Ports, Stack
 from piti.stack import down as stop_stack
 from piti.stack import running as recorded_stack
 from piti.stack import up as start_stack
+from piti.stack.prefect_api import auth_string, require_prefect
+from piti.stack.prefect_profile import ensure_profile
 
-_console = Console(soft_wrap=True)
+_console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(down)
     app.command()(status)
+    app.command("open")(open_ui)
 
 
 def up(
@@ -35,11 +42,10 @@ def up(
     given = Ports(prefect_port, ray_dashboard_port, ray_port)
     wanted = Ports.free() if free_ports else None if given == Ports() else given
     with _console.status("starting") as spinner:
-        stack = start_stack(wanted, num_cpus, report=lambda line: spinner.update(line))
+        stack = start_stack(wanted, num_cpus, report=lambda line: spinner.update(Text(line)))
     _show(stack)
-    if stack.ports != Ports():
-        _console.print("\nThese are not the default ports. Commands in the project's folder find them; elsewhere:")
-        _console.print(f"  export PREFECT_API_URL={stack.ports.prefect_api_url}", highlight=False)
+    if line := ensure_profile():
+        _console.print(line)
 
 
 def down() -> None:
@@ -59,6 +65,18 @@ def status() -> None:
         raise typer.Exit(1)
 
 
+def open_ui() -> None:
+    """Open the Prefect UI of the local stack in a browser, and say which password it will ask for."""
+    stack = recorded_stack()
+    if stack is None:
+        raise StackError("nothing is running", "`piti up` starts the stack")
+    require_prefect(stack.ports.prefect_api_url)
+    _console.print(f"{stack.ports.prefect_url} asks once for this, and the browser keeps it:")
+    _console.print(auth_string(stack.ports.prefect_api_url) or "(nothing)")
+    if sys.stdout.isatty():
+        webbrowser.open(stack.ports.prefect_url)
+
+
 def _show(stack: Stack) -> bool:
     urls = {
         "prefect": stack.ports.prefect_url,
@@ -75,6 +93,7 @@ def _show(stack: Stack) -> bool:
             state = Text(f"{'does not answer':<16}", style="yellow")
         else:
             state = Text(f"{'ended':<16}", style="red")
-        _console.print(f"{service.title:<16}", state, urls[service.name], sep="", highlight=False)
-    _console.print(f"{'logs':<32}{stack.home / 'logs'}", highlight=False)
+        _console.print(f"{service.title:<16}", state, urls[service.name], sep="")
+    _console.print(f"{'password':<32}{settings().auth_file} (`piti open` shows it)")
+    _console.print(f"{'logs':<32}{stack.home / 'logs'}")
     return everything_answers

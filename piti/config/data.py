@@ -164,12 +164,9 @@ class DataConfig(Section):
 
     `image_size` is the side in pixels of a stored picture, the upsampler's output. `geometry`: `squash` resizes to
     the square as published, `center` crops the largest central square first, `random` keeps the native size and
-    crops at load time. A shard has about `samples_per_shard` samples or, where that is given, at most about
-    `shard_megabytes` (10^6 bytes) whatever `samples_per_shard` says. `max_samples` training items are kept, drawn by
+    crops at load time. A shard has about `samples_per_shard` samples. `max_samples` training items are kept, drawn by
     the seed (None: all). Of masks, only those are kept that show at least one of `require_classes` (None: all).
-    `max_rejected_share` is the share of unusable items above which sharding fails. `check`: `pixels` decodes every
-    file; `headers` does not decode files that become part of a shard as they are (where no size changes: plain JPEGs,
-    8-bit grey label maps, 1-bit sketches), so that damage behind their headers is found by the loader, which skips it.
+    `max_rejected_share` is the share of unusable items above which sharding fails.
     `conditions_follow_exif` says how conditions lie of photographs that EXIF turns, where sizes do not tell: true, like
     the file's pixels, so that they are turned too; false, like what viewers show; None: such pictures are rejected,
     since nobody knows.
@@ -181,12 +178,10 @@ class DataConfig(Section):
     image_size: Positive = 256
     geometry: Literal["squash", "center", "random"] = "squash"
     samples_per_shard: Positive = 1000
-    shard_megabytes: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] | None = None
     max_samples: Positive | None = None
     require_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     sketch: SketchConfig = SketchConfig()
     max_rejected_share: Share = 0.01
-    check: Literal["pixels", "headers"] = "pixels"
     horizontal_flip: bool = True
     conditions_follow_exif: bool | None = None
 

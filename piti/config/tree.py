@@ -26,6 +26,11 @@ class ModelConfig(Section):
 
     `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
     side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
+    `attention_reach` and `encoder_norm` have no published counterpart, add no weights, and help small networks to read
+    a condition at once. `attention_reach` r multiplies attention weights by a Gaussian of the distance between two
+    positions, with standard deviation r in sides of the picture; None: attention is blind to distance. `encoder_norm`
+    layer normalises the encoder's convolutions over channels and positions together; instance, over positions alone,
+    removes the absolute colour of a condition.
     """
 
     image_size: Positive = 64
@@ -41,6 +46,8 @@ class ModelConfig(Section):
     encoder_width: Positive = 512
     encoder_layers: Positive = 8
     encoder_heads: Positive = 8
+    attention_reach: Annotated[float, Field(gt=0)] | None = None
+    encoder_norm: Literal["instance", "layer"] = "instance"
     activation_checkpointing: bool = False
 
     @classmethod
@@ -83,10 +90,16 @@ class ModelsConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The forward process of one network (equation 1)."""
+    """The forward process of one network (equation 1), and what the network predicts of it.
+
+    `prediction` noise is published. v is sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, 2022): where noise hides
+    the picture, its loss is that of the picture itself, so a small network learns from the first step to follow the
+    condition.
+    """
 
     schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     steps: Positive = 1000
+    prediction: Literal["noise", "v"] = "noise"
 
 
 class DiffusionConfig(Section):

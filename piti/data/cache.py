@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from piti import storage
-from piti.data.repair import repair_advice
-from piti.errors import ConfigError, DataError
+from piti.errors import ConfigError, DataError, repair_advice
 
 logger = logging.getLogger("piti")
 

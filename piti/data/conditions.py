@@ -6,7 +6,6 @@ sample is loaded: colours for masks, a distance transform for sketches, stacked 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,12 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piti.data.distance import edge_distance
-from piti.data.geometry import Modality
+from piti.config import Modality
 from piti.data.items import RawCondition, RejectedItem
-
-CHANNELS: Mapping[Modality, int] = {"mask": 3, "sketch": 1, "geometry": 6}
-"""How many channels a rendered condition has."""
 
 _NEAREST_METRES = 0.5
 _FARTHEST_METRES = 300.0
@@ -175,6 +170,15 @@ def _paint_labels(labels: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.
         else:
             np.take(channel, labels, out=plane)
     return painted
+
+
+def edge_distance(edges: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (H, W), 255 on an edge -> uint8 (H, W): steps to the nearest edge along rows and columns, at most 255.
+
+    As published: OpenCV's distance transform of the inverted edges with the L1 distance and mask 3, clipped to 255.
+    """
+    elsewhere = cv2.threshold(edges, 254, 255, cv2.THRESH_BINARY_INV)[1]
+    return np.asarray(cv2.distanceTransform(elsewhere, cv2.DIST_L1, 3, dstType=cv2.CV_8U), dtype=np.uint8)
 
 
 def _paint_normals(codes: NDArray[np.uint16]) -> NDArray[np.uint8]:

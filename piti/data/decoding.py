@@ -1,9 +1,7 @@
 """Stored samples back to arrays.
 
-The fastest decoders that were found read here: libjpeg-turbo through simplejpeg, libdeflate, and OpenCV for the rest
-(docs/performance.md). They may be lenient, since these files are ours and their hashes have been checked. Only what has
-never been decoded (data.check headers, which the sample's JSON tells) is looked at as strictly as sharding would have
-done.
+JPEGs are read by libjpeg-turbo through simplejpeg, everything else by OpenCV. Both may be lenient: these files are ours,
+and their hashes have been checked.
 """
 
 from __future__ import annotations
@@ -18,11 +16,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from piti.data.conditions import StoredCondition, check_labels
+from piti.data.conditions import StoredCondition
 from piti.data.geometry import CropBox
-from piti.data.grey_png import decode_grey_png
-from piti.data.items import RejectedItem
-from piti.data.sources.pictures import PlainJpeg
 
 _PICTURE_SUFFIXES = ("png", "jpg")
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -36,8 +31,7 @@ def decode_image(members: Mapping[str, bytes]) -> NDArray[np.uint8]:
     """The picture of a sample: uint8 (H, W, 3) RGB. Raises DamagedPictureError where there is none or it does not decode."""
     for suffix in _PICTURE_SUFFIXES:
         if suffix in members:
-            unchecked = suffix == "jpg" and _was_checked_by_headers(_record(members))
-            return _decode_strictly(members[suffix]) if unchecked else decode_rgb(members[suffix])
+            return decode_rgb(members[suffix])
     raise DamagedPictureError("sample holds no picture")
 
 
@@ -55,13 +49,7 @@ def decode_condition(members: Mapping[str, bytes], box: CropBox | None = None) -
     """
     if "cond.png" not in members:
         raise DamagedPictureError("sample holds no condition")
-    record = _record(members)
-    if _was_checked_by_headers(record):
-        whole = _decode_grey(members["cond.png"], None)
-        _check_values(whole, record.get("num_classes"))
-        values = _part(whole, box)
-    else:
-        values = _decode_grey(members["cond.png"], box)
+    values = _part(_decode(members["cond.png"], cv2.IMREAD_UNCHANGED, "condition"), box)
     if "normal.png" not in members:
         return StoredCondition(values)
     normals = _part(_decode(members["normal.png"], cv2.IMREAD_UNCHANGED, "condition"), box)
@@ -93,38 +81,6 @@ def decode_variant(members: Mapping[str, bytes], variant: int) -> LowResolution:
 
 def _part(values: NDArray[Any], box: CropBox | None) -> NDArray[Any]:
     return values if box is None else box.cut(values)
-
-
-def _decode_grey(data: bytes, box: CropBox | None) -> NDArray[Any]:
-    values = decode_grey_png(data, box)
-    return _part(_decode(data, cv2.IMREAD_UNCHANGED, "condition"), box) if values is None else values
-
-
-def _record(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """What a sample's JSON says of it."""
-    record: dict[str, Any] = json.loads(members.get("json", b"{}"))
-    return record
-
-
-def _was_checked_by_headers(record: Mapping[str, Any]) -> bool:
-    return record.get("check") == "headers"
-
-
-def _decode_strictly(data: bytes) -> NDArray[np.uint8]:
-    try:
-        return PlainJpeg(data, ()).decode()
-    except RejectedItem as error:
-        raise DamagedPictureError(str(error)) from error
-
-
-def _check_values(values: NDArray[Any], num_classes: int | None) -> None:
-    """Raise DamagedPictureError unless labels are among `num_classes` or unlabelled; None: these are no labels."""
-    if num_classes is None:
-        return
-    try:
-        check_labels(values, num_classes)
-    except RejectedItem as error:
-        raise DamagedPictureError(str(error)) from error
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:

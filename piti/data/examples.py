@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piti.config import DataConfig, DegradationConfig
-from piti.data.conditions import CHANNELS, StoredCondition, paint_condition
+from piti.config import DataConfig, DegradationConfig, Modality
+from piti.data.conditions import StoredCondition, paint_condition
 from piti.data.decoding import (
     DamagedPictureError,
     LowResolution,
@@ -22,9 +23,8 @@ from piti.data.decoding import (
     num_variants,
 )
 from piti.data.degrading import draw_variant
-from piti.data.geometry import CropBox, Modality, crop_photograph, resize_edges, resize_nearest
-from piti.data.order import draw_chances
-from piti.data.shard_reader import DamagedSample, ShardReader
+from piti.data.geometry import CropBox, crop_photograph, resize_edges, resize_nearest
+from piti.data.shards import DamagedSample, ShardReader
 from piti.errors import DataError
 from piti.seeds import stable_hash
 
@@ -42,27 +42,28 @@ class Example:
     low_res: Tensor | None
 
 
-class BatchRoom:
-    """Room for `count` examples, each written where the batch will hold it, so that nothing is copied once more.
-
-    `image` (N, 3, S, S), `condition` (N, C, S, S) and `low_res` (N, 3, s, s) or None, all uint8; pictures lie in
-    memory as decoders leave them, channels last. NumPy allocates, since it asks Linux for huge pages: touching a new
-    batch's small ones takes longer than filling them.
-    """
-
-    def __init__(self, count: int, data: DataConfig, low_res_size: int | None) -> None:
-        size = data.image_size
-        self.image = _pictures(count, size)
-        self.condition = torch.from_numpy(np.empty((count, CHANNELS[data.modality], size, size), dtype=np.uint8))
-        self.low_res = None if low_res_size is None else _pictures(count, low_res_size)
-
-
 @dataclass(frozen=True)
 class Draw:
     """What an example's chances are drawn from."""
 
     seed: int
     epoch: int
+
+
+@dataclass(frozen=True)
+class Chances:
+    """What is drawn for a sample in an epoch. `variant` numbers the degraded variant (0 where there are none)."""
+
+    flip: bool
+    variant: int
+    box: CropBox
+
+
+def draw_chances(seed: int, epoch: int, key: str, *, num_variants: int, crop_from: tuple[int, ...]) -> Chances:
+    """The chances of a sample, from (seed, epoch, key) alone. `crop_from`: shape (height, width) of its picture."""
+    # Python's generator, whose random() is the same in every version: NumPy's takes ten times as long to seed.
+    chance = random.Random(stable_hash("chances", seed, epoch, key)).random
+    return Chances(chance() < 0.5, int(chance() * max(1, num_variants)), CropBox.draw(chance, *crop_from[:2]))
 
 
 class ExampleReader:
@@ -94,31 +95,17 @@ class ExampleReader:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def room(self, count: int) -> BatchRoom:
-        """Room for `count` of these examples."""
-        has_low_res = self._companions is not None or self._recipe is not None
-        return BatchRoom(count, self._data, self._data.image_size // self._scale if has_low_res else None)
-
-    def example(self, number: int, draw: Draw | None, room: BatchRoom | None = None, place: int = 0) -> Example:
-        """Example `number`; `draw` None (validation): not flipped, central crop, variant 0. Raises DamagedSample.
-
-        Its tensors are those at `place` of `room`; without one, of their own.
-        """
+    def example(self, number: int, draw: Draw | None) -> Example:
+        """Example `number`; `draw` None (validation): not flipped, central crop, variant 0. Raises DamagedSample."""
         members = self._reader.read(number)
         companion = None if self._companions is None else self._companions.read(number)
         try:
-            return self._build(self.keys[number], members, companion, draw, room or self.room(1), place)
+            return self._build(self.keys[number], members, companion, draw)
         except DamagedPictureError as error:
             raise DamagedSample(str(error)) from error
 
     def _build(
-        self,
-        key: str,
-        members: dict[str, bytes],
-        companion: dict[str, bytes] | None,
-        draw: Draw | None,
-        room: BatchRoom,
-        place: int,
+        self, key: str, members: dict[str, bytes], companion: dict[str, bytes] | None, draw: Draw | None
     ) -> Example:
         data = self._data
         image = decode_image(members)
@@ -140,14 +127,9 @@ class ExampleReader:
         if flip:
             image, condition = _mirrored(image), condition.flipped()
             low_res = None if low_res is None else _mirrored(low_res)
-        written = Example(
-            key, room.image[place], room.condition[place], None if room.low_res is None else room.low_res[place]
-        )
-        _write(paint_condition(condition, data.modality, data.num_classes), written.condition)
-        _write(image.transpose(2, 0, 1), written.image)
-        if low_res is not None and written.low_res is not None:
-            _write(low_res.transpose(2, 0, 1), written.low_res)
-        return written
+        painted = paint_condition(condition, data.modality, data.num_classes)
+        small = None if low_res is None else _picture(low_res, data.image_size // self._scale)
+        return Example(key, _picture(image, data.image_size), _whole(painted, data.image_size), small)
 
     def _low_resolution(
         self, key: str, image: NDArray[np.uint8], companion: dict[str, bytes] | None, variant: int, draw: Draw | None
@@ -163,17 +145,16 @@ class ExampleReader:
         return LowResolution(drawn.image, drawn.box)
 
 
-def _pictures(count: int, side: int) -> Tensor:
-    """Room for pictures: uint8 (N, 3, side, side), channels last in memory."""
-    return torch.from_numpy(np.empty((count, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+def _picture(image: NDArray[np.uint8], side: int) -> Tensor:
+    """uint8 (side, side, 3) -> (3, side, side). Raises DamagedPictureError where the size is another."""
+    return _whole(image.transpose(2, 0, 1), side)
 
 
-def _write(levels: NDArray[np.uint8], target: Tensor) -> None:
-    """Copy levels (C, H, W) into `target`. Raises DamagedPictureError where the sizes differ."""
-    if levels.shape != target.shape:
-        height, width = target.shape[1:]
-        raise DamagedPictureError(f"picture is {levels.shape[2]}x{levels.shape[1]}, not {width}x{height}")
-    np.copyto(target.numpy(), levels)
+def _whole(levels: NDArray[np.uint8], side: int) -> Tensor:
+    """Levels (C, side, side) as a tensor. Raises DamagedPictureError where the size is another."""
+    if levels.shape[1:] != (side, side):
+        raise DamagedPictureError(f"picture is {levels.shape[2]}x{levels.shape[1]}, not {side}x{side}")
+    return torch.from_numpy(levels)
 
 
 def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

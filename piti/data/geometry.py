@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piti.config import Modality
 from piti.data.items import RawCondition
 
 Geometry = Literal["squash", "center", "random"]
-Modality = Literal["mask", "sketch", "geometry"]
 # Up to this reduction two source pixels suffice to see a line, which takes an eighth of the time.
 _TWO_NEIGHBOURS = 1.9
 _NEARLY = 0.9  # of what a line at half a pixel gives: with all of it, slanting lines come apart where they step

@@ -22,10 +22,9 @@ from piti.data.decoding import (
     decode_variant,
     num_variants,
 )
-from piti.data.repair import repair_advice
-from piti.data.shard_reader import DamagedSample, ShardReader
-from piti.data.shards import MANIFEST, ShardSet
-from piti.errors import DataError
+from piti.data.manifest import MANIFEST
+from piti.data.shards import DamagedSample, ShardReader, ShardSet
+from piti.errors import DataError, repair_advice
 
 _SETS_FOLDERS = ("shards", "degraded")
 _PAIRS_A_ROW = 3

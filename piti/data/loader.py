@@ -1,7 +1,7 @@
 """Training and validation batches out of shards.
 
 The stream is endless: epoch after epoch of the training split, each sample once an epoch, in an order that follows
-from (seed, epoch) alone (see order.py). Global step b takes positions [b * B, (b + 1) * B) of it, B being the batch
+from (seed, epoch) alone (see SampleOrder). Global step b takes positions [b * B, (b + 1) * B) of it, B being the batch
 over all ranks, and rank r the r-th contiguous part of them. So a position is all that has to be remembered to go on,
 on any number of ranks and reading threads.
 
@@ -17,16 +17,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from piti.config import DataConfig
-from piti.data.examples import BatchRoom, Degraded, Draw, Example, ExampleReader
-from piti.data.order import SampleOrder
-from piti.data.repair import repair_advice
-from piti.data.shard_reader import DamagedSample
-from piti.errors import DataError
+from piti.data.examples import Degraded, Draw, Example, ExampleReader
+from piti.data.shards import DamagedSample
+from piti.errors import DataError, repair_advice
+from piti.seeds import stable_hash
 
 logger = logging.getLogger("piti")
 
@@ -34,6 +36,32 @@ Batch = dict[str, Any]
 _AHEAD_BATCHES = 2
 _LISTED_SKIPS = 100
 _TRIED_STAND_INS = 1000
+_WINDOW_SHARDS = 8  # so many shards are open at a time: enough to mix, few enough to keep in a local cache
+
+
+class SampleOrder:
+    """Which sample the endless stream holds at each position; `shard` (n,) is the number of each sample's shard."""
+
+    def __init__(self, shard: NDArray[np.int32], seed: int) -> None:
+        self._samples_of = [np.flatnonzero(shard == number) for number in range(int(shard.max(initial=-1)) + 1)]
+        self._seed = seed
+        self.num_samples = len(shard)
+        self._epoch_order = lru_cache(maxsize=2)(self._shuffle)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(epoch, sample) at a position of the stream, all counted from 0."""
+        epoch, place = divmod(position, self.num_samples)
+        return epoch, int(self._epoch_order(epoch)[place])
+
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+        """A permutation of the samples: shards in random order, then samples at random within windows of shards."""
+        rng = np.random.default_rng(stable_hash("order", self._seed, epoch))
+        shards = rng.permutation(len(self._samples_of))
+        windows = []
+        for first in range(0, len(shards), _WINDOW_SHARDS):
+            window = np.concatenate([self._samples_of[number] for number in shards[first : first + _WINDOW_SHARDS]])
+            windows.append(rng.permutation(window))
+        return np.concatenate(windows)
 
 
 @dataclass(frozen=True)
@@ -105,22 +133,17 @@ class TrainingLoader:
         parts = self._parts()
         if self._num_workers == 0:
             for part in parts:
-                room = self._examples.room(len(part))
-                yield self._batch(
-                    part, room, [self._load(position, room, place) for place, position in enumerate(part)]
-                )
+                yield self._batch(part, [self._load(position) for position in part])
         with ThreadPoolExecutor(self._num_workers, thread_name_prefix="piti-loader") as pool:
-            ahead: deque[tuple[range, BatchRoom, list[Future[Example | Damage]]]] = deque()
+            ahead: deque[tuple[range, list[Future[Example | Damage]]]] = deque()
             try:
                 for part in parts:
-                    room = self._examples.room(len(part))
-                    reading = [pool.submit(self._load, position, room, place) for place, position in enumerate(part)]
-                    ahead.append((part, room, reading))
+                    ahead.append((part, [pool.submit(self._load, position) for position in part]))
                     if len(ahead) > _AHEAD_BATCHES:
-                        first, written, futures = ahead.popleft()
-                        yield self._batch(first, written, [future.result() for future in futures])
+                        first, futures = ahead.popleft()
+                        yield self._batch(first, [future.result() for future in futures])
             finally:
-                for _, _, futures in ahead:
+                for _, futures in ahead:
                     for future in futures:
                         future.cancel()
 
@@ -131,14 +154,14 @@ class TrainingLoader:
             yield range(first, first + self._batch_size)
             first += self._batch_size * self._world_size
 
-    def _load(self, position: int, room: BatchRoom, place: int) -> Example | Damage:
+    def _load(self, position: int) -> Example | Damage:
         epoch, number = self._order.at(position)
         try:
-            return self._examples.example(number, Draw(self._seed, epoch), room, place)
+            return self._examples.example(number, Draw(self._seed, epoch))
         except DamagedSample as error:
             return Damage(self._examples.keys[number], str(error))
 
-    def _batch(self, part: range, room: BatchRoom, loaded: Sequence[Example | Damage]) -> Batch:
+    def _batch(self, part: range, loaded: Sequence[Example | Damage]) -> Batch:
         examples = [entry for entry in loaded if isinstance(entry, Example)]
         for entry in loaded:
             if isinstance(entry, Damage):
@@ -146,15 +169,15 @@ class TrainingLoader:
                 self._skipped.append({"key": entry.key, "reason": entry.reason})
                 logger.warning("skipped damaged sample %s: %s", entry.key, entry.reason)
         if not examples:
-            examples = [self._stand_in(part.stop, room)]
+            examples = [self._stand_in(part.stop)]
             self._num_substituted += 1
         self._num_read += len(examples)
-        return whole_batch(room, examples) if len(examples) == len(part) else collate(examples)
+        return collate(examples)
 
-    def _stand_in(self, first: int, room: BatchRoom) -> Example:
+    def _stand_in(self, first: int) -> Example:
         last = ""
         for position in range(first, first + _TRIED_STAND_INS):
-            entry = self._load(position, room, 0)
+            entry = self._load(position)
             if isinstance(entry, Example):
                 return entry
             last = f"{entry.key}: {entry.reason}"
@@ -189,18 +212,6 @@ def validation_batches(
                 logger.warning("left out damaged sample %s: %s", examples.keys[number], error)
         if batch:
             yield collate(batch)
-
-
-def whole_batch(room: BatchRoom, examples: Sequence[Example]) -> Batch:
-    """The batch that `examples`, all of them written into `room`, make up; see TrainingLoader."""
-    batch: Batch = {
-        "image": room.image,
-        "condition": room.condition,
-        "keys": [example.key for example in examples],
-    }
-    if room.low_res is not None:
-        batch["low_res"] = room.low_res
-    return batch
 
 
 def collate(examples: Sequence[Example]) -> Batch:

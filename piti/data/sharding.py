@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,22 +14,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from piti.config import DataConfig
+from piti.config import DataConfig, Modality
 from piti.data.conditions import encode_condition
-from piti.data.geometry import Modality, shrink_condition, shrink_photograph
-from piti.data.shard_sizes import num_shards
-from piti.data.shards import ShardStats, ShardWriter
+from piti.data.geometry import shrink_condition, shrink_photograph
+from piti.data.items import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
+from piti.data.manifest import ShardStats
+from piti.data.publishing import ShardWriter
 from piti.data.sketch import detect_sketch, sketch_record
-from piti.data.sources import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
 from piti.data.sources.trees import shared_listings
-from piti.data.spilled_items import SpilledItems
 from piti.data.tars import shard_name
-from piti.errors import DataError, PitiError
+from piti.errors import DataError
 from piti.provenance import FORMAT_VERSIONS
+from piti.seeds import stable_hash
 
 _JPEG_QUALITY = 95
-_READ_TOGETHER_BYTES, _GROUPS_AHEAD = 2**21, 2  # of local files
-_DISK_BLOCK_BYTES = 4096
 _REMOTE_READERS = 8  # a server answers several requests in the time of one
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 6]
 _Outcome = tuple[Item, LoadedItem | RejectedItem]  # an item, and what it loads as or why it cannot
@@ -39,74 +35,77 @@ _Outcome = tuple[Item, LoadedItem | RejectedItem]  # an item, and what it loads 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The items of one shard, each pickled. `plan` changes with anything that could change its bytes."""
+    """The items of one shard. `plan` changes with anything that could change its bytes."""
 
     name: str
     split: Split
     plan: str
-    packed: list[bytes]
-
-    @property
-    def num_items(self) -> int:
-        return len(self.packed)
-
-    @property
-    def items(self) -> list[Item]:
-        """Unpacked anew each time."""
-        return [pickle.loads(item) for item in self.packed]
+    items: list[Item]
 
 
+@dataclass(frozen=True)
 class ShardPlans:
-    """The plans of all shards, each made when its turn comes, as often as asked: the items wait on disk.
+    """The plans of all shards, by name and in order.
 
-    `digests` maps names to `ShardPlan.plan`, in order. `num_items`: how many there are in each split; `num_not_drawn`
-    more were found, and left out by `data.max_samples`.
+    `num_items`: how many items each split has. `num_not_drawn` more were found and left out by `data.max_samples`.
     """
 
-    def __init__(self, spilled: Mapping[Split, SpilledItems], data: DataConfig) -> None:
-        self._spilled = spilled
-        self.num_items: dict[Split, int] = {split: len(items) for split, items in spilled.items()}
-        self._num_shards = {split: num_shards(len(items), items.mean_bytes, data) for split, items in spilled.items()}
-        self.num_not_drawn = sum(items.num_not_drawn for items in spilled.values())
-        settings, self.digests = _settings(data), {}
-        for split, number, name in self._every_shard():
-            lines = spilled[split].lines(number, self._num_shards[split])
-            if lines:
-                self.digests[name] = hashlib.sha256(b"".join([settings, *lines])).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.digests)
+    shards: Mapping[str, ShardPlan]
+    num_items: Mapping[Split, int]
+    num_not_drawn: int
 
     def __iter__(self) -> Iterator[ShardPlan]:
-        return self.only(self.digests)
+        return iter(self.shards.values())
 
-    def only(self, names: Collection[str]) -> Iterator[ShardPlan]:
-        """The plans of the named shards."""
-        for split, number, name in self._every_shard():
-            if name in names and name in self.digests:
-                packed = self._spilled[split].packed(number, self._num_shards[split])
-                yield ShardPlan(name, split, self.digests[name], packed)
-
-    def _every_shard(self) -> Iterator[tuple[Split, int, str]]:
-        for split in self._spilled:
-            for number in range(self._num_shards[split]):
-                yield split, number, shard_name(split, number)
+    @property
+    def digests(self) -> dict[str, str]:
+        """Names of the shards to `ShardPlan.plan`, in order."""
+        return {name: shard.plan for name, shard in self.shards.items()}
 
 
 def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
-    """Divide everything a source found among shards; how many see `shard_sizes.num_shards`.
+    """Divide everything a source found among shards.
 
     An item's shard follows from a hash of its key and the number of shards, so that neighbours in the dataset are
     spread out, and one item more changes one shard as long as the number of shards stays. `data.max_samples` keeps
     that many training items, drawn by `seed`; validation stays whole. Raises DataError where a split is empty.
     """
-    spilled: dict[Split, SpilledItems] = {}
+    shards: dict[str, ShardPlan] = {}
+    num_items: dict[Split, int] = {}
+    num_not_drawn = 0
     with shared_listings():
         for split in SPLITS:
-            spilled[split] = SpilledItems(source.items(split), data.max_samples if split == "train" else None, seed)
-            if not len(spilled[split]):
+            found = list(source.items(split))
+            if not found:
                 raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")
-    return ShardPlans(spilled, data)
+            drawn = found if split == "validation" else _drawn(found, data.max_samples, seed)
+            num_items[split] = len(drawn)
+            num_not_drawn += len(found) - len(drawn)
+            shards |= {plan.name: plan for plan in _divided(drawn, split, data)}
+    return ShardPlans(shards, num_items, num_not_drawn)
+
+
+def _drawn(items: list[Item], count: int | None, seed: int) -> list[Item]:
+    """`count` of the items, drawn by hashes of `seed` and key; all of them where there are fewer, or for None."""
+    if count is None or count >= len(items):
+        return items
+    return sorted(items, key=lambda item: stable_hash("subset", seed, item.key))[:count]
+
+
+def _divided(items: list[Item], split: Split, data: DataConfig) -> Iterator[ShardPlan]:
+    """The plans of a split's shards. The hash of a key decides its shard, another its place there."""
+    count = -(-len(items) // data.samples_per_shard)
+    members: list[list[Item]] = [[] for _ in range(count)]
+    for item in items:
+        members[stable_hash("shard", item.key) * count >> 64].append(item)
+    settings = _settings(data)
+    for number, unordered in enumerate(members):
+        if unordered:
+            ordered = sorted(unordered, key=lambda item: stable_hash("order", item.key))
+            digest = hashlib.sha256(settings)
+            for item in ordered:
+                digest.update(f"{item.key}|{item.identity}\n".encode("utf-8", "surrogateescape"))
+            yield ShardPlan(shard_name(split, number), split, digest.hexdigest(), ordered)
 
 
 def _settings(data: DataConfig) -> bytes:
@@ -115,7 +114,7 @@ def _settings(data: DataConfig) -> bytes:
         "version": FORMAT_VERSIONS["shard"], "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
-        "conditions_follow_exif": data.conditions_follow_exif, "check": data.check,
+        "conditions_follow_exif": data.conditions_follow_exif,
     }  # fmt: skip
     return json.dumps(settings, sort_keys=True).encode()
 
@@ -127,7 +126,7 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
     """
     cv2.setNumThreads(1)  # a shard is one core's work; others run beside it
     with ShardWriter(uri, plan.name, plan.plan) as writer:
-        for item, loaded in _read_ahead(plan.items):
+        for item, loaded in _in_order(plan.items):
             try:
                 if isinstance(loaded, RejectedItem):
                     raise loaded
@@ -143,71 +142,25 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
         return writer.publish()
 
 
-def _read_ahead(items: Sequence[Item]) -> Iterator[_Outcome]:
-    """Items in order, the next ones being read meanwhile: a core does not wait for the disk, nor for a server."""
-    return _from_server(items) if any(item.is_remote for item in items) else _from_disk(items)
-
-
-def _from_server(items: Iterable[Item]) -> Iterator[_Outcome]:
-    with _readers(_REMOTE_READERS) as pool:
+def _in_order(items: Sequence[Item]) -> Iterator[_Outcome]:
+    """Items with what they load as. A server is asked for several at once; a local file is read when its turn comes."""
+    if not any(item.is_remote for item in items):
+        yield from map(_loaded, items)
+        return
+    with ThreadPoolExecutor(_REMOTE_READERS, "piti-reader") as pool:
         ahead: deque[Future[_Outcome]] = deque()
-        for item in items:
-            ahead.append(pool.submit(_loaded, item))
-            if len(ahead) == 1:
-                wait(ahead)  # the first of all lists an archive for those that follow
-            if len(ahead) > _REMOTE_READERS:
+        try:
+            for item in items:
+                ahead.append(pool.submit(_loaded, item))
+                if len(ahead) == 1:
+                    wait(ahead)  # the first of all lists an archive for those that follow
+                if len(ahead) > _REMOTE_READERS:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        for last in ahead:
-            yield last.result()
-
-
-def _from_disk(items: Iterable[Item]) -> Iterator[_Outcome]:
-    """The disk is told what comes next, a group at a time: a thread that is woken for each file costs more than reading
-    it does.
-    """
-    with _readers(1) as pool:
-        ahead: deque[tuple[list[Item], Future[None]]] = deque()
-        for group in _groups(items):
-            ahead.append((group, pool.submit(_read_soon, group)))
-            if len(ahead) > _GROUPS_AHEAD:
-                yield from _loaded_group(*ahead.popleft())
-        for last in ahead:
-            yield from _loaded_group(*last)
-
-
-@contextmanager
-def _readers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are gone afterwards, and what they have not begun yet is never done."""
-    pool = ThreadPoolExecutor(count, "piti-reader")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Items in order, as many together as fill `_READ_TOGETHER_BYTES` of a disk's blocks."""
-    group: list[Item] = []
-    waiting_bytes = 0
-    for item in items:
-        group.append(item)
-        waiting_bytes += max(item.size_bytes, _DISK_BLOCK_BYTES)
-        if waiting_bytes >= _READ_TOGETHER_BYTES:
-            yield group
-            group, waiting_bytes = [], 0
-    if group:
-        yield group
-
-
-def _read_soon(group: Iterable[Item]) -> None:
-    for item in group:
-        with suppress(OSError, PitiError):  # an archive's listing: `load` will meet the same, and knows what to do
-            item.read_soon()
-
-
-def _loaded_group(group: Iterable[Item], is_told: Future[None]) -> Iterator[_Outcome]:
-    is_told.result()
-    return map(_loaded, group)
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def _loaded(item: Item) -> _Outcome:
@@ -219,36 +172,25 @@ def _loaded(item: Item) -> _Outcome:
 
 
 def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str, bytes]:
-    """The files of one sample: suffix to content, picture first, JSON last. Raises RejectedItem, FilteredItem.
+    """The files of one sample: suffix to content. Raises RejectedItem, FilteredItem.
 
     A picture whose size does not change keeps its own bytes where any decoder reads them alike; otherwise it is
     stored as PNG, or as JPEG of quality 95 if its file was lossy to begin with.
     """
     _check_classes(loaded, data)
-    whole = data.geometry == "random" or loaded.shape[:2] == (data.image_size, data.image_size)
-    original = loaded.original if whole else None
-    has_condition = loaded.condition is not None or loaded.stored_condition is not None
-    by_headers = loaded.stored_condition is not None and loaded.condition is None
-    image: NDArray[np.uint8] | None = None
-    if original is not None and has_condition:  # nothing here reads the picture's pixels
-        members = {original[1]: original[0]}
-        if data.check == "headers" and loaded.seems_whole:
-            by_headers = True
-        else:
-            loaded.check()
-    else:
-        image = loaded.image
-        if data.geometry != "random" and not whole:
-            image = shrink_photograph(image, data.geometry, data.image_size)
-        members = _picture_member(image, loaded, original)
+    image = loaded.image
+    keeps_size = data.geometry == "random" or image.shape[:2] == (data.image_size, data.image_size)
+    original = loaded.original if keeps_size else None
+    if data.geometry != "random" and not keeps_size:
+        image = shrink_photograph(image, data.geometry, data.image_size)
+    members = _picture_member(image, loaded, original)
     members |= _condition_members(loaded, image, data)
     about: dict[str, Any] = {
         "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
-        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None,
-        "check": "headers" if by_headers else "pixels", **loaded.provenance,
+        "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None, **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":
-        about["sketch"] = {"name": "given"} if has_condition else sketch_record(data.sketch)
+        about["sketch"] = {"name": "given"} if loaded.condition is not None else sketch_record(data.sketch)
     if data.modality == "mask":
         about["num_classes"] = data.num_classes
     members["json"] = json.dumps(about, sort_keys=True).encode()
@@ -263,11 +205,11 @@ def _check_classes(loaded: LoadedItem, data: DataConfig) -> None:
         raise FilteredItem("shows none of data.require_classes")
 
 
-def _condition(loaded: LoadedItem, image: NDArray[np.uint8] | None, data: DataConfig) -> RawCondition:
+def _condition(loaded: LoadedItem, image: NDArray[np.uint8], data: DataConfig) -> RawCondition:
     """The condition at the size of the stored picture, `image`, in which a missing sketch is detected."""
     if loaded.condition is not None:
         return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.shape)
-    if data.modality != "sketch" or image is None:
+    if data.modality != "sketch":
         raise RejectedItem(f"no condition for modality {data.modality}")
     return RawCondition(detect_sketch(image, data.sketch))
 
@@ -283,10 +225,8 @@ def _picture_member(
     return {"png": encode_png(image)}
 
 
-def _condition_members(loaded: LoadedItem, image: NDArray[np.uint8] | None, data: DataConfig) -> dict[str, bytes]:
-    """The files of the condition; `image` is the stored picture, None where it is not decoded."""
-    if loaded.stored_condition is not None:
-        return {"cond.png": loaded.stored_condition}
+def _condition_members(loaded: LoadedItem, image: NDArray[np.uint8], data: DataConfig) -> dict[str, bytes]:
+    """The files of the condition; `image` is the stored picture."""
     stored = encode_condition(_condition(loaded, image, data), data.modality)
     members = {"cond.png": encode_condition_png(stored.values, data.modality)}
     if stored.normals is not None:
@@ -297,9 +237,9 @@ def _condition_members(loaded: LoadedItem, image: NDArray[np.uint8] | None, data
 def encode_condition_png(values: NDArray[Any], modality: Modality) -> bytes:
     """PNG of a stored condition (H, W).
 
-    Labels and edges lie in runs and go on in the next row: written as runs of what differs from the row above they
-    become smaller than by looking for any repetition, in less than half the time, and are read the fastest. Sketches
-    take one bit a pixel; decoders widen it.
+    Labels and edges lie in runs that go on in the next row, so they are stored as runs of what differs from the row
+    above: smaller than what the default finds, and faster to write and to read. Sketches take one bit a pixel;
+    decoders widen it.
     """
     if modality == "geometry":
         return encode_png(values)

@@ -1,23 +1,25 @@
-"""WebDataset tars whose bytes follow from their content alone, and the samples in them by offset."""
+"""WebDataset tars whose bytes follow from their content alone, and the samples in them by offset.
+
+The webdataset package writes them and reads them in order; a sample by its offset is read by `split_members`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import IO, BinaryIO
 
-from piti import storage
+from webdataset import TarWriter
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
-_BLOCK_BYTES = 512
-_NAME_BYTES, _SIZE_BYTES = 100, 11
-_WRITTEN_TOGETHER_BYTES = 2**20
-_BEFORE_SIZE = b"0000644\0" + 2 * b"0000000\0"  # mode, owner, group
-_BEFORE_CHECKSUM = b"\0" + b"00000000000\0"  # end of the size; time
-_AFTER_CHECKSUM = b" 0" + 100 * b"\0" + b"ustar\x0000" + 247 * b"\0"
-_CHECKSUM_WITHOUT_NAME = sum(_BEFORE_SIZE + _BEFORE_CHECKSUM + _AFTER_CHECKSUM[1:]) + 8 * ord(" ")
+_CHUNK_BYTES = 1 << 20
+_MODE = 0o644
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,62 @@ class Span:
     sha256: str
 
 
-class SampleTarWriter:
-    """Writes samples to a local tar file. Owner, mode and time are fixed, so equal samples give equal bytes.
+class SpanHashes:
+    """sha256 of each stretch of a stream. `ends`: where the stretches end, in bytes from the beginning, in order.
 
-    `stays`: the file is to remain on this disk, which begins to keep it at once; False where it goes elsewhere.
+    An end may be added while the stream passes, as long as no byte beyond that end has passed. `found` holds the hex
+    hashes of the stretches that have passed whole.
     """
 
-    def __init__(self, path: Path, *, stays: bool = True) -> None:
-        self._stream = open(path, "xb")  # noqa: SIM115 - closed by __exit__
-        self._behind = storage.WriteBehind(self._stream)
-        self._stays = stays
-        self._offset = self._on_its_way = 0
+    def __init__(self, ends: Iterable[int] = ()) -> None:
+        self._ends = deque(ends)
+        self._passed_bytes = 0
         self._digest = hashlib.sha256()
-        self._padding_bytes = tarfile.RECORDSIZE
+        self.found: list[str] = []
+
+    def add_end(self, end: int) -> None:
+        self._ends.append(end)
+
+    def update(self, data: bytes) -> None:
+        """The next bytes of the stream."""
+        rest = memoryview(data)
+        while self._ends and self._passed_bytes + len(rest) >= self._ends[0]:
+            cut = self._ends.popleft() - self._passed_bytes
+            self._digest.update(rest[:cut])
+            self.found.append(self._digest.hexdigest())
+            self._digest = hashlib.sha256()
+            self._passed_bytes, rest = self._passed_bytes + cut, rest[cut:]
+        self._digest.update(rest)
+        self._passed_bytes += len(rest)
+
+
+class _HashedFile:
+    """What a tar is written to: a file, its size and hash, and the hashes of its samples. Once given up, nothing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.num_bytes = 0
+        self.digest = hashlib.sha256()
+        self.samples = SpanHashes()
+        self.is_given_up = False
+
+    def write(self, data: bytes) -> None:
+        if self.is_given_up:
+            return
+        self._file.write(data)
+        self.digest.update(data)
+        self.samples.update(data)
+        self.num_bytes += len(data)
+
+
+class SampleTarWriter:
+    """Writes samples to a local tar file. Owner, mode and time are fixed, so equal samples give equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "xb")  # noqa: SIM115 - closed by __exit__
+        self._hashed = _HashedFile(self._file)
+        self._tar = TarWriter(self._hashed, user="", group="", mode=_MODE, mtime=0, encoder=False, compress=False)
+        self._edges = [0]  # where samples begin and end
 
     def __enter__(self) -> SampleTarWriter:
         return self
@@ -49,53 +94,55 @@ class SampleTarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._behind.close()
-        self._stream.close()
+        self._hashed.is_given_up = True  # what tarfile still holds back after an error has nowhere to go
+        self._tar.close()
+        self._file.close()
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> Span:
-        """Append a sample; `members` maps a suffix without its leading dot (`cond.png`) to content, in order.
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Append a sample; `members` maps a suffix without its leading dot (`cond.png`) to content.
 
-        Raises ValueError for a key that readers would split elsewhere, or that needs a long-name header.
+        Members are stored in the order of their suffixes. Raises ValueError for a key that readers would split
+        elsewhere, and for a name or a content that is too long for a tar header.
         """
         if not key or "." in key or "/" in key or len(key) > 80:
             raise ValueError(f"{key!r} cannot be a sample's key")
-        pieces: list[bytes] = []
-        for suffix, content in members.items():
-            pieces += (_header(f"{key}.{suffix}", len(content)), content, b"\0" * (-len(content) % _BLOCK_BYTES))
-        data = b"".join(pieces)
-        span = Span(self._offset, len(data), hashlib.sha256(data).hexdigest())
-        self._write(data)
-        return span
+        self._tar.write({"__key__": key, **members})
+        self._edges.append(self._tar.tarstream.offset)
+        self._hashed.samples.add_end(self._edges[-1])
 
-    def finish(self) -> tuple[int, str]:
-        """End the archive; its size in bytes and its sha256."""
-        end = self._offset + 2 * _BLOCK_BYTES
-        self._write(b"\0" * (2 * _BLOCK_BYTES + -end % self._padding_bytes))
-        self._stream.flush()
-        self._behind.wait()
-        return self._offset, self._digest.hexdigest()
-
-    def _write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._digest.update(data)
-        self._offset += len(data)
-        if self._stays and self._offset - self._on_its_way >= _WRITTEN_TOGETHER_BYTES:
-            self._behind.begin()
-            self._on_its_way = self._offset
+    def finish(self) -> tuple[int, str, list[Span]]:
+        """End the archive. Its size in bytes, its sha256, and where each sample lies, in the order of `add`."""
+        self._tar.close()
+        self._file.flush()
+        samples = zip(pairwise(self._edges), self._hashed.samples.found, strict=True)
+        spans = [Span(begin, end - begin, sha256) for (begin, end), sha256 in samples]
+        return self._hashed.num_bytes, self._hashed.digest.hexdigest(), spans
 
 
-def _header(name: str, size_bytes: int) -> bytes:
-    """The USTAR header that tarfile makes of a file of mode 644 and time 0, in a tenth of its time.
+class HashedReader:
+    """A stream of a tar that hashes its samples as they are read. `ends`: where the samples end, in bytes."""
 
-    Raises ValueError for a name or a size that does not fit.
+    def __init__(self, stream: IO[bytes], ends: Iterable[int]) -> None:
+        self._stream = stream
+        self.samples = SpanHashes(ends)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.samples.update(data)
+        return data
+
+    def read_to_end(self) -> None:
+        while self.read(_CHUNK_BYTES):
+            pass
+
+
+def read_in_order(stream: IO[bytes] | HashedReader) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members) of the samples of a tar, by the webdataset package.
+
+    A damaged tar raises tarfile.TarError or ends early.
     """
-    written, size = name.encode(), b"%011o" % size_bytes
-    if len(written) > _NAME_BYTES or len(size) > _SIZE_BYTES:
-        raise ValueError(f"{name} of {size_bytes} bytes does not fit a tar header")
-    checksum = _CHECKSUM_WITHOUT_NAME + sum(written) + sum(size)
-    return b"".join(
-        [written.ljust(_NAME_BYTES, b"\0"), _BEFORE_SIZE, size, _BEFORE_CHECKSUM, b"%06o\0" % checksum, _AFTER_CHECKSUM]
-    )
+    for sample in group_by_keys(tar_file_expander([{"url": "", "stream": stream}])):
+        yield sample["__key__"], {name: data for name, data in sample.items() if not name.startswith("__")}
 
 
 def split_members(data: bytes, key: str) -> dict[str, bytes]:
@@ -104,28 +151,21 @@ def split_members(data: bytes, key: str) -> dict[str, bytes]:
     Raises ValueError where the bytes are not whole members of that key.
     """
     members: dict[str, bytes] = {}
-    position = 0
-    while position < len(data):
-        name, size = _read_header(data[position : position + _BLOCK_BYTES], key)
-        found, _, suffix = name.partition(".")
-        start = position + _BLOCK_BYTES
+    start = 0
+    while start < len(data):
+        try:
+            header = tarfile.TarInfo.frombuf(data[start : start + tarfile.BLOCKSIZE], "utf-8", "strict")
+        except tarfile.HeaderError as error:
+            raise ValueError(f"no tar header where a member of {key} should begin ({error})") from error
+        found, _, suffix = header.name.partition(".")
+        start += tarfile.BLOCKSIZE
         if found != key:
             raise ValueError(f"a member of {found!r} lies where {key!r} should be")
-        if start + size > len(data):
-            raise ValueError(f"{name} is cut short")
-        members[suffix] = data[start : start + size]
-        position = start + size + -size % _BLOCK_BYTES
+        if start + header.size > len(data):
+            raise ValueError(f"{header.name} is cut short")
+        members[suffix] = data[start : start + header.size]
+        start += header.size + -header.size % tarfile.BLOCKSIZE
     return members
-
-
-def _read_header(header: bytes, key: str) -> tuple[str, int]:
-    """Name and size in bytes from a USTAR header as `_member` writes it (a tenth of the time tarfile takes)."""
-    try:
-        if header[257:262] != b"ustar":
-            raise ValueError("no USTAR magic")
-        return header[:100].rstrip(b"\0").decode("ascii"), int(header[124:136].rstrip(b"\0 "), 8)
-    except ValueError as error:
-        raise ValueError(f"no tar header where a member of {key} should begin ({error})") from error
 
 
 def shard_name(split: str, number: int) -> str:

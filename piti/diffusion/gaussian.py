@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from piti.diffusion import samplers
+from piti.diffusion.samplers import (
+    AncestralStep,
+    CorrectedSolverStep,
+    ImplicitStep,
+    Prediction,
+    SolverStep,
+    Step,
+    Table,
+)
 from piti.diffusion.schedule import Coefficients, betas_of, respaced_betas, respaced_timesteps
 
 ModelFunction = Callable[[Tensor, Tensor], Tensor]
@@ -25,18 +32,10 @@ Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 _MODEL_TIME = 1000.0  # networks are told the time on a scale of 0 to 1000, however many steps there are
 
 
-class Prediction(NamedTuple):
-    """What a network's output says about x_{t-1} and x_0; each (N, 3, H, W)."""
-
-    mean: Tensor
-    log_variance: Tensor
-    x0: Tensor
-    noise: Tensor
-
-
 class GaussianDiffusion:
     """A forward process of `steps` steps, of which `respacing` keeps some (see `respaced_timesteps`).
 
+    Networks predict the noise, or with `prediction` v the mixture v = sqrt(a_t) noise - sqrt(1 - a_t) x_0.
     A timestep `t` is an index (N,), int64, into the kept steps: 0..num_timesteps-1. Networks are told the original
     step's time, as float32 on a scale of 0..1000. Coefficients are float64 and cast to the pictures' type at use.
     """
@@ -46,13 +45,16 @@ class GaussianDiffusion:
         schedule: str = "squaredcos_cap_v2",
         steps: int = 1000,
         respacing: str | Sequence[int] | None = None,
+        prediction: Literal["noise", "v"] = "noise",
     ) -> None:
+        self.prediction = prediction
         betas = betas_of(schedule, steps)
         self.timestep_map = respaced_timesteps(betas, respacing)
         self.steps = steps
         self.final_share = float(np.prod(1.0 - betas))  # a_T of the whole process, whose x_T is the initial noise
         self.coefficients = Coefficients.of(respaced_betas(betas, self.timestep_map))
-        self._tables: dict[torch.device, dict[str, Tensor]] = {}
+        self._table = Table(self.coefficients)
+        self._times: dict[torch.device, Tensor] = {}
 
     @property
     def num_timesteps(self) -> int:
@@ -61,18 +63,15 @@ class GaussianDiffusion:
 
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
         """Coefficient `name` for each picture's timestep, shaped to broadcast over `like`, in its type."""
-        table = self._tables.get(t.device)
-        if table is None:
-            table = {
-                field.name: torch.from_numpy(getattr(self.coefficients, field.name)).to(t.device)
-                for field in fields(self.coefficients)
-            }
-            self._tables[t.device] = table
-        return table[name][t].to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+        return self._table.at(name, t, like)
 
     def model_time(self, t: Tensor) -> Tensor:
         """What the network is told for timesteps `t`: (N,) float32 in 0..1000."""
-        return torch.tensor(self.timestep_map, device=t.device)[t].float() * (_MODEL_TIME / self.steps)
+        times = self._times.get(t.device)
+        if times is None:
+            times = torch.tensor(self.timestep_map, device=t.device).float() * (_MODEL_TIME / self.steps)
+            self._times[t.device] = times
+        return times[t]
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Equation 2: x_t for pictures x0 (N, 3, H, W) in [-1, 1] and standard normal noise of the same shape."""
@@ -94,8 +93,20 @@ class GaussianDiffusion:
         scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
         return (scaled - x0) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
 
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, arXiv 2202.00512)."""
+        signal = self.at("sqrt_alphas_cumprod", t, x0)
+        return signal * noise - self.at("sqrt_one_minus_alphas_cumprod", t, x0) * x0
+
+    def _picture_and_noise(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_0 and noise, (N, 3, H, W) each, of x_t and a predicted noise or v."""
+        if self.prediction == "noise":
+            return self.x0_from_noise(x_t, t, predicted), predicted
+        signal, deviation = self.at("sqrt_alphas_cumprod", t, x_t), self.at("sqrt_one_minus_alphas_cumprod", t, x_t)
+        return signal * x_t - deviation * predicted, deviation * x_t + signal * predicted
+
     def predict(self, output: Tensor, x_t: Tensor, t: Tensor, clip: bool) -> Prediction:
-        """Read a network's output (N, 6, H, W): noise, and the log variance's place between its two bounds.
+        """Read a network's output (N, 6, H, W): noise or v, and the log variance's place between its two bounds.
 
         The place is -1 at the posterior's variance and 1 at b_t. `clip` clamps x_0 to [-1, 1] before the mean is
         taken, as is usual while sampling.
@@ -103,11 +114,11 @@ class GaussianDiffusion:
         n, c = x_t.shape[:2]
         if output.shape != (n, 2 * c, *x_t.shape[2:]):
             raise ValueError(f"a model gave {tuple(output.shape)} for pictures {tuple(x_t.shape)}")
-        noise, place = output.to(x_t.dtype).chunk(2, dim=1)
+        predicted, place = output.to(x_t.dtype).chunk(2, dim=1)
         share = (place + 1) / 2
         lowest = self.at("posterior_log_variance_clipped", t, x_t)
         log_variance = share * self.at("log_betas", t, x_t) + (1 - share) * lowest
-        x0 = self.x0_from_noise(x_t, t, noise)
+        x0, noise = self._picture_and_noise(predicted, x_t, t)
         if clip:
             x0 = x0.clamp(-1, 1)
         return Prediction(self.q_posterior(x0, x_t, t)[0], log_variance, x0, noise)
@@ -115,19 +126,20 @@ class GaussianDiffusion:
     def training_losses(self, model_fn: ModelFunction, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Equation 3 and the variational bound, for each picture.
 
-        `model_fn(x_t, time)` closes over the conditions. Returns `mse` (N,), mean squared error of the noise; `vb`
+        `model_fn(x_t, time)` closes over the conditions. Returns `mse` (N,), mean squared error of the noise or v; `vb`
         (N,), the bound's term in bits per value, times num_timesteps/1000, with gradient to the variance only; and
         `x0` (N, 3, H, W), the predicted picture with gradient, not clamped.
         """
         x_t = self.q_sample(x0, t, noise)
         output = model_fn(x_t, self.model_time(t)).to(x0.dtype)
-        predicted_noise, place = output.chunk(2, dim=1)
-        frozen = torch.cat([predicted_noise.detach(), place], dim=1)
+        predicted, place = output.chunk(2, dim=1)
+        frozen = torch.cat([predicted.detach(), place], dim=1)
+        target = noise if self.prediction == "noise" else self.velocity(x0, noise, t)
         bound = self._variational_term(frozen, x0, x_t, t)
         return {
-            "mse": _mean_per_picture((noise - predicted_noise) ** 2),
+            "mse": _mean_per_picture((target - predicted) ** 2),
             "vb": bound * (self.num_timesteps / _MODEL_TIME),
-            "x0": self.x0_from_noise(x_t, t, predicted_noise),
+            "x0": self._picture_and_noise(predicted, x_t, t)[0],
         }
 
     def _variational_term(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -169,13 +181,13 @@ class GaussianDiffusion:
             raise ValueError(f"the initial noise has shape {tuple(noise.shape)}, wanted {tuple(shape)}")
         draw = step_noise if step_noise is not None else (lambda _: torch.randn_like(noise))
         if sampler == "ddpm":
-            step: samplers.Step = samplers.AncestralStep(self, draw)
+            step: Step = AncestralStep(self.num_timesteps, draw)
         elif sampler == "ddim":
-            step = samplers.ImplicitStep(self, draw, eta)
+            step = ImplicitStep(self._table, self.num_timesteps, draw, eta)
         elif sampler == "dpm++":
-            step = samplers.SolverStep(self)
+            step = SolverStep(self.coefficients, self.final_share)
         elif sampler == "unipc":
-            step = samplers.CorrectedSolverStep(self)
+            step = CorrectedSolverStep(self.coefficients, self.final_share)
         else:
             raise ValueError(f"unknown sampler {sampler!r}, use ddpm, ddim, dpm++ or unipc")
         x_t = noise

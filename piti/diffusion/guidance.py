@@ -21,33 +21,28 @@ def guided(
     conditional_fn: ConditionalFunction,
     scale: float,
     normalized: bool = True,
-    unconditional_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    both_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A model function whose noise is guided by `scale` s = 1 + w; s = 1 is the plain conditional model.
 
     Equation 7: e^ = null + s (cond - null). With `normalized`, equation 8: e^ is shifted and scaled to have the mean
     and standard deviation of each picture's conditional noise. The variance output stays the conditional one, as
-    published. `unconditional_fn` None: `conditional_fn` is called a second time, with null=True.
+    published. `both_fn(x_t, t)` gives the outputs under the condition and under the null condition of one pass, which
+    reads the weights once. None: `conditional_fn` is called a second time, with null=True.
     """
+    if scale == 1:
+        return conditional_fn
 
     def model_fn(x_t: Tensor, t: Tensor) -> Tensor:
-        conditional = conditional_fn(x_t, t)
-        if scale == 1:
-            return conditional
-        unconditional = unconditional_fn(x_t, t) if unconditional_fn else conditional_fn(x_t, t, null=True)
-        return guide(conditional, unconditional, scale, normalized)
+        conditional, null = both_fn(x_t, t) if both_fn else (conditional_fn(x_t, t), conditional_fn(x_t, t, null=True))
+        noise, place = conditional.chunk(2, dim=1)
+        null_noise = null.chunk(2, dim=1)[0]
+        guided_noise = null_noise + scale * (noise - null_noise)
+        if normalized:
+            guided_noise = normalize(guided_noise, noise)
+        return torch.cat([guided_noise, place], dim=1)
 
     return model_fn
-
-
-def guide(conditional: Tensor, unconditional: Tensor, scale: float, normalized: bool = True) -> Tensor:
-    """`guided` of two outputs (N, 2C, H, W) that are at hand, as from one pass over both. Returns the same shape."""
-    noise, place = conditional.chunk(2, dim=1)
-    null_noise = unconditional.chunk(2, dim=1)[0]
-    guided_noise = null_noise + scale * (noise - null_noise)
-    if normalized:
-        guided_noise = normalize(guided_noise, noise)
-    return torch.cat([guided_noise, place], dim=1)
 
 
 def normalize(guided_noise: Tensor, conditional_noise: Tensor) -> Tensor:

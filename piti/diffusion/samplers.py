@@ -1,19 +1,49 @@
-"""One step of each sampler, from x_t to x_{t-1}, and the quantisation between the two networks."""
+"""One step of each sampler, from x_t to x_{t-1}; each picture's own noise; the quantisation between the two networks."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import fields
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from piti.diffusion.gaussian import GaussianDiffusion, Prediction
+from piti.diffusion.schedule import Coefficients
 
 _QUADRATURE_POINTS = 16
+_INITIAL = -1  # number of the step whose noise sampling begins with
+
+
+class Prediction(NamedTuple):
+    """What a network's output says about x_{t-1} and x_0; each (N, 3, H, W)."""
+
+    mean: Tensor
+    log_variance: Tensor
+    x0: Tensor
+    noise: Tensor
+
+
+class Table:
+    """A process's coefficients as float64 tensors, on every device that they are asked for on."""
+
+    def __init__(self, coefficients: Coefficients) -> None:
+        self._coefficients = coefficients
+        self._on_device: dict[torch.device, dict[str, Tensor]] = {}
+
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """Coefficient `name` for each picture's timestep `t` (N,), shaped to broadcast over `like`, in its type."""
+        table = self._on_device.get(t.device)
+        if table is None:
+            table = {
+                field.name: torch.from_numpy(getattr(self._coefficients, field.name)).to(t.device)
+                for field in fields(self._coefficients)
+            }
+            self._on_device[t.device] = table
+        return table[name][t].to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
 class Step(Protocol):
@@ -25,8 +55,8 @@ class Step(Protocol):
 class AncestralStep:
     """DDPM: x_{t-1} ~ N(mean, learned variance); the last step adds no noise."""
 
-    def __init__(self, diffusion: GaussianDiffusion, draw: Callable[[int], Tensor]) -> None:
-        self._last_number = diffusion.num_timesteps - 1
+    def __init__(self, num_timesteps: int, draw: Callable[[int], Tensor]) -> None:
+        self._last_number = num_timesteps - 1
         self._draw = draw
 
     def __call__(self, predicted: Prediction, x_t: Tensor, t: Tensor, number: int) -> Tensor:
@@ -38,25 +68,27 @@ class AncestralStep:
 class ImplicitStep:
     """DDIM (Song et al., ICLR 2021, equation 12); the last step adds no noise."""
 
-    def __init__(self, diffusion: GaussianDiffusion, draw: Callable[[int], Tensor], eta: float) -> None:
-        self._diffusion = diffusion
+    def __init__(self, table: Table, num_timesteps: int, draw: Callable[[int], Tensor], eta: float) -> None:
+        self._table = table
+        self._last_number = num_timesteps - 1
         self._draw = draw
         self._eta = eta
 
     def deviation(self, t: Tensor) -> Tensor:
         """Standard deviation of the added noise at timesteps t, (N,) float64: eta times that of the posterior."""
         like = torch.empty(0, dtype=torch.float64)
-        return self._eta * self._diffusion.at("posterior_variance", t, like).sqrt()
+        return self._eta * self._table.at("posterior_variance", t, like).sqrt()
 
     def __call__(self, predicted: Prediction, x_t: Tensor, t: Tensor, number: int) -> Tensor:
         wide = torch.empty(0, 1, 1, 1, dtype=torch.float64)
-        share_before = self._diffusion.at("alphas_cumprod_prev", t, wide)
+        share_before = self._table.at("alphas_cumprod_prev", t, wide)
         sigma = self.deviation(t).view(-1, 1, 1, 1)
         direction = (1 - share_before - sigma**2).clamp(min=0).sqrt().to(x_t.dtype)
         # Derived again from x_0, which may have been clipped.
-        noise = self._diffusion.noise_from_x0(x_t, t, predicted.x0)
+        scaled = self._table.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
+        noise = (scaled - predicted.x0) / self._table.at("sqrt_recipm1_alphas_cumprod", t, x_t)
         mean = share_before.sqrt().to(x_t.dtype) * predicted.x0 + direction * noise
-        if self._eta == 0 or number == self._diffusion.num_timesteps - 1:
+        if self._eta == 0 or number == self._last_number:
             return mean
         return mean + sigma.to(x_t.dtype) * self._draw(number)
 
@@ -65,23 +97,23 @@ class _Path:
     """Where a process's kept steps lie: x_t = alpha x_0 + sigma noise, and log(alpha / sigma), by index.
 
     A linear combination of x_t and predictions of x_0 leads from one step to another exactly, but for how x_0's
-    prediction changes in between (Lu et al., 2022, proposition 4.1).
+    prediction changes in between (Lu et al., 2022, proposition 4.1). `final_share` is a_T of the whole process.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion) -> None:
-        self.last = diffusion.num_timesteps - 1
-        self.alpha: list[float] = diffusion.coefficients.sqrt_alphas_cumprod.tolist()
-        self.sigma: list[float] = diffusion.coefficients.sqrt_one_minus_alphas_cumprod.tolist()
+    def __init__(self, coefficients: Coefficients, final_share: float) -> None:
+        self.alpha: list[float] = coefficients.sqrt_alphas_cumprod.tolist()
+        self.sigma: list[float] = coefficients.sqrt_one_minus_alphas_cumprod.tolist()
+        self.last = len(self.alpha) - 1
         self.half_log_snr = [
             math.log(alpha) - math.log(sigma) for alpha, sigma in zip(self.alpha, self.sigma, strict=True)
         ]
-        self._final_share = diffusion.final_share
+        self._final_share = final_share
 
     def begin(self, noise: Tensor, x0: Tensor) -> Tensor:
         """x_t at the noisiest kept step, for `noise` that is x_t at the whole process's last step.
 
         Where a respacing leaves out the noisiest steps, pure noise lacks the little of x_0 that is there. It is less
-        than a level, but the same in every pixel, and decides for another picture (benchmarks/few_steps.py). So one
+        than a level, but the same in every pixel, and decides for another picture (docs/performance.md). So one
         step of DDIM leads there, with the prediction `x0` that was made from pure noise: it hardly changes before.
         Nothing changes where the last step is kept.
         """
@@ -97,8 +129,8 @@ class SolverStep:
     before, so an instance serves one run only.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion) -> None:
-        self._path = _Path(diffusion)
+    def __init__(self, coefficients: Coefficients, final_share: float) -> None:
+        self._path = _Path(coefficients, final_share)
         self._x0_before: Tensor | None = None
         self._last_h = 0.0
 
@@ -129,8 +161,8 @@ class CorrectedSolverStep:
 
     _ORDER = 3
 
-    def __init__(self, diffusion: GaussianDiffusion) -> None:
-        self._path = _Path(diffusion)
+    def __init__(self, coefficients: Coefficients, final_share: float) -> None:
+        self._path = _Path(coefficients, final_share)
         self._x_before: Tensor | None = None
         self._predictions: list[tuple[float, Tensor]] = []  # log(alpha / sigma) and x_0, the last three
 
@@ -172,6 +204,34 @@ def prediction_weights(nodes: Sequence[float], begin: float, end: float) -> list
         float(masses @ np.prod([(at - other) / (node - other) for other in nodes if other != node] or [at**0], axis=0))
         for node in nodes
     ]
+
+
+class PictureNoise:
+    """Standard normal noise for a batch of pictures of one `shape` (C, H, W), one seed a picture.
+
+    A number is a function of (seed, step, position) alone. It is drawn on the CPU, so that devices agree too.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self._seeds = list(seeds)
+        self._shape = tuple(shape)
+        self._device = torch.device(device)
+
+    def initial(self) -> Tensor:
+        """The noise that sampling begins with, (N, C, H, W) float32."""
+        return self._draw(_INITIAL)
+
+    def step(self, number: int) -> Tensor:
+        """The noise added in sampling step `number` (0, 1, ...), (N, C, H, W) float32."""
+        return self._draw(number)
+
+    def _draw(self, number: int) -> Tensor:
+        pictures = []
+        for seed in self._seeds:
+            digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            pictures.append(torch.randn(self._shape, generator=generator))
+        return torch.stack(pictures).to(self._device)
 
 
 def quantize_8bit(images: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from piti.checkpoints import final_checkpoint
 from piti.config import Config, ScheduleConfig
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
-from piti.data.shard_reader import DamagedSample
-from piti.diffusion import GaussianDiffusion, PictureNoise, guide, quantize_8bit
+from piti.data.shards import DamagedSample
+from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
 from piti.evaluation.picture_sets import Drawing, Part, PictureSetName, write_pictures
 from piti.models import Latent, PITIModel, build_model, round_weights
 from piti.models.checkpoints import load_model
@@ -60,19 +60,19 @@ def draw_base(model: PITIModel, orders: Sequence[Order], config: Config) -> Tens
         null_latent = model.encode(None, len(orders))
 
     both = Latent(*(torch.cat(parts) for parts in zip(latent, null_latent, strict=True)))
-    scale = sampling.guidance_scale
 
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+    def predict(x_t: Tensor, t: Tensor, *, null: bool = False) -> Tensor:
         with autocast(device, sampling.precision):
-            if scale == 1:
-                plain: Tensor = model(x_t, t, latent=latent)
-                return plain
-            outputs: Tensor = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), latent=both)  # reads the weights once
-        conditional, unconditional = outputs.chunk(2)
-        return guide(conditional, unconditional, scale, sampling.normalized_guidance)
+            output: Tensor = model(x_t, t, latent=null_latent if null else latent)
+        return output
+
+    def predict_both(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(device, sampling.precision):
+            conditional, null = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), latent=both).chunk(2)
+        return conditional, null
 
     pictures = diffusion.sample(
-        predict,
+        guided(predict, sampling.guidance_scale, sampling.normalized_guidance, predict_both),
         (len(orders), 3, side, side),
         noise.initial(),
         sampling.base_sampler,
@@ -187,7 +187,7 @@ def _conditions(orders: Sequence[Order], device: torch.device) -> Tensor:
 
 
 def _diffusion(schedule: ScheduleConfig, respacing: str) -> GaussianDiffusion:
-    return GaussianDiffusion(schedule.schedule, schedule.steps, respacing)
+    return GaussianDiffusion(schedule.schedule, schedule.steps, respacing, schedule.prediction)
 
 
 def _device_of(model: PITIModel) -> torch.device:

@@ -15,17 +15,11 @@ from piti import storage
 from piti.config import DataConfig, DegradationConfig
 from piti.data.decoding import DamagedPictureError, decode_image
 from piti.data.degrading import draw_variant
+from piti.data.items import SPLITS
+from piti.data.manifest import ShardStats
+from piti.data.publishing import ShardWriter, adopt_shards, published_shards, remove_leftovers, write_manifest
 from piti.data.sharding import encode_png
-from piti.data.shards import (
-    ShardSet,
-    ShardStats,
-    ShardWriter,
-    adopt_shards,
-    published_shards,
-    remove_leftovers,
-    write_manifest,
-)
-from piti.data.sources import SPLITS
+from piti.data.shards import ShardSet
 from piti.job import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 from piti.provenance import FORMAT_VERSIONS

@@ -5,16 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from piti.data.items import SPLITS
+from piti.data.manifest import ShardStats, read_stats
+from piti.data.publishing import adopt_shards, published_shards, remove_leftovers, write_manifest
 from piti.data.sharding import ShardPlans, plan_shards, write_shard
-from piti.data.shards import (
-    ShardStats,
-    adopt_shards,
-    published_shards,
-    read_stats,
-    remove_leftovers,
-    write_manifest,
-)
-from piti.data.sources import SPLITS, open_source
+from piti.data.sources import open_source
 from piti.data.tars import names_of
 from piti.errors import DataError
 from piti.job import JobContext, JobResult
@@ -33,25 +28,26 @@ def run(context: JobContext) -> JobResult:
     config, output = context.config, context.spec.output
     plans = plan_shards(open_source(config.data), config.data, config.seed)
     remove_leftovers(output)
-    finished = published_shards(output, plans.digests)
-    adopted = adopt_shards(output, {name: plan for name, plan in plans.digests.items() if name not in finished})
+    digests = plans.digests
+    finished = published_shards(output, digests)
+    adopted = adopt_shards(output, {name: plan for name, plan in digests.items() if name not in finished})
     finished |= adopted
     total = sum(plans.num_items.values())
     drawn = f" of {total + plans.num_not_drawn}" if plans.num_not_drawn else ""
     copied = f" ({len(adopted)} copied from an earlier set)" if adopted else ""
-    context.info(f"{total} items{drawn} in {len(plans)} shards, {len(finished)} of them already there{copied}")
-    missing = plans.digests.keys() - finished.keys()
+    context.info(f"{total} items{drawn} in {len(digests)} shards, {len(finished)} of them already there{copied}")
+    missing = [plan for plan in plans if plan.name not in finished]
     if missing:
-        work = ((plan, config.data, output) for plan in plans.only(missing))
+        work = ((plan, config.data, output) for plan in missing)
         share = _HED_GPU_SHARE if config.cluster.use_gpu and config.data.sketch.detector == "hed" else 0.0
         with ray_connection():
             for stats in run_tasks(write_shard, work, num_gpus=share):
                 finished[stats.name] = stats
-                _report(context, finished, len(plans), total)
+                _report(context, finished, len(digests), total)
                 _check_rejected(output, finished, total, config.data.max_rejected_share)
     _check_rejected(output, finished, total, config.data.max_rejected_share)
     about = {"modality": config.data.modality, "image_size": config.data.image_size, "geometry": config.data.geometry}
-    written = write_manifest(output, list(plans.digests), {**about, "num_classes": config.data.num_classes})
+    written = write_manifest(output, list(digests), {**about, "num_classes": config.data.num_classes})
     _check_splits(output, written, plans)
     return _result(written, plans.num_not_drawn, time.monotonic() - started)
 

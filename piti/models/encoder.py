@@ -6,7 +6,7 @@ Parameter names and shapes are those of PITI's `encoder.*` (PITI-Synthesis/PITI,
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +103,10 @@ class ConvolutionStem(nn.Module):
     """Six convolutions, four of stride 2: condition (N, C, S, S) -> features (N, width, S/16, S/16).
 
     Widths grow from width/16 to width; all but the last convolution are followed by an affine instance norm and a
-    LeakyReLU of slope 0.2.
+    LeakyReLU of slope 0.2. `norm` layer puts a norm over channels and positions in the instance norm's place.
     """
 
-    def __init__(self, in_channels: int, width: int) -> None:
+    def __init__(self, in_channels: int, width: int, norm: Literal["instance", "layer"] = "instance") -> None:
         super().__init__()
         widths = [width // 16, width // 8, width // 4, width // 2, width]
         self.conv1 = nn.Conv2d(in_channels, widths[0], 7, padding=3)
@@ -115,7 +115,8 @@ class ConvolutionStem(nn.Module):
         )
         self.conv6 = nn.Conv2d(width, width, 3, padding=1)
         self.norm1, self.norm2, self.norm3, self.norm4, self.norm5 = (
-            nn.InstanceNorm2d(channels, affine=True) for channels in widths
+            nn.InstanceNorm2d(channels, affine=True) if norm == "instance" else nn.GroupNorm(1, channels)
+            for channels in widths
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ class TaskEncoder(nn.Module):
         self.transformer = Transformer(
             width, config.encoder_layers, config.encoder_heads, checkpointed=config.activation_checkpointing
         )
-        self.cnn = ConvolutionStem(config.condition_channels, width)
+        self.cnn = ConvolutionStem(config.condition_channels, width, config.encoder_norm)
         self.final_ln = LayerNorm(width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.positional_embedding = nn.Parameter(torch.empty(1, num_tokens + 1, width))

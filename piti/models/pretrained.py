@@ -33,6 +33,7 @@ _FIRST = "input_blocks.0.0.weight"
 _STEM = "cnn.conv1.weight"
 _BLOCK_IN = "in_layers.0.weight"  # of a residual block, below its place in an entry of the U-Net
 _BLOCK_OUT = "0.out_layers.3.weight"
+_PREFIXES = ("module._orig_mod.", "module.", "_orig_mod.", "model.")
 
 
 class Kind(Enum):
@@ -43,8 +44,16 @@ class Kind(Enum):
     GLIDE = "GLIDE's text-to-image network"
     GLIDE_INPAINT = "GLIDE's inpainting network"
     DECODER = "a decoder alone (GLIDE without its text tower)"
+    WRAPPED = "weights inside a larger mapping"
+    PREFIXED = "weights whose names all have a prefix, as those of a network saved within DataParallel or torch.compile"
     TRAINING_STATE = "an optimizer's or trainer's state"
     UNKNOWN = "none of the known kinds"
+
+
+_REMEDIES = {
+    Kind.WRAPPED: "save the mapping under that key alone with torch.save",
+    Kind.PREFIXED: "save the weights under names without the prefix",
+}
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,16 @@ def identify(content: Any) -> Recognised:
     if not isinstance(content, dict):
         return Recognised(Kind.UNKNOWN, None, {})
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        inside = [str(key) for key, value in content.items() if identify(value).part is not None]
+        if inside:
+            return Recognised(Kind.WRAPPED, None, {}, {"key": inside[0]})
         kind = Kind.TRAINING_STATE if {"state", "param_groups"} & content.keys() else Kind.UNKNOWN
         return Recognised(kind, None, {})
     state: dict[str, Tensor] = content
+    for prefix in _PREFIXES:
+        bare = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if bare and len(bare) == len(state) and _by_keys(bare).part is not None:
+            return Recognised(Kind.PREFIXED, None, {}, {"prefix": prefix})
     found = _by_keys(state)
     return replace(found, sizes=_sizes(state, found))
 
@@ -238,7 +254,7 @@ def _fitting_weights(model: PITIModel, ref: WeightsRef, key: str) -> tuple[Recog
         if found.part is None:
             raise CheckpointError(
                 f"{key}: {file.uri} cannot be loaded: it looks like {found.description}",
-                "give GLIDE's base.pt or upsample.pt, a PITI checkpoint, or one of ours",
+                _REMEDIES.get(found.kind, "give GLIDE's base.pt or upsample.pt, a PITI checkpoint, or one of ours"),
             )
         check_fit(_part(model, found.part), found.state, f"{key}: {file.uri} (it looks like {found.description})")
         about = {"path": file.uri, "kind": found.kind.name.lower(), "loaded": found.part, "sha256": file.sha256}

@@ -7,6 +7,7 @@ indices inside the `nn.Sequential`s are part of the format.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import torch
@@ -104,9 +105,12 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Positions attend to each other and, through extra keys and values in front, to the condition's tokens."""
+    """Positions attend to each other and, through extra keys and values in front, to the condition's tokens.
 
-    def __init__(self, channels: int, head_channels: int, token_width: int) -> None:
+    With `reach`, attention weights fall off with distance; see ModelConfig.attention_reach.
+    """
+
+    def __init__(self, channels: int, head_channels: int, token_width: int, reach: float | None = None) -> None:
         super().__init__()
         if channels % head_channels:
             raise ConfigError(
@@ -114,6 +118,7 @@ class AttentionBlock(nn.Module):
                 "choose num_head_channels so that it divides model_channels times each multiplier that attends",
             )
         self.heads = channels // head_channels
+        self.reach = reach
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.encoder_kv = nn.Conv1d(token_width, 2 * channels, 1)
@@ -127,9 +132,31 @@ class AttentionBlock(nn.Module):
         q, k, v = _pointwise(self.qkv, h).view(n, -1, self.heads, 3, c // self.heads).unbind(3)
         extra_k, extra_v = _pointwise(self.encoder_kv, tokens).view(n, -1, self.heads, 2, c // self.heads).unbind(3)
         k, v = torch.cat([extra_k, k], dim=1), torch.cat([extra_v, v], dim=1)
-        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        bias = None
+        if self.reach is not None:
+            bias = _distance_bias(height, width, tokens.shape[1], self.reach).to(q)
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
         attended = _pointwise(self.proj_out, attended.transpose(1, 2).reshape(n, -1, c))
         return x + attended.transpose(1, 2).reshape(n, c, height, width)
+
+
+@lru_cache(maxsize=16)
+def _distance_bias(height: int, width: int, num_tokens: int, reach: float) -> Tensor:
+    """What attention adds to its logits: (height * width, num_tokens + height * width) float32 on the CPU.
+
+    Entry (i, j) is -(d / reach)^2 / 2 for the distance d, in sides of the picture, between position i and the token
+    or position j. Tokens lie in a square grid over the picture.
+    """
+    side = math.isqrt(num_tokens)
+
+    def centres(rows: int, columns: int) -> Tensor:
+        y = (torch.arange(rows, device="cpu") + 0.5) / rows
+        x = (torch.arange(columns, device="cpu") + 0.5) / columns
+        return torch.cartesian_prod(y, x)
+
+    positions = centres(height, width)
+    keys = torch.cat([centres(side, side), positions])
+    return torch.cdist(positions, keys).square() / (-2 * reach**2)
 
 
 def _pointwise(convolution: nn.Conv1d, x: Tensor) -> Tensor:
@@ -198,7 +225,9 @@ class Decoder(nn.Module):
         return ResBlock(channels, embedding_width, out_channels, self.config.dropout, resample)
 
     def _attention(self, channels: int) -> AttentionBlock:
-        return AttentionBlock(channels, self.config.num_head_channels, self.config.encoder_width)
+        return AttentionBlock(
+            channels, self.config.num_head_channels, self.config.encoder_width, self.config.attention_reach
+        )
 
     def _build_down(self, channels: int, embedding_width: int) -> tuple[int, list[int]]:
         """Fill `input_blocks`; the channels at the bottom, and those of every skip connection."""

@@ -4,7 +4,7 @@
 """
 
 from piti.stack.control import Stack, down, running, up
-from piti.stack.http import wait_until_prefect_answers
 from piti.stack.ports import Ports
+from piti.stack.prefect_api import wait_until_prefect_answers
 
 __all__ = ["Ports", "Stack", "down", "running", "up", "wait_until_prefect_answers"]

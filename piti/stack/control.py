@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import time
 import uuid
@@ -17,18 +18,12 @@ from piti import storage
 from piti.errors import StackError
 from piti.settings import Settings, settings
 from piti.stack import processes
+from piti.stack.environment import client_environment, server_environment
 from piti.stack.ports import Ports, problems
 from piti.stack.processes import Identity
-from piti.stack.services import (
-    Service,
-    client_environment,
-    ensure_token,
-    prune_ray_sessions,
-    ray_folder,
-    server_environment,
-    services,
-    working_folder,
-)  # fmt: skip
+from piti.stack.secret_files import ensure_secret, read_secret
+from piti.stack.services import Service, prune_ray_sessions, ray_folder, services
+from piti.stack.trial_job import run_trial_job
 
 SERVE_PATIENCE_SECONDS = 8.0
 SERVERS_PATIENCE_SECONDS = 12.0
@@ -38,12 +33,13 @@ Report = Callable[[str], None]
 
 
 class Stack(BaseModel):
-    """The record of a running stack: its ports and its three processes, by name."""
+    """The record of a running stack: its ports, its three processes by name, and the `folder` they work in."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     home: Path
+    folder: Path
     ports: Ports
     ray_folder: Path
     num_cpus: int | None
@@ -63,7 +59,7 @@ class Stack(BaseModel):
 
     def answers(self, service: Service) -> bool:
         """Whether a service is of use: its process lives, and what it serves is there."""
-        return self.lives(service.name) and service.answers(self.processes[service.name].create_time)
+        return self.lives(service.name) and service.answers(self.processes[service.name].started_at())
 
     def log(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
@@ -73,10 +69,11 @@ class Stack(BaseModel):
 
 
 def up(ports: Ports | None = None, num_cpus: int | None = None, report: Report = lambda line: None) -> Stack:
-    """Start what is not running and wait until everything answers. Twice in a row changes nothing.
+    """Start what is not running, wait until everything answers, and run a trial job. Twice in a row changes nothing.
 
     `ports` None: those of the running stack, else the defaults. `num_cpus` None: as many as the machine has.
-    Raises StackError if a port is taken or a service does not come up; what this call started is stopped then.
+    Raises StackError if PITI_HOME cannot be used, a port is taken, a service does not come up or the trial job fails;
+    what this call started is stopped then.
     """
     home = settings().home.absolute()
     with _lock(home):
@@ -94,6 +91,10 @@ def up(ports: Ports | None = None, num_cpus: int | None = None, report: Report =
             for service in stack.services():
                 _wait(stack, service)
                 report(f"{service.title} answers")
+            if started:
+                report("running a trial job")
+                known = stack._settings()
+                run_trial_job(known, stack.ports.ray_url, read_secret(known.token_file))
         except BaseException:
             _stop(stack, started)
             raise
@@ -139,9 +140,25 @@ def _save(stack: Stack) -> None:
 
 
 @contextmanager
+def _files(home: Path) -> Iterator[None]:
+    """What goes wrong with the home's files is a StackError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        what = error.filename or home
+        remedy = f"make room, or correct {what}, or set PITI_HOME to another folder of yours"
+        raise StackError(f"{what}: {(error.strerror or str(error)).lower()}", remedy) from error
+
+
+@contextmanager
 def _lock(home: Path) -> Iterator[None]:
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / "stack.lock", "w", encoding="utf-8") as stream:
+    with _files(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if home.stat().st_uid != os.getuid():
+            raise StackError(f"{home} belongs to another user", "set PITI_HOME to a folder of yours")
+        home.chmod(0o700)
+        stream = open(home / "stack.lock", "w", encoding="utf-8")  # noqa: SIM115 - closed by the `with` below
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -153,8 +170,11 @@ def _found_or_new(home: Path, ports: Ports | None, num_cpus: int | None) -> Stac
     stack = running()
     if stack is None or not any(stack.lives(name) for name in stack.processes):
         chosen = (ports or Ports()).chosen()
-        folder = stack.ray_folder if stack is not None else ray_folder(settings().model_copy(update={"home": home}))
-        return Stack(id=uuid.uuid4().hex, home=home, ports=chosen, ray_folder=folder, num_cpus=num_cpus, processes={})
+        sockets = stack.ray_folder if stack is not None else ray_folder(settings().model_copy(update={"home": home}))
+        return Stack(
+            id=uuid.uuid4().hex, home=home, folder=_working_folder(), ports=chosen, ray_folder=sockets,
+            num_cpus=num_cpus, processes={},
+        )  # fmt: skip
     if ports is not None and not _fits(ports, stack.ports):
         raise StackError(f"the stack is running on other ports ({stack.ports.prefect_url})", "`piti down` first")
     return stack
@@ -165,18 +185,34 @@ def _fits(wanted: Ports, actual: Ports) -> bool:
     return all(port in (0, at) for port, at in pairs)
 
 
+def _working_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise StackError("the folder that you are in was deleted", "change to another folder") from error
+
+
 def _prepare(stack: Stack, missing: list[Service]) -> None:
-    ensure_token(stack._settings())
-    (stack.home / "prefect").mkdir(parents=True, exist_ok=True)
-    if any(service.name == "ray" for service in missing):
-        prune_ray_sessions(stack.ray_folder)
+    known = stack._settings()
+    with _files(stack.home):
+        ensure_secret(known.token_file)
+        ensure_secret(known.auth_file, prefix="piti:")
+        (stack.home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
+        for database in (stack.home / "prefect").glob("prefect.db*"):  # made by an older version, perhaps
+            if database.is_file():
+                database.chmod(0o600)
+        if any(service.name == "ray" for service in missing):
+            stack.ray_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            prune_ray_sessions(stack.ray_folder)
 
 
 def _start(stack: Stack, service: Service) -> Stack:
-    environment = server_environment(stack._settings(), stack.ports, stack.id)
-    identity = processes.start(service.command, environment, stack.log(service.name), working_folder())
-    stack = stack.model_copy(update={"processes": {**stack.processes, service.name: identity}})
-    _save(stack)
+    environment = server_environment(stack._settings(), stack.ports, stack.id, stack.folder)
+    with _files(stack.home):
+        log = stack.log(service.name)
+        identity = processes.start(service.command, environment, log, stack.folder, service.umask)
+        stack = stack.model_copy(update={"processes": {**stack.processes, service.name: identity}})
+        _save(stack)
     return stack
 
 
@@ -216,7 +252,7 @@ def _stop(stack: Stack, names: list[str]) -> None:
         return
     _record(stack.home).unlink(missing_ok=True)
     if not stack.ray_folder.is_relative_to(stack.home):
-        shutil.rmtree(stack.ray_folder, ignore_errors=True)
+        shutil.rmtree(stack.ray_folder.parent, ignore_errors=True)
 
 
 def _everyone(stack: Stack, identities: list[Identity], whole_stack: bool) -> list[psutil.Process]:

@@ -1,39 +1,47 @@
-"""Asks the stack's servers whether they answer. Plain HTTP on loopback, without any proxy."""
+"""Plain HTTP to the stack's servers. Loopback is never reached through a proxy; other servers are, if one is set."""
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
-import os
-import time
-import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
-from piti.errors import StackError
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 POLL_SECONDS = 0.25
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-def request_json(url: str, token: str | None = None, body: Any = None, timeout_seconds: float = 5.0) -> Any:
-    """The JSON that a server answers; `body` makes it a POST. Raises OSError where nothing (good) answers."""
+def request_json(
+    url: str,
+    token: str | None = None,
+    body: Any = None,
+    timeout_seconds: float = 5.0,
+    *,
+    basic: str | None = None,
+    method: str | None = None,
+) -> Any:
+    """The JSON that a server answers; `body` makes it a POST. Raises OSError where nothing (good) answers.
+
+    `token`: of a Ray cluster. `basic`: `user:password` of a Prefect server.
+    """
     headers = {"Content-Type": "application/json"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
+    if basic:
+        headers["Authorization"] = "Basic " + base64.b64encode(basic.encode()).decode()
     data = None if body is None else json.dumps(body).encode()
-    with _OPENER.open(urllib.request.Request(url, data, headers), timeout=timeout_seconds) as answer:
-        try:
-            return json.loads(answer.read())
-        except ValueError as error:
-            raise OSError(f"{url} answers something else than JSON") from error
-
-
-def prefect_answers(api_url: str) -> bool:
-    """Whether a Prefect server is there and healthy."""
     try:
-        return request_json(f"{api_url}/health") is True
-    except OSError:
-        return False
+        request = urllib.request.Request(url, data, headers, method=method)
+        opener = _DIRECT if urlsplit(url).hostname in LOOPBACK else urllib.request.build_opener()
+        with opener.open(request, timeout=timeout_seconds) as answer:
+            return json.loads(answer.read())
+    except http.client.HTTPException as error:
+        raise OSError(f"{url} does not answer in HTTP ({type(error).__name__})") from error
+    except ValueError as error:
+        raise OSError(f"{url} answers something else than JSON, or is no address") from error
 
 
 def ray_answers(url: str, token: str | None) -> bool:
@@ -42,19 +50,3 @@ def ray_answers(url: str, token: str | None) -> bool:
         return isinstance(request_json(f"{url}/api/jobs/", token), list)
     except OSError:
         return False
-
-
-def served_deployments(api_url: str) -> dict[str, str | None]:
-    """Names of the deployments and when each was last polled by a serving process (ISO 8601, None: never)."""
-    found = request_json(f"{api_url}/deployments/filter", body={"flows": {"name": {"any_": ["piti"]}}})
-    return {deployment["name"]: deployment.get("last_polled") for deployment in found}
-
-
-def wait_until_prefect_answers(timeout_seconds: float = 180.0) -> None:
-    """Block until the server that PREFECT_API_URL names answers. Raises StackError after `timeout_seconds`."""
-    api_url = os.environ.get("PREFECT_API_URL", "http://127.0.0.1:4200/api")
-    deadline = time.monotonic() + timeout_seconds
-    while not prefect_answers(api_url):
-        if time.monotonic() > deadline:
-            raise StackError(f"no Prefect server answers at {api_url}", "start one with `piti up`")
-        time.sleep(POLL_SECONDS)

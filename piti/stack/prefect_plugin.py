@@ -1,12 +1,11 @@
-"""Makes the `prefect` command at home in the checkout (prefect.toml switches this plugin on there).
+"""Makes the `prefect` command at home on this machine: the checkout's prefect.toml and the profile `piti` switch it on.
 
-It points Prefect at the local stack on whatever ports that runs, and where no server answers it says so in one
-line instead of a traceback. Loaded with every `import prefect`, so it imports little itself.
+It points Prefect at the local stack on whatever ports that runs, signs in there, and where no server answers it says so
+in one line instead of a traceback. Loaded with every `import prefect`, so it imports little itself.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,43 +13,66 @@ from urllib.parse import urlsplit
 
 from prefect.plugins import HookContext, SetupResult, register_hook
 
-from piti.settings import settings
+from piti.errors import PitiError, StackError
+from piti.stack.environment import PREFECT_SETTINGS, direct_to_loopback, is_loopback, without_broken_proxies
+from piti.stack.prefect_api import auth_string, local_api_url, require_prefect
 
-# Commands that ask the server for something; others (server, config, version...) work without one.
-_ASKING_COMMANDS = {
-    "artifact", "artifacts", "deployment", "deployments", "flow-run", "flow-runs", "task-run", "task-runs",
-}  # fmt: skip
+# Commands that work without a server.
+_ALONE = {"cloud", "config", "dev", "init", "plugins", "profile", "profiles", "server", "version"}
 
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """Prefect's hook, called while `prefect` is imported. Exits with 1 if the command cannot work without a server."""
-    environment = {"DO_NOT_TRACK": "1"}
-    api_url = os.environ.get("PREFECT_API_URL") or local_api_url()
+    arguments = sys.argv[1:] if os.path.basename(sys.argv[0]) in {"prefect", "-m"} else []
+    try:
+        api_url = os.environ.get("PREFECT_API_URL") or local_api_url() or ctx.api_url
+        refuse_open_server(arguments)
+        if _asks(arguments):
+            _require_server(api_url)
+        return SetupResult(env=_environment(api_url), note="the local stack's server")
+    except PitiError as problem:
+        print(f"piti: {problem}", file=sys.stderr)
+        raise SystemExit(1) from problem
+
+
+def _environment(api_url: str | None) -> dict[str, str]:
+    environment = {name: value for name, value in PREFECT_SETTINGS.items() if name not in os.environ}
+    environment |= direct_to_loopback(os.environ)
+    for broken in set(os.environ) - set(without_broken_proxies(os.environ)):
+        del os.environ[broken]
     if api_url is not None:
         environment["PREFECT_API_URL"] = api_url
-    _require_server(api_url or ctx.api_url, sys.argv[1:])
-    return SetupResult(env=environment, note="the local stack's server")
+        if password := auth_string(api_url):
+            environment["PREFECT_API_AUTH_STRING"] = password
+    return environment
 
 
-def local_api_url() -> str | None:
-    """Where the stack that `piti up` started has its server; None if none was started."""
-    try:
-        ports = json.loads((settings().home / "stack.json").read_text(encoding="utf-8"))["ports"]
-    except FileNotFoundError:
-        return None
-    return f"http://127.0.0.1:{ports['prefect']}/api"
+def _asks(arguments: Sequence[str]) -> bool:
+    """Whether a `prefect` command asks a server for something."""
+    words = [word for word in arguments if not word.startswith("-")]
+    return bool(words) and words[0] not in _ALONE and not {"--help", "-h"} & set(arguments)
 
 
-def _require_server(api_url: str | None, arguments: Sequence[str]) -> None:
-    program = os.path.basename(sys.argv[0])
-    asks = arguments[:1] and arguments[0] in _ASKING_COMMANDS and not {"--help", "-h"} & set(arguments)
-    if program not in {"prefect", "-m"} or not asks or api_url is None:
+def _require_server(api_url: str | None) -> None:
+    if api_url is None:
+        raise StackError("no Prefect server is known", "start one with `piti up`, or set PREFECT_API_URL")
+    if is_loopback(urlsplit(api_url).hostname or ""):  # that of some team may want a login before it answers anything
+        require_prefect(api_url)
+
+
+def refuse_open_server(arguments: Sequence[str]) -> None:
+    """Raise StackError where `prefect server start` would let everybody run code here: public, without a password."""
+    if list(arguments[:2]) != ["server", "start"]:
         return
-    if urlsplit(api_url).hostname not in {"127.0.0.1", "localhost"}:
-        return  # a server of some team, which may want a login before it answers anything
-    from piti.stack.http import prefect_answers
-
-    if not prefect_answers(api_url):
-        print(f"piti: no Prefect server answers at {api_url} - start one with `piti up`", file=sys.stderr)
-        raise SystemExit(1)
+    host = os.environ.get("PREFECT_SERVER_API_HOST", "127.0.0.1")
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--host":
+            host = following
+        elif word.startswith("--host="):
+            host = word.removeprefix("--host=")
+    if not is_loopback(host) and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        raise StackError(
+            f"a Prefect server on {host} without a password lets everybody run code here",
+            "set PREFECT_SERVER_API_AUTH_STRING to user:password (docs/security.md)",
+        )

@@ -1,13 +1,15 @@
 """Processes that outlive the command that started them: start, recognise, stop. Never touches a stranger.
 
-A process is recognised by pid and creation time together (pids are used again), and its offspring by descent or,
-where a parent has died in between, by a mark in the environment that only this stack's processes carry.
+A process is recognised by its pid and the kernel's record of when it was started, counted since boot: pids are used
+again, and the wall clock may be set. Its offspring is recognised by descent or, where a parent has died in between, by
+a mark in the environment that only this stack's processes carry.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,41 +18,63 @@ import psutil
 
 MARK = "PITI_STACK_ID"
 
-# psutil computes the creation time from the boot time, which shifts when the clock is set.
-_CREATION_TOLERANCE_SECONDS = 2.0
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A process, whatever its pid is used for later. `create_time` in seconds since the epoch."""
+    """A process, whatever its pid is used for later. `started_ticks`: clock ticks from boot number `boot` to its start."""
 
     pid: int
-    create_time: float
+    boot: str
+    started_ticks: int
+
+    @classmethod
+    def of(cls, pid: int) -> Identity:
+        """Identity of the process that has this pid now. Raises OSError if none has."""
+        return cls(pid, _boot(), _started_ticks(pid))
 
     def find(self) -> psutil.Process | None:
         """The process itself, None if it has ended."""
         try:
+            same = self.boot == _boot() and self.started_ticks == _started_ticks(self.pid)
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.create_time) < _CREATION_TOLERANCE_SECONDS
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return None
 
+    def started_at(self) -> float:
+        """When it was started, in seconds since the epoch by the clock as it is set now."""
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + self.started_ticks / _TICKS_PER_SECOND
 
-def start(command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path) -> Identity:
-    """Start a process of its own session that lives on after us; its output goes to the end of `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as output:
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _started_ticks(pid: int) -> int:
+    """Field 22 of /proc/<pid>/stat; the name in field 2 may hold spaces and brackets."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path, umask: int | None = None
+) -> Identity:
+    """Start a process of its own session that lives on after us; its output goes to the end of `log` (mode 600).
+
+    `umask` None: ours. Raises OSError if the log cannot be written or the command cannot be run.
+    """
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+        os.fchmod(output.fileno(), 0o600)
         process = subprocess.Popen(
             command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True, close_fds=True,
+            stderr=subprocess.STDOUT, start_new_session=True, close_fds=True, umask=-1 if umask is None else umask,
         )  # fmt: skip
-    try:
-        created = psutil.Process(process.pid).create_time()
-    except psutil.Error:
-        created = 0.0  # it ended at once, whoever waits for it will see
+    identity = Identity.of(process.pid)  # the kernel keeps the record of an ended child until it is waited for
     process.returncode = 0  # we shall not wait for it, and Popen must not complain about that
-    return Identity(process.pid, created)
+    return identity
 
 
 def family(identities: Iterable[Identity], stack_id: str) -> list[psutil.Process]:

@@ -72,7 +72,7 @@ class TrainingStage:
         network = "upsampler" if self.is_upsampler else "base"
         self.model_config: ModelConfig = getattr(config.models, network)
         schedule: ScheduleConfig = getattr(config.diffusion, network)
-        self.diffusion = GaussianDiffusion(schedule.schedule, schedule.steps)
+        self.diffusion = GaussianDiffusion(schedule.schedule, schedule.steps, prediction=schedule.prediction)
 
     def examples(self, batch: Mapping[str, Any], device: torch.device) -> Examples:
         """A loader's batch as this stage sees it, on `device`."""

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from piti.data.examples import Degraded
 from piti.data.loader import validation_batches
-from piti.data.repair import repair_advice
 from piti.data.shards import ShardSet
-from piti.errors import DataError
+from piti.errors import DataError, repair_advice
 from piti.models import PITIModel
 from piti.seeds import seed_of
 from piti.training.randomness import normal_pictures

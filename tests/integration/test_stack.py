@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import psutil
 import pytest
 
 from piti.settings import PROJECT
-from piti.stack.http import prefect_answers, ray_answers, request_json, served_deployments
+from piti.stack.http import ray_answers, request_json
+from piti.stack.prefect_api import prefect_answers
 from piti.stack.processes import lives
 from piti.stack.services import DEPLOYMENTS
 from tests.e2e.runs import Prefect
@@ -27,13 +30,13 @@ pytestmark = pytest.mark.integration
 STRAY = "import subprocess, time; subprocess.Popen(['sleep', '987'], start_new_session=True); time.sleep(600)"
 
 
-def prefect(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The `prefect` command in the checkout, with nothing in the environment that names a server."""
+def prefect(*arguments: str, cwd: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The `prefect` command, in the checkout if not said otherwise, with nothing in the environment that names a server."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_", "PITI_"))
     }
     return subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments], env={**inherited, "NO_COLOR": "1", **environment}, cwd=PROJECT,
+        [sys.executable, "-m", "prefect", *arguments], env={**inherited, "NO_COLOR": "1", **environment}, cwd=cwd,
         capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -54,11 +57,45 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 def test_everything_answers_and_ray_asks_for_a_private_token(stack: RunningStack) -> None:
     token = stack.home / "ray-token"
     assert prefect_answers(stack.prefect_api_url)
-    assert set(served_deployments(stack.prefect_api_url)) == DEPLOYMENTS
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert served(stack) == DEPLOYMENTS
     assert ray_answers(stack.ray_url, token.read_text())
     assert not ray_answers(stack.ray_url, None)
     assert not ray_answers(stack.ray_url, "0" * 64)
+
+
+def served(stack: RunningStack) -> set[str]:
+    password = (stack.home / "prefect-auth").read_text()
+    url, query = f"{stack.prefect_api_url}/deployments/filter", {"flows": {"name": {"any_": ["piti"]}}}
+    return {deployment["name"] for deployment in request_json(url, body=query, basic=password)}
+
+
+@pytest.mark.parametrize("password", [None, "piti:wrong", ":", "piti"])
+def test_nobody_reads_or_changes_a_deployment_without_the_password(stack: RunningStack, password: str | None) -> None:
+    """Whoever could set a deployment's pull steps would have them run as this user."""
+    for method, path in (("POST", "deployments/filter"), ("POST", "deployments/"), ("GET", "admin/settings")):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            request_json(f"{stack.prefect_api_url}/{path}", body={}, basic=password, method=method)
+
+
+def test_a_page_of_another_origin_may_not_ask_the_api(stack: RunningStack) -> None:
+    def allowed(origin: str) -> str | None:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        request = urllib.request.Request(f"{stack.prefect_api_url}/deployments/filter", method="OPTIONS", headers=asked)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+                return str(answer.headers["Access-Control-Allow-Origin"])
+        except urllib.error.HTTPError as error:
+            return error.headers["Access-Control-Allow-Origin"]
+
+    assert allowed(stack.record.ports.prefect_url) == stack.record.ports.prefect_url
+    assert allowed("http://evil.example") is None
+
+
+def test_what_the_stack_keeps_is_closed_to_other_users(stack: RunningStack) -> None:
+    assert stat.S_IMODE(stack.home.stat().st_mode) == 0o700
+    files = [*stack.home.glob("*-*"), *(stack.home / "logs").iterdir(), *(stack.home / "prefect").glob("prefect.db*")]
+    assert len(files) >= 6, "two secrets, three logs, the database"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
 def test_everything_listens_on_loopback_only(stack: RunningStack) -> None:
@@ -116,16 +153,22 @@ def test_other_ports_while_running_are_refused(stack: RunningStack) -> None:
     assert "piti down" in answer.stderr
 
 
-def test_the_prefect_command_finds_the_stack_by_itself(stack: RunningStack) -> None:
-    answer = prefect("deployment", "inspect", "piti/full-train", PITI_HOME=str(stack.home))
+@pytest.mark.parametrize("folder", ["checkout", "elsewhere"])
+def test_the_prefect_command_finds_the_stack_and_signs_in(stack: RunningStack, tmp_path: Path, folder: str) -> None:
+    """In the checkout by its prefect.toml, elsewhere by the profile that `piti up` made; whatever proxies are set."""
+    places = {"checkout": (PROJECT, tmp_path), "elsewhere": (tmp_path, stack.home / "prefect")}
+    cwd, profiles = places[folder]
+    proxies = {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    answer = prefect(
+        "deployment", "inspect", "piti/full-train", cwd=cwd, PITI_HOME=str(stack.home), PREFECT_HOME=str(profiles), **proxies
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert "full-train" in answer.stdout
 
 
 def test_the_prefect_command_without_a_server_says_what_to_do(tmp_path: Path) -> None:
-    answer = prefect(
-        "deployment", "run", "piti/full-train", PITI_HOME=str(tmp_path), PREFECT_API_URL="http://127.0.0.1:9/api"
-    )
+    place = {"PITI_HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path)}
+    answer = prefect("deployment", "run", "piti/full-train", PREFECT_API_URL="http://127.0.0.1:9/api", **place)
     assert answer.returncode == 1
     assert (
         answer.stderr.strip() == "piti: no Prefect server answers at http://127.0.0.1:9/api - start one with `piti up`"

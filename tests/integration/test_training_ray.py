@@ -13,8 +13,8 @@ import torch
 
 from piti import storage
 from piti.config.presets import load_config
+from piti.data.publishing import write_manifest
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import write_manifest
 from piti.data.sources import open_source
 from piti.diffusion import LossSecondMomentSampler
 from piti.job import JobResult, JobSpec

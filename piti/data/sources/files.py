@@ -103,8 +103,8 @@ class Reading(NamedTuple):
 
     @classmethod
     def of(cls, data: DataConfig, depth_unit_metres: float = 0.001) -> Reading:
-        keeps, trusts = data.geometry == "random", data.check == "headers" and data.require_classes is None
-        return cls(data.modality, data.num_classes, depth_unit_metres, data.conditions_follow_exif, keeps, trusts)
+        keeps = data.geometry == "random"
+        return cls(data.modality, data.num_classes, depth_unit_metres, data.conditions_follow_exif, keeps)
 
 
 class FileItem(NamedTuple):

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from piti.cli.app import app
 from piti.config import DataConfig, DegradationConfig
+from piti.data.publishing import published_shards, write_manifest
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, published_shards, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.jobs.degrade import degrade_shard
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from piti.config import DataConfig, DegradationConfig
+from piti.data.publishing import write_manifest
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.jobs.degrade import companion_plan, degrade_shard
 

@@ -15,6 +15,7 @@ from skimage import data
 from piti.data.conditions import (
     StoredCondition,
     condition_picture,
+    edge_distance,
     encode_condition,
     encode_depth,
     encode_normals,
@@ -22,7 +23,6 @@ from piti.data.conditions import (
     null_condition,
     render_condition,
 )
-from piti.data.distance import edge_distance
 from piti.data.items import RawCondition
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,7 +13,7 @@ from PIL import Image
 from piti.config import DataConfig
 from piti.data.decoding import decode_condition
 from piti.data.shards import ShardSet
-from piti.data.verification import verify_shards
+from piti.data.verify import verify_shards
 
 MakeData = Callable[..., DataConfig]
 Shard = Callable[..., ShardSet]

@@ -19,8 +19,9 @@ import pytest
 from piti import storage
 from piti.config import DataConfig
 from piti.data.cache import ShardCache
+from piti.data.publishing import ShardWriter, adopt_shards, write_manifest
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, ShardWriter, adopt_shards, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.errors import DataError
 
@@ -57,7 +58,7 @@ def test_a_manifest(sketch_data: DataConfig, tmp_path: Path, monkeypatch: pytest
     plan = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
     write_shard(plan, sketch_data, str(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr("piti.data.shards.pq.ParquetWriter", no_space)
+        patch.setattr("piti.data.publishing.pq.ParquetWriter", no_space)
         with pytest.raises(DataError, match=re.escape(f"no space left for manifest.parquet in {tmp_path} - free some")):
             write_manifest(str(tmp_path), [plan.name], {})
     assert storage.list_names(str(tmp_path)) == ["stats", plan.name]
@@ -80,7 +81,7 @@ def test_a_copy_from_an_earlier_set(
 
     fs, path = url_to_fs(f"{memory}/old")
     fs.put(sketch_set.uri, path, recursive=True)
-    monkeypatch.setattr("piti.data.shards.shutil.copyfileobj", no_space)
+    monkeypatch.setattr("piti.data.publishing.shutil.copyfileobj", no_space)
     name, stats = next(iter(sketch_set.stats.items()))
     with pytest.raises(DataError, match=re.escape(f"no space left for {name} in {temporary}")):
         adopt_shards(f"{memory}/new", {name: stats.plan})

@@ -16,8 +16,8 @@ import pytest
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
-from piti.data.shards import MANIFEST
-from piti.data.verification import verify_shards
+from piti.data.manifest import MANIFEST
+from piti.data.verify import verify_shards
 from piti.errors import DataError
 from piti.job import JobContext, JobSpec
 from piti.jobs import degrade, shard

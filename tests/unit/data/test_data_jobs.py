@@ -16,8 +16,9 @@ from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.decoding import decode_image, decode_variant
 from piti.data.geometry import crop_photograph
-from piti.data.shards import ShardSet, stats_uri
-from piti.data.verification import verify_shards
+from piti.data.manifest import stats_uri
+from piti.data.shards import ShardSet
+from piti.data.verify import verify_shards
 from piti.errors import DataError
 from piti.job import JobContext, JobSpec
 from piti.jobs import degrade, shard

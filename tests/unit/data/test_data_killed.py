@@ -21,7 +21,7 @@ import pytest
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
-from piti.data.verification import verify_shards
+from piti.data.verify import verify_shards
 from piti.job import JobSpec
 from piti.plan import Plan, Step
 

@@ -21,7 +21,7 @@ from piti.data.decoding import decode_condition, decode_image
 from piti.data.geometry import resize_photograph
 from piti.data.shards import ShardSet
 from piti.data.sources import SPLITS, open_source
-from piti.data.verification import verify_shards
+from piti.data.verify import verify_shards
 from tests.value_files import write_values
 
 HEIGHT, WIDTH, SIZE = 80, 96, 64

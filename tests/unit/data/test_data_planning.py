@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import random
 import sqlite3
 import tempfile
 import threading
-import tracemalloc
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -18,8 +16,6 @@ from pathlib import Path
 import pytest
 
 from piti.config import DataConfig
-from piti.data.sharding import plan_shards
-from piti.data.shards import ShardSet, ShardWriter, write_manifest
 from piti.data.sources import open_source
 from piti.data.sources.archives import ZipTree
 from piti.data.sources.entries import DamagedMemberError, Entry, Listing, alike, stem
@@ -63,28 +59,12 @@ def odd_data(make_data: Callable[..., DataConfig], **changes: object) -> DataCon
 
 
 @pytest.mark.usefixtures("odd_tree")
-def test_fingerprints_and_plans_do_not_change_by_accident(make_data: Callable[..., DataConfig]) -> None:
+def test_fingerprints_do_not_change_by_accident(make_data: Callable[..., DataConfig]) -> None:
     """Where they change, all shards are written anew: only together with a format version, then store new values here."""
-    data = odd_data(make_data)
-    assert open_source(data).fingerprint() == FINGERPRINT
-    assert plan_shards(open_source(data), data, seed=3).digests == PLANS
-    few = odd_data(make_data, max_samples=7)
-    assert plan_shards(open_source(few), few, seed=3).digests == FEW_PLANS
+    assert open_source(odd_data(make_data)).fingerprint() == FINGERPRINT
 
 
 FINGERPRINT = "1d742a93b1abf5cb324ef256b91407f362fa4ddb7789dc398bf8e85a62c17b99"
-PLANS = {
-    "train-000000.tar": "ab4f0fedc02302f4bd28aa416f47dc15a183c468c1e4ffbec5f05f6c4787cae5",
-    "train-000001.tar": "9882d9a12d918db9256aa5303f0373c58acded2f471e59cff7b973408a877f02",
-    "train-000002.tar": "b07f331d240619d65c75fd6e32ff5273cf728c35e26c6d96bf851696012e900c",
-    "train-000003.tar": "9a67b429a99a2e5a7bfdcc584fae1d318c58915f875144e060cdde98c1385c7b",
-    "train-000004.tar": "3cb44a8ffe51ee1c0655483acc285ae763efbac20f62aa0fe687f365621236e9",
-    "validation-000000.tar": "2bff0dea38d07663f10b9fb44c8f44c5d42579c5e32051423f71543552daf8f9",
-}
-FEW_PLANS = {
-    "train-000000.tar": "04b00e1f6575e8d1429d59dbe845485bd462c31eb67e9f6d15821c704ce4bef7",
-    "validation-000000.tar": "2bff0dea38d07663f10b9fb44c8f44c5d42579c5e32051423f71543552daf8f9",
-}
 
 
 @pytest.mark.usefixtures("odd_tree")
@@ -103,15 +83,6 @@ def test_items_come_in_the_order_of_names_whatever_bytes_their_names_hold(make_d
     assert found["a-b.jpg"].condition.path == "a-b.npy"
 
 
-def test_a_plan_is_the_same_each_time_it_is_asked_for(sketch_data: DataConfig) -> None:
-    plans = plan_shards(open_source(sketch_data), sketch_data, seed=0)
-    assert [plan.name for plan in plans] == list(plans.digests)
-    assert list(plans) == list(plans)
-    last = list(plans.digests)[-1]
-    assert [plan.name for plan in plans.only([last])] == [last]
-    assert sum(plan.num_items for plan in plans) == sum(plans.num_items.values()) == 41
-
-
 @pytest.mark.parametrize("share", [0.0001, 0.05, 0.5])
 def test_validation_is_drawn_as_from_a_set_of_names(share: float) -> None:
     for count in range(1, 30):
@@ -121,47 +92,6 @@ def test_validation_is_drawn_as_from_a_set_of_names(share: float) -> None:
             expected = {min(names, key=lambda name: stable_hash("validation", name))}
         draw = draw_validation(iter(names), share)
         assert {name for name in names if name in draw} == expected
-
-
-def peak_bytes(out: Path, data: DataConfig) -> int:
-    """At most allocated by Python while everything is listed, planned, and recorded in a manifest as rejected."""
-    gc.collect()
-    tracemalloc.start()
-    source = open_source(data)
-    source.fingerprint()
-    plans = plan_shards(source, data, seed=0)
-    for plan in plans:
-        with ShardWriter(str(out), plan.name, plan.plan) as writer:
-            for item in plan.items:
-                writer.reject(item.key, "picture is empty", source=item.origin)
-            writer.publish()
-    write_manifest(str(out), list(plans.digests), {})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert ShardSet(str(out)).manifest.num_rows == sum(plans.num_items.values())
-    return peak
-
-
-def test_memory_does_not_grow_with_the_number_of_keys(make_data: Callable[..., DataConfig], tmp_path: Path) -> None:
-    """6,000 keys more: less than half a MiB more, which leaves room for garbage that waits for its collection.
-
-    An object for each of a key's two files would be 1.5 MiB.
-    """
-
-    def peak(count: int) -> int:
-        root = tmp_path / str(count)
-        for number in range(count):
-            for kind, suffix in (("images", "jpg"), ("conditions", "png")):
-                path = root / kind / f"{number // 5000}" / f"{number:06d}.{suffix}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-        source = {"conditions": str(root / "conditions")}
-        data = make_data(root / "images", modality="mask", num_classes=20, source=source, samples_per_shard=250)
-        return peak_bytes(tmp_path / f"shards-{count}", data)
-
-    peak(300)  # imports and caches
-    few, many = peak(2200), peak(8200)
-    assert many - few < 2**19
 
 
 def open_files() -> set[str]:

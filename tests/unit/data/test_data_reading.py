@@ -14,8 +14,9 @@ import botocore.exceptions
 import pytest
 
 from piti.config import DataConfig
+from piti.data.publishing import published_shards
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, published_shards
+from piti.data.shards import ShardSet
 from piti.data.sources import RejectedItem, open_source
 from piti.data.sources import reading as patience
 from piti.data.sources.reading import read_or_reject
@@ -109,7 +110,7 @@ def test_a_disk_that_fails_publishes_nothing_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     plans = plan_shards(open_source(sketch_data), sketch_data, seed=0)
-    unlucky = next(plan for plan in plans if plan.num_items > 2)
+    unlucky = next(plan for plan in plans if len(plan.items) > 2)
     path, real = unlucky.items[1].origin, LocalTree.read
 
     def read(self: LocalTree, wanted: str) -> bytes:

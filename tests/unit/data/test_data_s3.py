@@ -26,7 +26,7 @@ from piti.data.sharding import plan_shards
 from piti.data.shards import ShardSet
 from piti.data.sources import open_source, reading
 from piti.data.sources.trees import open_tree
-from piti.data.verification import verify_shards
+from piti.data.verify import verify_shards
 from piti.errors import DataError
 
 

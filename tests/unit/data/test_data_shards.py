@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tarfile
@@ -21,12 +19,11 @@ from PIL import Image
 
 from piti.config import DataConfig
 from piti.data.decoding import decode_image
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, ShardWriter, adopt_shards, published_shards, read_stats, write_manifest
+from piti.data.publishing import ShardWriter, adopt_shards, published_shards, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sketch import DETECTOR, detect_edges
-from piti.data.sources import open_source
 from piti.data.tars import SampleTarWriter, split_members
-from piti.data.verification import verify_shards
+from piti.data.verify import verify_shards
 from piti.errors import DataError
 
 MakeData = Callable[..., DataConfig]
@@ -124,26 +121,6 @@ def test_same_source_same_bytes(
     assert files_of(tmp_path) == files_of(sketch_set.uri)
 
 
-def test_one_picture_more_changes_one_shard(
-    picture_folder: Path, tmp_path: Path, photograph: np.ndarray, make_data: MakeData
-) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    data = make_data(folder, samples_per_shard=4, source={"validation_share": 0.3})
-    for number in range(33):
-        Image.fromarray(photograph[number : number + 70, :70]).save(folder / f"{number}.png")
-    before = plan_shards(open_source(data), data, seed=0).digests
-    changed = {}
-    for number in range(33, 60):  # until one comes that does not change the number of shards
-        Image.fromarray(photograph[number : number + 70, :70]).save(folder / f"{number}.png")
-        after = plan_shards(open_source(data), data, seed=0).digests
-        changed = {name for name in after if after[name] != before.get(name)}
-        if after.keys() == before.keys():
-            break
-        before = after
-    assert len(changed) == 1
-
-
 def test_plain_pictures_keep_their_bytes(
     picture_folder: Path, tmp_path: Path, make_data: MakeData, shard_now: Shard
 ) -> None:
@@ -173,26 +150,6 @@ def test_center_shows_the_middle_and_squash_everything(
         assert np.abs(stored - by_pillow.astype(int)).max() <= 1
         edges = cv2.imdecode(np.frombuffer(members["cond.png"], np.uint8), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(edges, detect_edges(stored))
-
-
-def test_few_shot_subset_is_seeded_and_leaves_validation_alone(sketch_data: DataConfig) -> None:
-    few = sketch_data.model_copy(update={"max_samples": 7})
-
-    def keys(data: DataConfig, seed: int, split: str) -> set[str]:
-        plans = plan_shards(open_source(data), data, seed)
-        return {item.key for plan in plans if plan.split == split for item in plan.items}
-
-    assert len(keys(few, 0, "train")) == 7
-    assert keys(few, 0, "train") == keys(few, 0, "train") != keys(few, 1, "train")
-    assert keys(few, 0, "train") < keys(sketch_data, 0, "train")
-    assert keys(few, 0, "validation") == keys(sketch_data, 0, "validation")
-
-
-def test_an_empty_split_is_an_error(tmp_path: Path, photograph: np.ndarray, make_data: MakeData) -> None:
-    Image.fromarray(photograph[:64, :64]).save(tmp_path / "only.png")
-    data = make_data(tmp_path)
-    with pytest.raises(DataError, match="no items for the validation split"):
-        plan_shards(open_source(data), data, seed=0)
 
 
 def test_a_broken_off_shard_leaves_nothing(tmp_path: Path) -> None:
@@ -285,23 +242,3 @@ def test_verification_names_what_is_damaged(sketch_data: DataConfig, tmp_path: P
         list(shards.samples(names[0]))
     with pytest.raises(DataError, match="is missing"):
         list(shards.samples(names[1]))
-
-
-def test_a_full_disk_is_one_clear_error(
-    sketch_data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_now: Shard
-) -> None:
-    """/dev/full answers every flush with ENOSPC, as a full disk does."""
-    plan = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
-    real_open = open
-
-    def open_on_full_disk(path: Path, mode: str) -> io.IOBase:
-        real_open(path, mode).close()
-        return real_open("/dev/full", "wb", buffering=0)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("piti.data.tars.open", open_on_full_disk, raising=False)
-        with pytest.raises(DataError, match=re.escape("no space left for train-000000.tar")):
-            write_shard(plan, sketch_data, str(tmp_path))
-    assert files_of(tmp_path) == {}
-    write_shard(plan, sketch_data, str(tmp_path))
-    assert read_stats(str(tmp_path), "train-000000.tar") is not None

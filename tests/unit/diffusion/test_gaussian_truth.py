@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piti.diffusion import GaussianDiffusion, PictureNoise
-from piti.diffusion.samplers import ImplicitStep, prediction_weights
+from piti.diffusion.samplers import ImplicitStep, Table, prediction_weights
 
 MEAN = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64).view(1, 3, 1, 1)
 DEVIATION = 0.25
@@ -126,7 +126,8 @@ def test_ddim_with_eta_1_has_the_variance_of_ddpm() -> None:
     for schedule, respacing in (("linear", None), ("squaredcos_cap_v2", "50")):
         diffusion = GaussianDiffusion(schedule, respacing=respacing)
         c = diffusion.coefficients
-        sigma = ImplicitStep(diffusion, torch.randn_like, eta=1.0).deviation(torch.arange(diffusion.num_timesteps))
+        step = ImplicitStep(Table(c), diffusion.num_timesteps, torch.randn_like, eta=1.0)
+        sigma = step.deviation(torch.arange(diffusion.num_timesteps))
         formula = (1 - c.alphas_cumprod_prev) / (1 - c.alphas_cumprod) * (1 - c.alphas_cumprod / c.alphas_cumprod_prev)
         np.testing.assert_allclose(sigma**2, formula, rtol=1e-10, atol=1e-18)
         np.testing.assert_allclose(sigma**2, c.posterior_variance, rtol=1e-12, atol=0)

@@ -91,7 +91,10 @@ def test_a_constant_prediction_does_not_divide_by_zero(outputs: Outputs) -> None
     assert torch.allclose(guided(outputs, 2.0)(X_T, T)[:, :3], torch.tensor(0.5))
 
 
-def test_an_unconditional_function_is_used_when_given(outputs: Outputs) -> None:
-    noise = guided(outputs, 2.0, normalized=False, unconditional_fn=lambda x_t, t: torch.zeros(3, 6, 16, 16))(X_T, T)
+def test_one_pass_over_both_conditions_is_taken_where_there_is_one(outputs: Outputs) -> None:
+    def both(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return outputs.conditional, torch.zeros(3, 6, 16, 16)
+
+    noise = guided(outputs, 2.0, normalized=False, both_fn=both)(X_T, T)
     assert torch.allclose(noise[:, :3], 2 * outputs.conditional[:, :3])
-    assert outputs.calls == [False]
+    assert outputs.calls == []

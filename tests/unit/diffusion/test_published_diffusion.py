@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from piti.diffusion import GaussianDiffusion, LossSecondMomentSampler
-from piti.diffusion.samplers import AncestralStep, ImplicitStep
+from piti.diffusion.samplers import AncestralStep, ImplicitStep, Table
 from piti.diffusion.schedule import betas_of, respaced_timesteps
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -109,9 +109,9 @@ def test_posterior_and_single_steps(
     raw, clipped = (diffusion.predict(inputs["output"], x_t, t, clip) for clip in (False, True))
     noise = normal("step noise", (4, 3, 8, 8)).float()
     stepped = {
-        "ddpm": AncestralStep(diffusion, lambda _: noise),
-        "ddim": ImplicitStep(diffusion, lambda _: noise, eta=0.0),
-        "ddim, eta 1": ImplicitStep(diffusion, lambda _: noise, eta=1.0),
+        "ddpm": AncestralStep(diffusion.num_timesteps, lambda _: noise),
+        "ddim": ImplicitStep(Table(diffusion.coefficients), diffusion.num_timesteps, lambda _: noise, eta=0.0),
+        "ddim, eta 1": ImplicitStep(Table(diffusion.coefficients), diffusion.num_timesteps, lambda _: noise, eta=1.0),
     }
     ours = {
         "x_t": x_t,

@@ -301,6 +301,39 @@ def test_other_kinds_are_called_by_their_name(model: PITIModel, fresh: PITIModel
         assert name in refusal(fresh, tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize("layout", ["piti", "glide", "encoder"])
+def test_wrapped_and_prefixed_weights_are_named(
+    layout: str, model: PITIModel, fresh: PITIModel, tmp_path: Path
+) -> None:
+    """As trainers save them: in a larger mapping, or from within DataParallel or torch.compile."""
+    states = {"piti": model.state_dict(), "glide": glide_state(model), "encoder": model.encoder.state_dict()}
+    state = dict(states[layout])
+    for content, words in (
+        ({"state_dict": state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, "key state_dict"),
+        ({"ema": state, "args": None}, "key ema"),
+        ({f"module.{key}": value for key, value in state.items()}, "prefix module."),
+        ({f"_orig_mod.{key}": value for key, value in state.items()}, "prefix _orig_mod."),
+    ):
+        torch.save(content, tmp_path / "wrapped.pt")
+        message = refusal(fresh, tmp_path / "wrapped.pt")
+        assert words in message
+        assert "save the" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    value: float, model: PITIModel, fresh: PITIModel, tmp_path: Path
+) -> None:
+    state = clone(model)
+    state["decoder.out.2.bias"][3] = value
+    torch.save(state, tmp_path / "diverged.pt")
+    message = refusal(fresh, tmp_path / "diverged.pt")
+    assert "not finite: 1 tensors (decoder.out.2.bias)" in message
+    write_checkpoint(tmp_path / "c", model=state, ema=state, trainer={}, about={})
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_model(str(tmp_path / "c"), SMALL)
+
+
 def test_a_pinned_hash_is_checked(model: PITIModel, fresh: PITIModel, tmp_path: Path) -> None:
     export_piti(model, str(tmp_path / "piti.pt"))
     assert "the config pins 00" in refusal(fresh, tmp_path / "piti.pt", sha256="0" * 64)

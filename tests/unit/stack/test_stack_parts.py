@@ -9,26 +9,26 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import psutil
 import pytest
 
 from piti import settings as settings_module
 from piti.errors import StackError
 from piti.settings import PROJECT, Settings
-from piti.stack import Ports, control, prefect_plugin, processes
+from piti.stack import Ports, control, prefect_plugin, prefect_profile, processes, ray_head
+from piti.stack.environment import client_environment, server_environment
 from piti.stack.ports import free_port, holder, is_free, problems
+from piti.stack.prefect_api import auth_string, local_api_url
 from piti.stack.processes import MARK, Identity
-from piti.stack.services import (
-    client_environment,
-    ensure_token,
-    prune_ray_sessions,
-    ray_folder,
-    read_token,
-    server_environment,
-)
+from piti.stack.secret_files import ensure_secret, read_secret
+from piti.stack.services import prune_ray_sessions, ray_folder
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -91,13 +91,34 @@ def test_free_ports_are_different_and_free() -> None:
 
 
 def test_a_process_is_not_mistaken_for_one_that_had_its_pid(sleeper: subprocess.Popen[bytes]) -> None:
-    created = psutil.Process(sleeper.pid).create_time()
-    assert Identity(sleeper.pid, created).find() == psutil.Process(sleeper.pid)
-    assert Identity(sleeper.pid, created - 60).find() is None
+    identity = Identity.of(sleeper.pid)
+    assert identity.find() == psutil.Process(sleeper.pid)
+    assert replace(identity, started_ticks=identity.started_ticks - 1).find() is None
+    assert replace(identity, boot="another").find() is None, "pids and ticks begin anew with each boot"
+
+
+def test_a_process_is_recognised_whatever_the_clock_is_set_to(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity, created = Identity.of(sleeper.pid), psutil.Process(sleeper.pid).create_time()
+    assert identity.started_at() == pytest.approx(created, abs=1.5), "psutil's boot time is in whole seconds"
+    now = time.time()
+    for shift in (-86400.0, 86400.0):
+        monkeypatch.setattr(time, "time", lambda shift=shift: now + shift)
+        assert identity.find() is not None
+        assert identity.started_at() == pytest.approx(created + shift, abs=5), "in the time of the clock as it is now"
+
+
+def test_a_process_whose_name_holds_brackets_is_recognised(tmp_path: Path) -> None:
+    program = tmp_path / "a) (b 1"
+    program.symlink_to(sys.executable)
+    with subprocess.Popen([program, *SLEEP[1:]]) as process:
+        assert Identity.of(process.pid).find() is not None
+        process.kill()
 
 
 def test_an_ended_process_is_not_found_though_nobody_has_buried_it(sleeper: subprocess.Popen[bytes]) -> None:
-    identity = Identity(sleeper.pid, psutil.Process(sleeper.pid).create_time())
+    identity = Identity.of(sleeper.pid)
     sleeper.kill()
     deadline = time.monotonic() + 10
     while identity.find() is not None:
@@ -127,7 +148,7 @@ def test_a_family_is_offspring_and_whatever_carries_the_mark(sleeper: subprocess
 
 def test_our_own_process_is_never_part_of_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """`piti down` run from a flow of the stack must not end itself."""
-    ourselves = Identity(os.getpid(), psutil.Process().create_time())
+    ourselves = Identity.of(os.getpid())
     assert os.getpid() not in {process.pid for process in processes.family([ourselves], "nobody")}
 
 
@@ -146,29 +167,29 @@ def test_a_started_process_outlives_the_terminal_and_writes_its_log(tmp_path: Pa
     assert session == pid == str(identity.pid)
 
 
-def test_the_token_is_made_once_and_only_its_owner_reads_it(home: Path) -> None:
-    settings = Settings()
-    assert read_token(settings) is None
-    ensure_token(settings)
-    token = read_token(settings)
-    assert token is not None
-    assert len(token) == 64
-    assert stat.S_IMODE(settings.token_file.stat().st_mode) == 0o600
-    settings.token_file.chmod(0o644)
-    ensure_token(settings)
-    assert read_token(settings) == token
-    assert stat.S_IMODE(settings.token_file.stat().st_mode) == 0o600
+def test_a_secret_is_made_once_and_only_its_owner_reads_it(home: Path) -> None:
+    path = Settings().auth_file
+    assert read_secret(path) is None
+    ensure_secret(path, prefix="piti:")
+    secret = read_secret(path)
+    assert secret is not None
+    assert re.fullmatch("piti:[0-9a-f]{64}", secret)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    assert ensure_secret(path) == secret
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_ray_gets_a_short_folder_where_home_is_deep(tmp_path: Path) -> None:
+def test_ray_gets_a_short_folder_where_home_is_deep_or_not_ascii() -> None:
     short = Path("/tmp/x/.piti")
     assert ray_folder(Settings(home=short)) == short / "ray"
-    folder = ray_folder(Settings(home=tmp_path / ("deep" * 30)))
-    try:
-        assert len(str(folder)) < 40
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    finally:
-        folder.rmdir()
+    for unusable in ("deep" * 30, "für alle"):
+        folder = ray_folder(Settings(home=Path("/tmp") / unusable))
+        try:
+            assert len(str(folder)) < 40
+            assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700, "Ray opens its own folder to everybody"
+        finally:
+            folder.parent.rmdir()
 
 
 def test_only_the_latest_ray_sessions_are_kept(tmp_path: Path) -> None:
@@ -186,12 +207,48 @@ def test_what_a_shell_holds_for_other_servers_does_not_reach_ours(home: Path, mo
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere")
     monkeypatch.setenv("PREFECT_API_URL", "https://elsewhere")
     monkeypatch.setenv("NO_PROXY", "intranet")
-    environment = server_environment(Settings(), Ports(prefect=4321), "id")
+    ensure_secret(Settings().auth_file, prefix="piti:")
+    environment = server_environment(Settings(), Ports(prefect=4321), "id", Path("/work"))
     assert {"PREFECT_API_KEY", "RAY_ADDRESS"} & set(environment) == set()
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
-    assert environment["NO_PROXY"] == "intranet,127.0.0.1,localhost"
+    assert environment["NO_PROXY"] == environment["no_proxy"] == "intranet,127.0.0.1,localhost,::1"
     assert environment[MARK] == "id"
     assert MARK not in client_environment(Settings(), Ports()), "a client is no part of the stack"
+
+
+def test_the_server_asks_for_a_password_and_no_other_origin_may_call_it(home: Path) -> None:
+    with pytest.raises(ValueError, match="prefect-auth is missing"):
+        server_environment(Settings(), Ports(), "id", Path("/work"))
+    password = ensure_secret(Settings().auth_file, prefix="piti:")
+    environment = server_environment(Settings(), Ports(prefect=4321), "id", Path("/work"))
+    assert environment["PREFECT_SERVER_API_AUTH_STRING"] == environment["PREFECT_API_AUTH_STRING"] == password
+    assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4321"
+    assert environment["PITI_CONFIG_FOLDERS"] == "/work"
+
+
+def test_a_socks_proxy_that_nothing_here_can_speak_is_left_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx, which Prefect's client uses, otherwise refuses to start even for hosts that no proxy serves."""
+    ensure_secret(Settings().auth_file)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(ImportError, match="socksio"):
+        httpx.Client()
+    environment = server_environment(Settings(), Ports(), "id", Path("/work"))
+    assert "ALL_PROXY" not in environment
+    assert environment["https_proxy"] == "http://127.0.0.1:9"
+    monkeypatch.delenv("ALL_PROXY")
+    httpx.Client().close()
+
+
+@pytest.mark.parametrize("folder", ["/nowhere/at/all", "/dev/null", "/tmp/" + "long" * 20])
+def test_a_temporary_folder_that_cannot_be_used_does_not_reach_the_servers(
+    home: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    ensure_secret(Settings().auth_file)
+    monkeypatch.setenv("TMPDIR", folder)
+    assert "TMPDIR" not in server_environment(Settings(), Ports(), "id", Path("/work"))
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    assert server_environment(Settings(), Ports(), "id", Path("/work"))["TMPDIR"] == "/var/tmp"
 
 
 def test_nothing_calls_home(home: Path) -> None:
@@ -207,12 +264,95 @@ def test_two_ups_at_once_are_refused(home: Path) -> None:
         pass
 
 
-def test_the_prefect_plugin_finds_the_stacks_server(home: Path) -> None:
-    assert prefect_plugin.local_api_url() is None
-    stack = control.Stack(id="x", home=home, ports=Ports(4321, 1, 2), ray_folder=home, num_cpus=None, processes={})
+def recorded(home: Path, prefect_port: int) -> control.Stack:
+    stack = control.Stack(
+        id="x", home=home, folder=home, ports=Ports(prefect_port, 1, 2), ray_folder=home, num_cpus=None, processes={}
+    )
     control._save(stack)
-    assert prefect_plugin.local_api_url() == "http://127.0.0.1:4321/api"
+    return stack
+
+
+def test_the_local_stacks_server_is_found_and_its_password_goes_nowhere_else(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    assert local_api_url() is None
+    stack = recorded(home, 4321)
+    assert local_api_url() == "http://127.0.0.1:4321/api"
     assert control.running() == stack
+    password = ensure_secret(Settings().auth_file)
+    assert auth_string("http://127.0.0.1:4321/api") == password
+    assert auth_string("http://127.0.0.1:4322/api") is None
+    assert auth_string("https://prefect.example.com/api") is None
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "given:this")
+    assert auth_string("http://127.0.0.1:4321/api") == "given:this"
+
+
+def test_a_password_file_serves_the_server_that_the_environment_names(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    (tmp_path / "secret").write_text("team:word\n")
+    monkeypatch.setenv("PITI_PREFECT_AUTH_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
+    assert auth_string("http://prefect:4200/api") == "team:word"
+    assert auth_string("http://elsewhere:4200/api") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "password", "refused"),
+    [
+        (["server", "start"], None, False),
+        (["server", "start", "--host", "127.0.0.1"], None, False),
+        (["server", "start", "--host", "0.0.0.0"], None, True),
+        (["server", "start", "--host=::"], None, True),
+        (["server", "start", "--host", "0.0.0.0"], "user:word", False),
+    ],
+)
+def test_a_public_prefect_server_needs_a_password(
+    arguments: list[str], password: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    if password:
+        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", password)
+    if not refused:
+        prefect_plugin.refuse_open_server(arguments)
+        return
+    with pytest.raises(StackError, match="without a password"):
+        prefect_plugin.refuse_open_server(arguments)
+
+
+def test_a_public_ray_dashboard_needs_a_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray_head.guarded(SimpleNamespace(dashboard_host="127.0.0.1"), True)
+    ray_head.guarded(SimpleNamespace(dashboard_host="0.0.0.0"), False)
+    with pytest.raises(SystemExit):
+        ray_head.guarded(SimpleNamespace(dashboard_host="0.0.0.0"), True)
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    ray_head.guarded(SimpleNamespace(dashboard_host="0.0.0.0"), True)
+
+
+def test_the_profile_is_made_and_activated_only_where_the_user_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_PROFILE", raising=False)
+    monkeypatch.delenv("PREFECT_PROFILES_PATH", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "new"))
+    assert "activated" in str(prefect_profile.ensure_profile())
+    assert prefect_profile.ensure_profile() is None, "nothing is left to say"
+    theirs = 'active = "cloud"\n\n[profiles.cloud]\nPREFECT_API_KEY = "secret"  # mine\n'
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "profiles.toml").write_text(theirs)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "old"))
+    assert "'cloud' stays active" in str(prefect_profile.ensure_profile())
+    text = (tmp_path / "old" / "profiles.toml").read_text()
+    assert text.startswith(theirs)
+    assert set(tomllib.loads(text)["profiles"]) == {"cloud", "piti"}
+    assert "'cloud' stays active" in str(prefect_profile.ensure_profile())
+    assert (tmp_path / "old" / "profiles.toml").read_text() == text
 
 
 def test_no_lock_file_line_names_a_machine_or_an_index() -> None:

@@ -12,8 +12,9 @@ import torch
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
+from piti.data.publishing import write_manifest
 from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.job import JobContext, JobSpec
 from piti.jobs.degrade import degrade_shard

@@ -1,0 +1,205 @@
+"""How shards come to be: written aside, published whole, or copied from an earlier set; then the manifest of all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from piti import storage
+from piti.data.manifest import MANIFEST, SCHEMA, Row, ShardStats, read_stats, stats_uri, write_stats
+from piti.data.tars import SampleTarWriter, Span, shard_split
+from piti.errors import DataError
+
+_COPY_BYTES = 1 << 20
+_ASIDE_PREFIX = "piti-shard-"
+_ABANDONED_SECONDS = 6 * 3600.0  # a tar grows with every sample: nobody writes to one that has not for so long
+
+
+class ShardWriter:
+    """Writes one shard aside and publishes it: the tar first, its stats last. Nothing appears unless `publish` ends.
+
+    with ShardWriter(uri, "train-000000.tar", plan) as writer:
+        writer.add(key, {"jpg": ..., "json": ...}, source="a/b.jpg", width=640, height=480)
+        writer.reject(key, "picture is damaged", source="a/c.jpg")
+        stats = writer.publish()
+
+    A full disk is a DataError, whichever method meets it.
+    """
+
+    def __init__(self, uri: str, name: str, plan: str) -> None:
+        self._uri, self._name, self._plan = uri, name, plan
+        self._split = shard_split(name)
+        self._rows: list[Row] = []
+        self._aside_folder = _aside_folder(uri)
+        with self._space():
+            self._aside = _aside_path(uri, name)
+            self._tar = SampleTarWriter(self._aside)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._space():
+                self._tar.__exit__(kind, error, trace)
+        finally:
+            self._aside.unlink(missing_ok=True)
+
+    def _space(self) -> AbstractContextManager[None]:
+        """Around writing the tar, which lies elsewhere than the shards where these are remote."""
+        return storage.disk_space(self._name, self._aside_folder)
+
+    def add(self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int) -> None:
+        """Append a sample; see SampleTarWriter.add."""
+        with self._space():
+            self._tar.add(key, members)
+        self._rows.append(Row(key, self._split, "accepted", source, shard=self._name, width=width, height=height))
+
+    def reject(self, key: str, reason: str, *, source: str) -> None:
+        """Record an item that gives no sample."""
+        self._rows.append(Row(key, self._split, "rejected", source, reason=reason))
+
+    def leave_out(self, key: str, reason: str, *, source: str) -> None:
+        """Record a good item that the config does not want."""
+        self._rows.append(Row(key, self._split, "filtered", source, reason=reason))
+
+    def publish(self) -> ShardStats:
+        """Make the shard appear. A shard of rejected items alone has stats and no tar."""
+        with self._space():
+            size, sha256, spans = self._tar.finish()
+            self._tar.__exit__(None, None, None)
+        places = iter(spans)
+        rows = [row if row.shard is None else _placed(row, next(places)) for row in self._rows]
+        counts = Counter(row.status for row in rows)
+        stats = ShardStats(
+            self._name, self._plan, size, sha256, counts["accepted"], counts["rejected"], counts["filtered"]
+        )
+        if stats.num_samples:
+            storage.publish_file(self._aside, storage.join(self._uri, self._name))
+        write_stats(self._uri, stats, rows)
+        return stats
+
+
+def _placed(row: Row, span: Span) -> Row:
+    return replace(row, offset=span.offset, size=span.size_bytes, sha256=span.sha256)
+
+
+def published_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
+    """Those of the planned shards (name to plan) that are there already and made from the same things."""
+    listed, tars = set(storage.list_names(storage.join(uri, "stats"))), set(storage.list_names(uri))
+    found: dict[str, ShardStats] = {}
+    for name, plan in plans.items():
+        record = read_stats(uri, name) if storage.name(stats_uri(uri, name)) in listed else None
+        if record is not None and record[0].plan == plan and (record[0].num_samples == 0 or name in tars):
+            found[name] = record[0]
+    return found
+
+
+def adopt_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
+    """Copy planned shards (name to plan) that other sets beside this one hold already, made from the same things.
+
+    So one picture more in a dataset, which makes another fingerprint and folder, costs one shard. A copy counts only
+    if it has the recorded hash; what was copied is published like a shard just written.
+    """
+    parent, own = uri.rstrip("/").rpartition("/")[0], storage.name(uri)
+    adopted: dict[str, ShardStats] = {}
+    for sibling in storage.list_names(parent):
+        other = storage.join(parent, sibling)
+        wanted = {name: plan for name, plan in plans.items() if name not in adopted}
+        if sibling == own or not wanted:
+            continue
+        for name, stats in published_shards(other, wanted).items():
+            if _copy_shard(other, uri, stats):
+                adopted[name] = stats
+    return adopted
+
+
+def _copy_shard(source: str, target: str, stats: ShardStats) -> bool:
+    """Whether a whole copy was published; False where the original turns out to be damaged or gone."""
+    aside = _aside_path(target, stats.name)
+    try:
+        if stats.num_samples:
+            with (
+                storage.disk_space(stats.name, aside.parent),
+                storage.open_read(storage.join(source, stats.name)) as stream,
+                open(aside, "wb") as copy,
+            ):
+                shutil.copyfileobj(stream, copy, _COPY_BYTES)
+            if storage.sha256_file(str(aside)) != stats.tar_sha256:
+                return False
+            storage.publish_file(aside, storage.join(target, stats.name))
+        storage.write_bytes(stats_uri(target, stats.name), storage.read_bytes(stats_uri(source, stats.name)))
+    except FileNotFoundError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def write_manifest(uri: str, names: Sequence[str], about: Mapping[str, Any]) -> dict[str, ShardStats]:
+    """Assemble the manifest of the named shards from their records, one row group each, and publish it.
+
+    `about` (JSON-able) goes into the file's metadata. One record is in memory at a time. Raises DataError where a
+    record is missing.
+    """
+    every = {name: _finished(uri, name)[0] for name in names}
+    metadata = {
+        "piti": json.dumps({"about": about, "shards": [asdict(stats) for stats in every.values()]}, sort_keys=True)
+    }
+    aside = _aside_path(uri, MANIFEST)
+    try:
+        with (
+            storage.disk_space(MANIFEST, aside.parent),
+            pq.ParquetWriter(str(aside), SCHEMA.with_metadata(metadata), compression="zstd") as writer,
+        ):
+            for name in names:
+                writer.write_table(_finished(uri, name)[1].replace_schema_metadata(metadata))
+        storage.publish_file(aside, storage.join(uri, MANIFEST))
+    finally:
+        aside.unlink(missing_ok=True)
+    return every
+
+
+def _finished(uri: str, name: str) -> tuple[ShardStats, pa.Table]:
+    record = read_stats(uri, name)
+    if record is None:
+        raise DataError(f"shard {name} of {uri} is not finished", "run again")
+    return record
+
+
+def _aside_folder(uri: str) -> Path:
+    """Where a tar is written before it is published: on the same filesystem if that is local."""
+    return storage.local_path(uri) if storage.is_local(uri) else Path(tempfile.gettempdir())
+
+
+def _aside_path(uri: str, name: str) -> Path:
+    """A file to write a tar to before it is published. What killed workers left in the temporary folder is deleted."""
+    folder = _aside_folder(uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not storage.is_local(uri):
+        storage.remove_older(folder, f".{_ASIDE_PREFIX}*.tmp", _ABANDONED_SECONDS)
+        name = f"{_ASIDE_PREFIX}{name}"
+    return folder / f".{name}.{uuid.uuid4().hex}.tmp"
+
+
+def remove_leftovers(uri: str) -> None:
+    """Delete half-written files that a killed run left in a local folder of shards. Only while nobody writes there."""
+    if not storage.is_local(uri):
+        return
+    for folder in (storage.local_path(uri), storage.local_path(uri) / "stats"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)

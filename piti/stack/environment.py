@@ -1,0 +1,121 @@
+"""The environment that the stack's processes get, and the one that a program needs to use the stack."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from piti.settings import Settings
+from piti.stack.http import LOOPBACK
+from piti.stack.ports import HOST, Ports
+from piti.stack.processes import MARK
+from piti.stack.secret_files import read_secret
+
+HEARTBEAT_SECONDS = 30  # a run whose process was killed is marked Crashed after three: flows/crashed_runs.py
+
+# Settings of Prefect for every process of this project, wherever it runs.
+PREFECT_SETTINGS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    "DO_NOT_TRACK": "1",
+}
+
+# What the user's shell may hold for other servers must not reach this stack's processes.
+_FOREIGN_VARIABLES = (
+    "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_HEADERS",
+)  # fmt: skip
+
+# Programs put Unix sockets below TMPDIR, whose whole path may have 107 bytes.
+_LONGEST_TEMPORARY_FOLDER = 60
+
+
+def client_environment(settings: Settings, ports: Ports) -> dict[str, str]:
+    """What a program needs in its environment to use the stack on these ports, and to send nothing home."""
+    password = read_secret(settings.auth_file)
+    return {
+        **PREFECT_SETTINGS,
+        "PREFECT_API_URL": ports.prefect_api_url,
+        **({"PREFECT_API_AUTH_STRING": password} if password else {}),
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PITI_HOME": str(settings.home),
+        "PITI_RAY_JOBS_URL": ports.ray_url,
+        "PITI_RAY_TOKEN_FILE": str(settings.token_file),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(settings.token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's name for "this is one machine": every part listens on loopback instead of on all interfaces.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+def server_environment(settings: Settings, ports: Ports, stack_id: str, folder: Path) -> dict[str, str]:
+    """The whole environment of the stack's own processes. `folder`: where `piti up` was started.
+
+    Raises ValueError if there is no password for the Prefect server yet.
+    """
+    inherited = without_broken_proxies(os.environ)
+    inherited = {name: value for name, value in inherited.items() if name not in _FOREIGN_VARIABLES}
+    if not temporary_folder_is_usable(inherited.get("TMPDIR")):
+        inherited.pop("TMPDIR", None)
+    client = client_environment(settings, ports)
+    if "PREFECT_API_AUTH_STRING" not in client:
+        raise ValueError(f"{settings.auth_file} is missing or empty")
+    return {
+        **inherited,
+        **client,
+        **direct_to_loopback(inherited),
+        "PREFECT_SERVER_API_AUTH_STRING": client["PREFECT_API_AUTH_STRING"],
+        # The UI comes from the server itself; no page of another origin may ask the API.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ports.prefect_url,
+        "PITI_CONFIG_FOLDERS": settings.config_folders or str(folder),
+        MARK: stack_id,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # a folder `flows` or `prefect` where `piti up` was started is not ours
+        "PREFECT_RUNNER_POLL_FREQUENCY": inherited.get("PREFECT_RUNNER_POLL_FREQUENCY", "2"),
+        "RAY_START_HOOK": "piti.stack.ray_head.without_ray_client",
+    }
+
+
+def direct_to_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """NO_PROXY in both spellings, with loopback added to what it says."""
+    given = environment.get("NO_PROXY", environment.get("no_proxy", "")).split(",")
+    names = [name.strip() for name in given if name.strip()]
+    direct = ",".join([*names, *(name for name in (HOST, "localhost", "::1") if name not in names)])
+    return {"NO_PROXY": direct, "no_proxy": direct}
+
+
+def without_broken_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without SOCKS proxies where nothing can speak SOCKS: Prefect's client would not even start."""
+    if importlib.util.find_spec("socksio") is not None:
+        return dict(environment)
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (name.lower().endswith("_proxy") and value.lower().startswith("socks"))
+    }
+
+
+def temporary_folder_is_usable(folder: str | None) -> bool:
+    """Whether processes can keep files and Unix sockets in TMPDIR; None counts as usable."""
+    if folder is None:
+        return True
+    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY_FOLDER:
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a server that listens on `host`."""
+    return host in LOOPBACK or host.startswith("127.")

@@ -1,0 +1,93 @@
+"""The Prefect server as `piti` asks it: where it is, who we are to it, and what it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+from typing import Any
+
+from piti.errors import StackError
+from piti.settings import settings
+from piti.stack.http import POLL_SECONDS, request_json
+
+DEFAULT_API_URL = "http://127.0.0.1:4200/api"
+
+
+def local_api_url() -> str | None:
+    """Where the stack that `piti up` started has its server; None if none was started or its record is damaged."""
+    try:
+        ports = json.loads((settings().home / "stack.json").read_text(encoding="utf-8"))["ports"]
+        return f"http://127.0.0.1:{int(ports['prefect'])}/api"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def auth_string(api_url: str) -> str | None:
+    """`user:password` for a server, None if it needs none that we know of.
+
+    PREFECT_API_AUTH_STRING wins. The local stack's password goes to the local stack's server and nowhere else;
+    that of a file which PITI_PREFECT_AUTH_FILE names goes to the server that PREFECT_API_URL names.
+    """
+    if given := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return given
+    known = settings()
+    chosen = known.prefect_auth_file is not None and api_url == os.environ.get("PREFECT_API_URL")
+    if not chosen and api_url != local_api_url():
+        return None
+    try:
+        return known.auth_file.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def prefect_json(api_url: str, path: str, body: Any = None, timeout_seconds: float = 5.0) -> Any:
+    """What the Prefect server answers at `<api_url>/<path>`, signed in; `body` makes it a POST. Raises OSError."""
+    return request_json(f"{api_url}/{path}", None, body, timeout_seconds, basic=auth_string(api_url))
+
+
+def prefect_answers(api_url: str) -> bool:
+    """Whether a Prefect server is there and healthy, whoever asks."""
+    try:
+        return prefect_json(api_url, "health") is True
+    except OSError:
+        return False
+
+
+def prefect_lets_in(api_url: str) -> bool:
+    """Whether the server at `api_url`, which answers, accepts who we are."""
+    try:
+        prefect_json(api_url, "admin/version")
+    except urllib.error.HTTPError as error:
+        return error.code not in (401, 403)
+    except OSError:
+        return True
+    return True
+
+
+def require_prefect(api_url: str) -> None:
+    """Raise StackError unless a server answers at `api_url` and lets us in."""
+    if not prefect_answers(api_url):
+        raise StackError(f"no Prefect server answers at {api_url}", "start one with `piti up`")
+    if not prefect_lets_in(api_url):
+        raise StackError(
+            f"the Prefect server at {api_url} asks for a password",
+            "set PREFECT_API_AUTH_STRING to user:password, or PITI_HOME to the home of the stack that you mean",
+        )
+
+
+def served_deployments(api_url: str) -> dict[str, str | None]:
+    """Names of the deployments and when each was last polled by a serving process (ISO 8601, None: never)."""
+    found = prefect_json(api_url, "deployments/filter", {"flows": {"name": {"any_": ["piti"]}}})
+    return {deployment["name"]: deployment.get("last_polled") for deployment in found}
+
+
+def wait_until_prefect_answers(timeout_seconds: float = 180.0) -> None:
+    """Block until the server that PREFECT_API_URL names answers. Raises StackError after `timeout_seconds`."""
+    api_url = os.environ.get("PREFECT_API_URL", DEFAULT_API_URL)
+    deadline = time.monotonic() + timeout_seconds
+    while not prefect_answers(api_url):
+        if time.monotonic() > deadline:
+            raise StackError(f"no Prefect server answers at {api_url}", "start one with `piti up`")
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,32 @@
+"""Files that only their owner may read: the cluster's token, the Prefect server's password."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def read_secret(path: Path) -> str | None:
+    """What the file says; None if there is none, or it is empty. Raises OSError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def ensure_secret(path: Path, prefix: str = "") -> str:
+    """Make the file with `prefix` and 64 random hex digits if there is none; correct its mode otherwise. Its content."""
+    known = read_secret(path)
+    if known is not None:
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o600)
+        return known
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    content = prefix + secrets.token_hex(32)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(content)
+    os.replace(aside, path)
+    return content

@@ -1,0 +1,175 @@
+"""Which items make up a shard, and how items are read for it: in order, several at once where a server is asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piti.config import DataConfig
+from piti.data.items import Item, LoadedItem
+from piti.data.sharding import ShardPlan, plan_shards, write_shard
+from piti.data.shards import ShardSet
+from piti.data.sources import open_source
+from piti.errors import DataError
+
+MakeData = Callable[..., DataConfig]
+
+
+@dataclass(frozen=True)
+class Named:
+    """An item that is nothing but its name."""
+
+    key: str
+    identity: str
+
+
+class Names:
+    """A source of items whose content never changes."""
+
+    def __init__(self, num_train: int) -> None:
+        self._num_train = num_train
+
+    def items(self, split: str) -> list[Named]:
+        return [Named(f"{split}-{number}", "as ever") for number in range(self._num_train if split == "train" else 3)]
+
+
+def digests(num_train: int, **settings: object) -> dict[str, str]:
+    source = {"kind": "bundled"}
+    data = DataConfig.model_validate({"source": source, "modality": "sketch", "samples_per_shard": 8, **settings})
+    return plan_shards(Names(num_train), data, seed=3).digests  # type: ignore[arg-type]
+
+
+def test_plans_do_not_change_by_accident() -> None:
+    """Where they change, all shards are written anew: only together with a format version, then store new values here."""
+    assert digests(20) == PLANS
+    assert digests(20, max_samples=5) == FEW_PLANS
+
+
+PLANS = {
+    "train-000000.tar": "e2055c9c96d0b7bd67cda59682e02ae16b15f9ee4dff2f16c04d223bebb6c86d",
+    "train-000001.tar": "6c4d30e748f721d3d83d9018bf0353b613dba67659c818a1ced3752fa293041d",
+    "train-000002.tar": "34f3b0d0bd41728994480ee93278843d917fd16626eb5493a152837c782e31b0",
+    "validation-000000.tar": "5b397b5876e1c0089dab56a2512826f55e66e9dc27671ed15fc566ed2e7d4eed",
+}
+FEW_PLANS = {
+    "train-000000.tar": "07ad3c3830f6f697f7d7d8d212f821ddb24b71380186e0bdf21fc9598115a959",
+    "validation-000000.tar": "5b397b5876e1c0089dab56a2512826f55e66e9dc27671ed15fc566ed2e7d4eed",
+}
+
+
+def test_a_plan_follows_from_the_source_the_settings_and_the_seed(sketch_data: DataConfig) -> None:
+    plans = plan_shards(open_source(sketch_data), sketch_data, seed=0)
+    assert plans == plan_shards(open_source(sketch_data), sketch_data, seed=0)
+    assert [plan.name for plan in plans] == list(plans.digests)
+    assert sum(len(plan.items) for plan in plans) == sum(plans.num_items.values()) == 41
+    assert digests(20) == digests(20, max_samples=20) != digests(20, image_size=128)
+
+
+def test_one_item_more_changes_one_shard() -> None:
+    for count in (33, 100, 1000):
+        before, after = digests(count, samples_per_shard=64), digests(count + 1, samples_per_shard=64)
+        assert before.keys() == after.keys()
+        assert sum(before[name] != after[name] for name in before) == 1
+
+
+def test_few_shot_subset_is_seeded_and_leaves_validation_alone(sketch_data: DataConfig) -> None:
+    few = sketch_data.model_copy(update={"max_samples": 7})
+
+    def keys(data: DataConfig, seed: int, split: str) -> set[str]:
+        plans = plan_shards(open_source(data), data, seed)
+        return {item.key for plan in plans if plan.split == split for item in plan.items}
+
+    assert len(keys(few, 0, "train")) == 7
+    assert keys(few, 0, "train") == keys(few, 0, "train") != keys(few, 1, "train")
+    assert keys(few, 0, "train") < keys(sketch_data, 0, "train")
+    assert keys(few, 0, "validation") == keys(sketch_data, 0, "validation")
+    assert plan_shards(open_source(few), few, seed=0).num_not_drawn == len(keys(sketch_data, 0, "train")) - 7
+
+
+def test_an_empty_split_is_an_error(tmp_path: Path, photograph: np.ndarray, make_data: MakeData) -> None:
+    Image.fromarray(photograph[:64, :64]).save(tmp_path / "only.png")
+    data = make_data(tmp_path)
+    with pytest.raises(DataError, match="no items for the validation split"):
+        plan_shards(open_source(data), data, seed=0)
+
+
+@dataclass(frozen=True)
+class Late:
+    """An item that takes its time to load, or fails for a reason that is not its own."""
+
+    item: Item
+    seconds: float
+    fails: bool
+    is_remote: bool
+
+    @property
+    def key(self) -> str:
+        return self.item.key
+
+    @property
+    def origin(self) -> str:
+        return self.item.origin
+
+    def load(self) -> LoadedItem:
+        time.sleep(self.seconds)
+        if self.fails:
+            raise DataError("the server is away", "wait")
+        return self.item.load()
+
+
+def late(plan: ShardPlan, failing: int | None = None, is_remote: bool = False) -> ShardPlan:
+    """The same plan, whose items are ready in another order than theirs."""
+    items = [
+        Late(item, 0.02 * (3 - number % 4), number == failing, is_remote) for number, item in enumerate(plan.items)
+    ]
+    return replace(plan, items=items)
+
+
+@pytest.mark.parametrize("is_remote", [False, True], ids=["local", "remote"])
+def test_items_are_stored_in_order_whenever_they_are_ready(
+    sketch_data: DataConfig, sketch_set: ShardSet, tmp_path: Path, is_remote: bool
+) -> None:
+    first = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
+    assert len(first.items) > 5
+    found = write_shard(late(first, is_remote=is_remote), sketch_data, str(tmp_path / "late"))
+    assert found.tar_sha256 == sketch_set.stats[first.name].tar_sha256
+    with pytest.raises(DataError, match="the server is away"):
+        write_shard(late(first, failing=3, is_remote=is_remote), sketch_data, str(tmp_path / "failed"))
+    assert not list((tmp_path / "failed").rglob("*.tar"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("piti-reader")]
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """An item of a server that loads once others are being loaded, too."""
+
+    item: Item
+    others: threading.Barrier
+    is_remote: bool = True
+
+    @property
+    def key(self) -> str:
+        return self.item.key
+
+    @property
+    def origin(self) -> str:
+        return self.item.origin
+
+    def load(self) -> LoadedItem:
+        self.others.wait(timeout=60)
+        return self.item.load()
+
+
+def test_a_server_is_asked_for_several_items_at_once(sketch_data: DataConfig, tmp_path: Path) -> None:
+    plan = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
+    together = threading.Barrier(4)
+    first, *others = plan.items
+    items = [first, *(Meeting(item, together) for item in others[:4])]
+    assert write_shard(replace(plan, items=items), sketch_data, str(tmp_path)).num_samples == 5
