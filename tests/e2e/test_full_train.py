@@ -88,7 +88,7 @@ def test_evaluate_with_other_guidance_only_samples_and_scores(asked: dict[str, F
 def test_evaluating_an_unknown_checkpoint_fails_in_one_line(asked: dict[str, FlowRun]) -> None:
     run = asked["unknown"]
     assert run.state == "FAILED"
-    assert "/nowhere/step-00000001 is no whole checkpoint" in run.message
+    assert "/nowhere/step-00000001 is not a finished checkpoint" in run.message
 
 
 def test_bad_input_is_one_clear_line_with_everything_that_is_wrong(asked: dict[str, FlowRun], root: Path) -> None:
