@@ -1,9 +1,13 @@
-"""The tasks: one a step. Each is skipped (state `Cached`) where its output is already there."""
+"""The tasks: one a step. Each is skipped (state `Cached`) where its output is already there.
+
+`after` holds the results of the steps whose output this one reads. Prefect draws the run's graph from it.
+"""
 
 from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 from uuid import UUID
@@ -33,6 +37,7 @@ from piti.errors import StackError, first_line
 from piti.plan import Plan, Step
 
 Result = dict[str, Any]
+After = Sequence[Any]
 ARTIFACT_INTERVAL_SECONDS = 3.0
 WANTED_INTERVAL_SECONDS = 15.0
 PREFECT_POLL_SECONDS = 5.0
@@ -40,13 +45,13 @@ PREFECT_AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 @task(name="shard", task_run_name="shard the dataset", cache_policy=NO_CACHE)
-def shard(plan: Plan) -> State | Result:
+def shard(plan: Plan, after: After = ()) -> State | Result:
     """Dataset -> WebDataset tars and their manifest."""
     return run_step(plan.shard, plan.config)
 
 
 @task(name="degrade", task_run_name="degrade pictures", cache_policy=NO_CACHE)
-def degrade(plan: Plan) -> State | Result:
+def degrade(plan: Plan, after: After = ()) -> State | Result:
     """Tars -> companion tars with low-resolution variants (BSR, L0 smoothing)."""
     if plan.degrade is None:
         return Completed(name="Skipped", message="pictures are degraded as they are read (degradation.variants is 0)")
@@ -54,7 +59,7 @@ def degrade(plan: Plan) -> State | Result:
 
 
 @task(name="train", task_run_name="train {stage}", cache_policy=NO_CACHE)
-def train(plan: Plan, stage: Stage) -> State | Result:
+def train(plan: Plan, stage: Stage, after: After = ()) -> State | Result:
     """Tars -> checkpoints of one training stage, with its loss curve as an artifact."""
     step = plan.train(stage)
     if step is None:
@@ -65,19 +70,19 @@ def train(plan: Plan, stage: Stage) -> State | Result:
 
 
 @task(name="sample", task_run_name="sample {checkpoint_name}", cache_policy=NO_CACHE)
-def sample(plan: Plan, step: Step, checkpoint_name: str) -> State | Result:
+def sample(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Result:
     """Conditions of the validation split -> generated pictures."""
     return run_step(step, plan.config)
 
 
 @task(name="score", task_run_name="score {checkpoint_name}", cache_policy=NO_CACHE)
-def score(plan: Plan, step: Step, checkpoint_name: str) -> State | Result:
+def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Result:
     """Generated pictures -> FID, KID, LPIPS, report.html."""
     return run_step(step, plan.config)
 
 
 @task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
-def report(step: Step, checkpoint_name: str) -> str:
+def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
     """Put metrics and sample grid of a scored checkpoint where the UI shows them. Returns the report's URI."""
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")

@@ -62,6 +62,17 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert any(key.startswith("link-") for _, key in kinds)
 
 
+def test_the_graph_of_the_run_follows_the_data(finished: FlowRun, prefect: Prefect) -> None:
+    nodes = {node["id"]: node for _, node in prefect.request("GET", f"/flow_runs/{finished.id}/graph-v2")["nodes"]}
+    short = {key: node["label"].removeprefix("train ").split()[0] for key, node in nodes.items()}
+    arrows = {(short[parent["id"]], short[key]) for key, node in nodes.items() for parent in node["parents"]}
+    assert arrows == {
+        ("shard", "degrade"), ("shard", "pretrain"), ("shard", "stage1"), ("shard", "stage2"), ("shard", "upsampler"),
+        ("degrade", "upsampler"), ("pretrain", "stage1"), ("stage1", "stage2"), ("stage2", "sample"),
+        ("upsampler", "sample"), ("sample", "score"), ("score", "report"),
+    }  # fmt: skip
+
+
 def test_again_does_nothing_twice(asked: dict[str, FlowRun], root: Path) -> None:
     run = asked["again"]
     assert run.state == "COMPLETED", run.message
