@@ -15,7 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Running
 
 from flows.cluster import Cluster, RayJob
 from piti.job import RENEW_SECONDS, Followers
@@ -49,8 +49,12 @@ def stop_unwanted_jobs() -> None:
 
 
 def is_wanted(client: SyncPrefectClient, who: str) -> bool:
-    """Whether a run was neither cancelled nor deleted."""
+    """Whether a run was neither cancelled nor deleted. The run itself asks, so it is alive: one marked Crashed, because
+    the server was away and missed its heartbeats, is Running again.
+    """
     run = _run(client, who)
+    if run is not None and run.state is not None and run.state.is_crashed():
+        client.set_flow_run_state(run.id, Running(message="the server had missed its heartbeats"), force=True)
     return run is not None and not _is_cancelled(run)
 
 
