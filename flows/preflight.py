@@ -17,6 +17,7 @@ from piti.data.sources import open_source
 from piti.data.sources.trees import shared_listings
 from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
+from piti.settings import settings as machine_settings
 from piti.weights import weights_problems
 
 
@@ -27,7 +28,7 @@ def preflight(config: str, overrides: Overrides = None) -> Plan:
 
 @task(name="preflight", task_run_name="preflight {config}", cache_policy=NO_CACHE)
 def _preflight(config: str, overrides: Overrides = None) -> Plan:
-    settings = load_config(config, overrides)
+    settings = load_config(config, overrides, machine_settings().allowed_folders())
     with shared_listings():
         problems = [*config_problems(settings), *cluster_problems(settings)]
         if problems:

@@ -68,7 +68,7 @@ def local_path(uri: str) -> Path:
         raise ValueError(f"{uri} is not a local path")
     if uri.startswith(_SHIPPED):
         return ASSETS / uri.removeprefix(_SHIPPED)
-    return Path(uri.removeprefix("file://")).expanduser()
+    return Path(os.path.expanduser(uri.removeprefix("file://")))  # an unknown user's ~ stays as it is
 
 
 def absolute(uri: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -23,8 +24,13 @@ def parse_settings(assignments: list[str]) -> dict[str, Any]:
             )
         try:
             overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of {assignment!r} is not valid YAML") from error
+            json.dumps(overrides[key], allow_nan=False)  # as it travels to the server
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"the value of {assignment!r} is not valid YAML, or not finite") from error
+        except TypeError as error:  # a date, binary data
+            raise ConfigError(
+                f"the value of {assignment!r} is neither text, number, list nor mapping", "quote it"
+            ) from error
     return overrides
 
 

@@ -6,64 +6,42 @@ config = load_config("demo", {"training.stage2.phases": [...], "sampling.guidanc
 from __future__ import annotations
 
 import copy
-import difflib
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from piti import storage
 from piti.config.data import DataConfig, SourceConfig
+from piti.config.files import PRESETS, nearest, preset_names, read_config_file
 from piti.config.tree import Config
+from piti.config.variables import Variables, written_at
 from piti.errors import ConfigError
+from piti.settings import settings
 
-PRESETS = Path(__file__).resolve().parent.parent.parent / "configs"
+__all__ = ["PRESETS", "known_keys", "load_config", "preset_names"]
 
-
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the project."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+_LONGEST_VALUE = 120  # characters of a wrong value that an error repeats
 
 
-def load_config(config: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    config: str, overrides: Mapping[str, Any] | None = None, folders: Sequence[str] | None = None
+) -> Config:
     """Read a preset by name, or a YAML file by path, and apply dotted overrides (`training.stage1.batch_size`).
 
-    `$VARIABLES` in string values are expanded from the environment. A relative `root` is taken from the working
-    directory. Raises ConfigError that lists every problem, with the nearest known key for an unknown one.
+    `folders`: those below which a file may lie (None: anywhere). $PITI_ROOT, $PITI_DATA, $PITI_WEIGHTS, $PITI_CACHE and
+    what PITI_CONFIG_VARIABLES names are expanded in values. A relative `root` is taken from the working directory.
+    Raises ConfigError that lists every problem, with the nearest known key for an unknown one.
     """
-    tree = _read_tree(config)
+    tree = read_config_file(config, folders)
     for dotted, value in (overrides or {}).items():
-        _override(tree, dotted, copy.deepcopy(value))
+        _override(tree, str(dotted), copy.deepcopy(value))
+    variables = Variables(config, settings().usable_variables())
     try:
-        parsed = Config.model_validate(_expand(tree, config))
+        parsed = Config.model_validate(variables.expand(tree))
     except ValidationError as error:
-        raise ConfigError(f"config {config!r}: " + "; ".join(_problems(error))) from error
+        raise ConfigError(f"config {config!r}: " + "; ".join(_problems(error, tree, variables))) from error
     return parsed.model_copy(update={"root": storage.absolute(parsed.root)})
-
-
-def _read_tree(config: str) -> dict[str, Any]:
-    is_path = "/" in config or config.endswith((".yaml", ".yml"))
-    if not is_path and not (PRESETS / f"{config}.yaml").is_file():
-        near = _nearest(config, preset_names())
-        raise ConfigError(
-            f"unknown preset {config!r}{near}",
-            f"presets are {', '.join(preset_names())}; a file of your own is given by its path",
-        )
-    uri = config if is_path else str(PRESETS / f"{config}.yaml")
-    try:
-        tree = yaml.safe_load(storage.read_text(uri))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no config file {config!r}", "give a preset's name or the path of a YAML file"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{config} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{config} must hold a mapping of config keys, not {type(tree).__name__}")
-    return tree
 
 
 def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -80,7 +58,7 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _child(node: Any, part: str, dotted: str) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if not (part.isascii() and part.isdigit()) or int(part) >= len(node):
             raise ConfigError(f"override {dotted!r}: {part!r} is not one of the positions 0..{len(node) - 1}")
         return node[int(part)]
     child = node.get(part)
@@ -91,30 +69,29 @@ def _child(node: Any, part: str, dotted: str) -> Any:
     return child
 
 
-def _expand(value: Any, config: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _expand(child, config) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_expand(child, config) for child in value]
-    if isinstance(value, str) and "$" in value:
-        expanded = os.path.expandvars(value)
-        if "$" in expanded:
-            raise ConfigError(f"config {config!r}: {value!r} names an environment variable that is not set")
-        return expanded
-    return value
-
-
-def _problems(error: ValidationError) -> Iterator[str]:
+def _problems(error: ValidationError, tree: dict[str, Any], variables: Variables) -> Iterator[str]:
     for detail in error.errors():
         where = [part for part in detail["loc"] if not (isinstance(part, str) and part in _union_tags())]
         dotted = ".".join(str(part) for part in where) or "config"
         if detail["type"] == "extra_forbidden":
-            yield f"unknown key {dotted!r}{_nearest(dotted, list(known_keys()))}"
+            yield f"unknown key {dotted!r}{nearest(dotted, list(known_keys()))}"
         elif detail["type"] == "missing":
             yield f"{dotted} is missing"
         else:
-            given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
-            yield f"{dotted}: {detail['msg'].removeprefix('Value error, ')}{given}"
+            message = variables.hide(detail["msg"].removeprefix("Value error, "))
+            yield f"{dotted}: {message}{_given(tree, where)}"
+
+
+def _given(tree: dict[str, Any], where: Sequence[Any]) -> str:
+    """What the config says there, before variables were expanded."""
+    try:
+        value = written_at(tree, where)
+    except (LookupError, TypeError):
+        return ""
+    text = repr(value)
+    if isinstance(value, dict):
+        return ""
+    return f" (got {text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'})"
 
 
 def _source_models() -> dict[str, type[BaseModel]]:
@@ -138,8 +115,3 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
     if model is DataConfig:
         for source in _source_models().values():
             yield from (f"{prefix}source.{field}" for field in source.model_fields)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -8,14 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from piti import storage
 
+REMOTE_SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "memory")
+
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, and every key must be known."""
+    """A part of the config: immutable, every key must be known, every number finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class WeightsRef(Section):
@@ -28,3 +30,11 @@ class WeightsRef(Section):
     @classmethod
     def _absolute(cls, path: str) -> str:
         return storage.absolute(path)  # jobs run in another folder
+
+
+def require_known_scheme(uri: str) -> None:
+    """Raise ValueError for an address that is neither a local path nor in one of the supported object stores."""
+    if not storage.is_local(uri) and (uri.partition("://")[0] not in REMOTE_SCHEMES or "::" in uri):
+        raise ValueError(
+            f"only local paths and {', '.join(f'{scheme}://' for scheme in REMOTE_SCHEMES[:-1])} are supported"
+        )

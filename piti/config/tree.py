@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
-from piti.config.section import Positive, Section, Share, WeightsRef
+from piti.config.section import Positive, Section, Share, WeightsRef, require_known_scheme
 
 Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -36,7 +36,7 @@ class ModelConfig(Section):
     image_size: Positive = 64
     super_resolution: bool = False
     model_channels: Positive = 192
-    channel_mult: tuple[Positive, ...] = (1, 2, 3, 4)
+    channel_mult: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3, 4)
     num_res_blocks: Positive = 3
     attention_resolutions: tuple[Positive, ...] = (32, 16, 8)
     num_head_channels: Positive = 64
@@ -254,7 +254,7 @@ class Config(Section):
     """Everything about a run. See configs/ for whole examples and docs/configuration.md for each key."""
 
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
-    root: str
+    root: Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
     degradation: DegradationConfig = DegradationConfig()
@@ -266,6 +266,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     allow_untrained_feature_networks: bool = False
+
+    @field_validator("root")
+    @classmethod
+    def _in_a_known_place(cls, root: str) -> str:
+        require_known_scheme(root)
+        return root
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -11,6 +11,7 @@ from typing import Any
 from piti.errors import StackError
 from piti.settings import settings
 from piti.stack.http import POLL_SECONDS, request_json
+from piti.stack.secret_files import read_secret
 
 DEFAULT_API_URL = "http://127.0.0.1:4200/api"
 
@@ -36,10 +37,7 @@ def auth_string(api_url: str) -> str | None:
     chosen = known.prefect_auth_file is not None and api_url == os.environ.get("PREFECT_API_URL")
     if not chosen and api_url != local_api_url():
         return None
-    try:
-        return known.auth_file.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
+    return read_secret(known.auth_file)
 
 
 def prefect_json(api_url: str, path: str, body: Any = None, timeout_seconds: float = 5.0) -> Any:

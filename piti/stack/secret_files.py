@@ -6,13 +6,18 @@ import os
 import secrets
 from pathlib import Path
 
+from piti.errors import StackError
+
 
 def read_secret(path: Path) -> str | None:
-    """What the file says; None if there is none, or it is empty. Raises OSError if it cannot be read."""
+    """What the file says; None if there is none, or it is empty. Raises StackError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise StackError(f"{path} cannot be read ({reason.lower()})", "delete it; `piti up` makes a new one") from error
 
 
 def ensure_secret(path: Path, prefix: str = "") -> str:

@@ -29,6 +29,76 @@ def test_missing_file_is_said_so(tmp_path: Path) -> None:
         load_config(str(tmp_path / "mine.yaml"))
 
 
+def whole_config(**changes: object) -> str:
+    return yaml.safe_dump({**yaml.safe_load((PRESETS / "demo.yaml").read_text()), **changes})
+
+
+def test_a_run_reads_presets_and_files_below_the_allowed_folders_only(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "mine.yaml").write_text(whole_config())
+    (inside / "link.yaml").symlink_to(outside / "mine.yaml")
+    folders = [str(inside)]
+    assert load_config("demo", None, folders).name == "demo"
+    assert load_config(str(PRESETS / "demo.yaml"), None, folders).name == "demo"
+    assert load_config(str(inside / "mine.yaml"), None, folders).name == "demo"
+    assert load_config(str(outside / "mine.yaml")).name == "demo", "one's own command reads any file"
+    for path in (outside / "mine.yaml", inside / "link.yaml", inside / ".." / "outside" / "mine.yaml", "/nowhere.yaml"):
+        with pytest.raises(ConfigError, match="outside of the folders"):
+            load_config(str(path), None, folders)
+
+
+@pytest.mark.parametrize(
+    "content", ["hunter2: x\n", "hunter2\n", "- hunter2\n", "a: 'hunter2\nb: [", "name: hunter2\nroot: hunter2\n", "hunter2: 2026-99-99"]
+)  # fmt: skip
+def test_nothing_of_a_file_that_is_no_config_is_repeated(tmp_path: Path, content: str) -> None:
+    (tmp_path / "secrets.yaml").write_text(content)
+    whole = {"name": "x", "root": "/x", "data": {}, "training": {}}
+    for overrides in (None, whole, {"name.x": 1}):
+        with pytest.raises(ConfigError) as caught:
+            load_config(str(tmp_path / "secrets.yaml"), overrides)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"seed": "$PITI_DATA"},
+        {"name": "$PITI_DATA!"},
+        {"data.source.kind": "$PITI_DATA"},
+        {"data.source": {"kind": "webdataset", "train": "x", "images": [".$PITI_DATA"]}},
+        {"sampling.base_sampler": "unipc", "sampling.base_respacing": "${PITI_DATA}"},
+        {"training.stage1.phases": ["$PITI_DATA", 3]},
+        {"root": "$PITI_DATA://bucket"},
+    ],
+)
+def test_the_value_of_a_variable_never_reaches_an_error(
+    overrides: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PITI_DATA", "hunter2")
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", overrides)
+    assert "hunter2" not in str(caught.value)
+    assert not isinstance(caught.value.__cause__, RecursionError)
+
+
+def test_other_variables_of_the_environment_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    for key in ("seed", "root"):
+        with pytest.raises(ConfigError, match=r"\$AWS_SECRET_ACCESS_KEY, which configs may not use") as caught:
+            load_config("demo", {key: "$AWS_SECRET_ACCESS_KEY"})
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["s3://key:hunter2@bucket/x", "s3://bucket/x?X-Amz-Signature=hunter2", "$PITI_ROOT/x"])
+def test_credentials_in_addresses_are_refused_and_not_repeated(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PITI_ROOT", "s3://key:hunter2@bucket")
+    with pytest.raises(ConfigError, match="root holds a user's password or token") as caught:
+        load_config("demo", {"root": root})
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "\xff"])
 def test_file_that_is_no_yaml_mapping(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
@@ -77,8 +147,12 @@ def test_overrides_reach_lists_and_new_branches() -> None:
 
 
 def test_environment_variables_are_expanded_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCRATCH_FOLDER", "/scratch")
-    assert load_config("demo", {"root": "$SCRATCH_FOLDER/x"}).root == "/scratch/x"
+    monkeypatch.setenv("PITI_ROOT", "/scratch")
+    assert load_config("demo", {"root": "$PITI_ROOT/x"}).root == "/scratch/x"
+    assert load_config("demo", {"root": "${PITI_ROOT}y"}).root == "/scratchy"
+    monkeypatch.setenv("PITI_CONFIG_VARIABLES", "SCRATCH_FOLDER, NOT_SET_ANYWHERE")
+    monkeypatch.setenv("SCRATCH_FOLDER", "/other")
+    assert load_config("demo", {"root": "$SCRATCH_FOLDER/x"}).root == "/other/x"
     with pytest.raises(ConfigError, match="NOT_SET_ANYWHERE"):
         load_config("demo", {"root": "$NOT_SET_ANYWHERE/x"})
 

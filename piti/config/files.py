@@ -1,0 +1,107 @@
+"""Config files: which ones may be read, and how. Nothing of a file that is no config is ever repeated in an error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from piti import storage
+from piti.config.section import require_known_scheme
+from piti.errors import ConfigError
+
+PRESETS = Path(__file__).resolve().parent.parent / "configs"
+
+# What every config says itself. A file without these keys is something else, and its other keys are nobody's business.
+_OWN_KEYS = ("name", "root", "data", "training")
+_MOST_BYTES = 1 << 20
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_config_file(config: str, folders: Sequence[str] | None) -> dict[str, Any]:
+    """The keys of a preset, or of a file below one of `folders` (None: any file). Raises ConfigError."""
+    if "\0" in config:
+        raise ConfigError("a config's name holds a null character", "give a preset's name or the path of a YAML file")
+    is_path = "/" in config or config.endswith((".yaml", ".yml"))
+    if not is_path and config not in preset_names():
+        raise ConfigError(
+            f"unknown preset {config!r}{nearest(config, preset_names())}",
+            f"presets are {', '.join(preset_names())}; a file of your own is given by its path",
+        )
+    uri = config if is_path else str(PRESETS / f"{config}.yaml")
+    if is_path:
+        _require_allowed(config, folders)
+    tree = _parsed(config, _content(config, uri))
+    if missing := [key for key in _OWN_KEYS if key not in tree]:
+        raise ConfigError(
+            f"{config} is no config of this project: it lacks {', '.join(missing)}",
+            "`piti config show demo` prints a whole one",
+        )
+    return tree
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` with the most similar known word, empty if none is similar."""
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _require_allowed(config: str, folders: Sequence[str] | None) -> None:
+    try:
+        require_known_scheme(config)
+    except ValueError as error:
+        raise ConfigError(f"config {config!r}: {error}") from error
+    if folders is None or not storage.is_local(config):
+        return
+    path = storage.local_path(config).resolve()
+    allowed = [Path(folder).expanduser().resolve() for folder in folders if storage.is_local(folder)]
+    if not any(path.is_relative_to(folder) for folder in [*allowed, PRESETS.resolve()]):
+        raise ConfigError(
+            f"config {config!r} lies outside of the folders whose configs may be run ({', '.join(folders)})",
+            "move it there, run `piti up` in its folder, or name that in PITI_CONFIG_FOLDERS before `piti up`",
+        )
+
+
+def _content(config: str, uri: str) -> bytes:
+    try:
+        if storage.is_local(uri):
+            path = storage.local_path(uri)
+            if path.exists() and not path.is_file():  # a folder; a device or a pipe, which might never end
+                raise ConfigError(f"{config} is not a file", "give the path of a YAML file")
+        with storage.open_read(uri) as stream:
+            content = stream.read(_MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no config file {config!r}", "give a preset's name or the path of a YAML file"
+        ) from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (OSError, ImportError, ValueError)) and not storage.is_client_error(error):
+            raise
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(
+            f"config {config!r} cannot be read ({reason})", "check the path and who may read it"
+        ) from error
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"{config} is too large for a config (over {_MOST_BYTES >> 20} MiB)")
+    return content
+
+
+def _parsed(config: str, content: bytes) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(content.decode("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        raise ConfigError(f"{config} is not valid YAML{where}", "correct it, or give another file") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{config} must hold a mapping of config keys, not {type(tree).__name__}")
+    return tree

@@ -1,0 +1,82 @@
+"""`$VARIABLES` in configs: only those that configs may use are expanded, and their values never reach an error."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from piti.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^}]*)\}|(?P<plain>\w+))")
+_CREDENTIALS = re.compile(r"://[^/\s@]*:[^/\s@]*@|[?&][^=&\s]*(?:sig|token|secret|password|credential)[^=&\s]*=", re.I)
+_MOST_VALUES = 20_000  # a config has hundreds; YAML's aliases can make billions of a few lines
+
+
+class Variables:
+    """Expands values of one config; remembers what was put in, so that errors can be freed of it again."""
+
+    def __init__(self, config: str, usable: Collection[str]) -> None:
+        self._config = config
+        self._usable = usable
+        self._used: dict[str, str] = {}
+        self._num_values = 0
+
+    def expand(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """A copy of `tree` with every `$NAME` and `${NAME}` in its strings expanded. Raises ConfigError."""
+        try:
+            expanded: dict[str, Any] = self._expand(tree, ())
+        except RecursionError as error:
+            raise ConfigError(f"config {self._config!r} is nested too deeply") from error
+        return expanded
+
+    def hide(self, text: str) -> str:
+        """`text` with each value that was put in replaced by its variable."""
+        for name, value in sorted(self._used.items(), key=lambda item: -len(item[1])):
+            text = text.replace(value, f"${name}") if value else text
+        return text
+
+    def _expand(self, value: Any, place: tuple[Any, ...]) -> Any:
+        self._num_values += 1
+        if self._num_values > _MOST_VALUES:
+            raise ConfigError(f"config {self._config!r} holds too many values", "write it without aliases of aliases")
+        if isinstance(value, dict):
+            return {key: self._expand(child, (*place, key)) for key, child in value.items()}
+        if isinstance(value, list):
+            return [self._expand(child, (*place, index)) for index, child in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        expanded = _VARIABLE.sub(lambda match: self._value(match, place), value)
+        if _CREDENTIALS.search(expanded):
+            raise ConfigError(
+                f"config {self._config!r}: {_dotted(place)} holds a user's password or token",
+                "give credentials in the environment of the servers instead (docs/security.md)",
+            )
+        return expanded
+
+    def _value(self, match: re.Match[str], place: tuple[Any, ...]) -> str:
+        name = match["plain"] or match["braced"]
+        where = f"config {self._config!r}: {_dotted(place)} names the environment variable ${name}"
+        if name not in self._usable:
+            raise ConfigError(
+                f"{where}, which configs may not use",
+                f"they may use {', '.join(f'${usable}' for usable in self._usable)}; PITI_CONFIG_VARIABLES allows more",
+            )
+        if name not in os.environ:
+            raise ConfigError(f"{where}, which is not set", "set it before `piti up`, or write the value itself")
+        self._used[name] = os.environ[name]
+        return os.environ[name]
+
+
+def written_at(tree: Any, place: Sequence[Any]) -> Any:
+    """What a config says at a place, as it is written there. Raises LookupError or TypeError if it says nothing."""
+    for part in place:
+        if not isinstance(tree, (dict, list)):
+            raise TypeError(f"nothing lies below a {type(tree).__name__}")
+        tree = tree[part]
+    return tree
+
+
+def _dotted(place: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in place)
