@@ -1,6 +1,6 @@
 """The tasks: one a step. Each is skipped (state `Cached`) where its output is already there.
 
-`after` holds the results of the steps whose output this one reads. Prefect draws the run's graph from it.
+`after` holds what the steps before this one returned. Prefect draws the run's graph from it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from piti.config import Config, Stage
 from piti.errors import StackError, first_line
 from piti.plan import Plan, Step
 
-Result = dict[str, Any]
 After = Sequence[Any]
 ARTIFACT_INTERVAL_SECONDS = 3.0
 WANTED_INTERVAL_SECONDS = 15.0
@@ -44,14 +43,21 @@ PREFECT_POLL_SECONDS = 5.0
 PREFECT_AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
+class Output:
+    """What a step made. A plain object: inside of dicts and dataclasses Prefect would look for more to draw arrows from."""
+
+    def __init__(self, step: Step) -> None:
+        self.uri = step.output
+
+
 @task(name="shard", task_run_name="shard the dataset", cache_policy=NO_CACHE)
-def shard(plan: Plan, after: After = ()) -> State | Result:
+def shard(plan: Plan, after: After = ()) -> State | Output:
     """Dataset -> WebDataset tars and their manifest."""
     return run_step(plan.shard, plan.config)
 
 
 @task(name="degrade", task_run_name="degrade pictures", cache_policy=NO_CACHE)
-def degrade(plan: Plan, after: After = ()) -> State | Result:
+def degrade(plan: Plan, after: After = ()) -> State | Output:
     """Tars -> companion tars with low-resolution variants (BSR, L0 smoothing)."""
     if plan.degrade is None:
         return Completed(name="Skipped", message="pictures are degraded as they are read (degradation.variants is 0)")
@@ -59,7 +65,7 @@ def degrade(plan: Plan, after: After = ()) -> State | Result:
 
 
 @task(name="train", task_run_name="train {stage}", cache_policy=NO_CACHE)
-def train(plan: Plan, stage: Stage, after: After = ()) -> State | Result:
+def train(plan: Plan, stage: Stage, after: After = ()) -> State | Output:
     """Tars -> checkpoints of one training stage, with its loss curve as an artifact."""
     step = plan.train(stage)
     if step is None:
@@ -70,13 +76,13 @@ def train(plan: Plan, stage: Stage, after: After = ()) -> State | Result:
 
 
 @task(name="sample", task_run_name="sample {checkpoint_name}", cache_policy=NO_CACHE)
-def sample(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Result:
+def sample(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
     """Conditions of the validation split -> generated pictures."""
     return run_step(step, plan.config)
 
 
 @task(name="score", task_run_name="score {checkpoint_name}", cache_policy=NO_CACHE)
-def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Result:
+def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
     """Generated pictures -> FID, KID, LPIPS, report.html."""
     return run_step(step, plan.config)
 
@@ -102,14 +108,14 @@ def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
     return str(result["report"])
 
 
-def run_step(step: Step, config: Config) -> State | Result:
+def run_step(step: Step, config: Config) -> State | Output:
     """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
 
     A job that died without saying why (a killed driver, a lost node) is started again, and resumes, up to
     `cluster.max_attempts` times. Raises StepError with the job's own reason, StackError if the cluster is gone.
     """
-    if (result := step.result()) is not None:
-        return cached(step, result)
+    if step.result() is not None:
+        return Completed(name="Cached", message=f"already done: {step.output}", data=Output(step))
     logger = get_run_logger()
     cluster, who = Cluster(), str(flow_run.id)
     reason = ""
@@ -118,8 +124,8 @@ def run_step(step: Step, config: Config) -> State | Result:
         page = f"{cluster.url}/#/jobs/{job.id}"
         logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, page)
         status = _follow(job, step, config, who, seen=len(job.log_so_far()) if attached else 0)
-        if (result := step.result()) is not None:
-            return result
+        if step.result() is not None:
+            return Output(step)
         previous, reason = reason, _failure(job, step, status)
         if reason == previous:
             raise StepError(f"{reason} (twice in a row)", f"see the log above or {page}")
@@ -127,11 +133,6 @@ def run_step(step: Step, config: Config) -> State | Result:
     raise StepError(
         f"{reason} ({config.cluster.max_attempts} attempts)", "run again to continue from the last checkpoint"
     )
-
-
-def cached(step: Step, result: Result) -> State:
-    """The state of a step whose output is already there."""
-    return Completed(name="Cached", message=f"already done: {step.output}", data=result)
 
 
 def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
