@@ -1,13 +1,15 @@
 """The one owner of checkpoint folders: which there are, which are whole, what they say, and when they go. No torch.
 
 A checkpoint is `<run>/step-00000100/`. It counts once its DONE.json is there, and it is whole if its files have the
-hashes that DONE.json lists. `piti.models.checkpoints` writes and loads the weights in it.
+hashes that DONE.json lists. Weights that its stage does not change lie once for the run, in `<run>/frozen-<hash>.safetensors`.
+`piti.models.checkpoints` writes and loads the weights in it.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +19,8 @@ from piti.errors import CheckpointError, DataError
 
 logger = logging.getLogger("piti")
 
-FORMAT = 1
+FORMAT = 2  # 1: without `frozen`
+_READABLE = (1, FORMAT)
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
@@ -46,8 +49,14 @@ class Checkpoint:
             ) from error
         except DataError as error:
             raise CheckpointError(f"{marker} is damaged ({error.problem})", "take another checkpoint") from error
-        if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("sha256"), dict):
-            raise CheckpointError(f"{marker} is not that of a checkpoint in format {FORMAT}", "give another checkpoint")
+        if (
+            not isinstance(about, dict)
+            or about.get("format") not in _READABLE
+            or not isinstance(about.get("sha256"), dict)
+        ):
+            raise CheckpointError(
+                f"{marker} is not that of a checkpoint in a format up to {FORMAT}", "give another checkpoint"
+            )
         return cls(uri, about)
 
     @property
@@ -68,16 +77,31 @@ class Checkpoint:
         """Which stage it is of, in words."""
         return STAGE_LABELS.get(self.stage, self.stage)
 
+    @property
+    def frozen(self) -> dict[str, str] | None:
+        """{"file", "sha256"} of the weights that its stage does not change: a file of the run, beside the checkpoints."""
+        return cast("dict[str, str] | None", self.about.get("frozen"))
+
     def file(self, name: str) -> str:
         """URI of one of its files, after comparing its hash. Raises CheckpointError if it is missing or altered."""
-        uri = storage.join(self.uri, name)
-        try:
-            found = storage.sha256_file(uri)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{uri} is missing", _ANOTHER) from error
-        if found != self.sha256.get(name):
-            raise CheckpointError(f"{uri} is not what was written (its sha256 differs)", _ANOTHER)
-        return uri
+        return _unaltered(storage.join(self.uri, name), self.sha256.get(name))
+
+    def frozen_file(self) -> str | None:
+        """URI of the file of `frozen`, after comparing its hash. Raises CheckpointError as `file`."""
+        if self.frozen is None:
+            return None
+        run = storage.absolute(self.uri).rpartition("/")[0]
+        return _unaltered(storage.join(run, self.frozen["file"]), self.frozen["sha256"])
+
+
+def _unaltered(uri: str, sha256: str | None) -> str:
+    try:
+        found = storage.sha256_file(uri)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{uri} is missing", _ANOTHER) from error
+    if found != sha256:
+        raise CheckpointError(f"{uri} is not what was written (its sha256 differs)", _ANOTHER)
+    return uri
 
 
 def verify_checkpoint(uri: str) -> Checkpoint:
@@ -85,17 +109,24 @@ def verify_checkpoint(uri: str) -> Checkpoint:
     checkpoint = Checkpoint.at(uri)
     for name in checkpoint.sha256:
         checkpoint.file(name)
+    checkpoint.frozen_file()
     return checkpoint
 
 
 def checkpoint_hashes(uri: str) -> dict[str, str]:
     """The files' hashes that a checkpoint's DONE.json lists, for fingerprints. Raises CheckpointError as `Checkpoint.at`."""
-    return Checkpoint.at(uri).sha256
+    checkpoint = Checkpoint.at(uri)
+    return checkpoint.sha256 | ({"frozen": checkpoint.frozen["sha256"]} if checkpoint.frozen else {})
 
 
 def checkpoint_uri(run: str, step: int) -> str:
     """Where the checkpoint of a training run's step lies."""
     return storage.join(run, f"step-{step:08d}")
+
+
+def newest_step(run: str) -> int:
+    """The step of a run's newest finished checkpoint, which may be damaged; -1 if there is none."""
+    return max((int(storage.name(uri).removeprefix("step-")) for uri in checkpoints_of(run)), default=-1)
 
 
 def checkpoints_of(run: str) -> list[str]:
@@ -133,10 +164,11 @@ def remove_checkpoint(uri: str) -> None:
     storage.remove(uri)
 
 
-def prune_checkpoints(run: str, keep: int) -> None:
-    """Delete all but the newest `keep` finished checkpoints."""
+def prune_checkpoints(run: str, keep: int, spared: Collection[str] = ()) -> None:
+    """Delete all but the newest `keep` finished checkpoints and those that are `spared`."""
     for uri in checkpoints_of(run)[:-keep]:
-        remove_checkpoint(uri)
+        if uri not in spared:
+            remove_checkpoint(uri)
 
 
 def clear_leftovers(run: str) -> None:

@@ -13,6 +13,7 @@ from piti.config.data import (
     PairedSourceConfig,
     Scenes,
     SketchConfig,
+    SketchInversion,
     SourceConfig,
     WebdatasetSourceConfig,
 )
@@ -41,6 +42,6 @@ __all__ = [
     "CONDITION_CHANNELS", "ENCODER_STRIDE", "STAGES", "STAGE_LABELS", "Ade20kSourceConfig", "BundledSourceConfig", "ClusterConfig",
     "CocoStuffSourceConfig", "Config", "DataConfig", "DegradationConfig", "DiffusionConfig", "DiodeSourceConfig",
     "EvaluationConfig", "ListSourceConfig", "Modality", "ModelConfig", "ModelsConfig", "PairedSourceConfig", "PhaseConfig",
-    "Positive", "PretrainedConfig", "SamplingConfig", "Scenes", "ScheduleConfig", "Section", "Share", "SketchConfig",
+    "Positive", "PretrainedConfig", "SamplingConfig", "Scenes", "ScheduleConfig", "Section", "Share", "SketchConfig", "SketchInversion",
     "SourceConfig", "Stage", "StageConfig", "TrainingConfig", "UpsamplerStageConfig", "WebdatasetSourceConfig", "WeightsRef",
 ]  # fmt: skip

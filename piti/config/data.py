@@ -10,6 +10,7 @@ from piti.config.section import Positive, Section, Share, WeightsRef
 
 Modality = Literal["mask", "sketch", "geometry"]
 Scenes = Literal["indoors", "outdoor"]
+SketchInversion = Literal["auto"] | bool
 CONDITION_CHANNELS: dict[Modality, int] = {"mask": 3, "sketch": 1, "geometry": 6}
 
 
@@ -143,12 +144,14 @@ SourceConfig = Annotated[
 class SketchConfig(Section):
     """How sketches are detected where the dataset has none: `hed` as published, or `canny`, which needs no weights.
 
-    `weights`: HED's network-bsds500.pytorch. `threshold`: probability above which HED sees an edge.
+    `weights`: HED's network-bsds500.pytorch. `threshold`: probability above which HED sees an edge. `invert` is for
+    given sketches: false, lines are bright; true, lines are dark; auto, each sketch's lines are what covers less of it.
     """
 
     detector: Literal["canny", "hed"] = "canny"
     weights: WeightsRef | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    invert: SketchInversion = "auto"
 
     @model_validator(mode="after")
     def _weights_for_hed(self) -> Self:
@@ -167,9 +170,6 @@ class DataConfig(Section):
     crops at load time. A shard has about `samples_per_shard` samples. `max_samples` training items are kept, drawn by
     the seed (None: all). Of masks, only those are kept that show at least one of `require_classes` (None: all).
     `max_rejected_share` is the share of unusable items above which sharding fails.
-    `conditions_follow_exif` says how conditions lie of photographs that EXIF turns, where sizes do not tell: true, like
-    the file's pixels, so that they are turned too; false, like what viewers show; None: such pictures are rejected,
-    since nobody knows.
     """
 
     source: SourceConfig
@@ -183,7 +183,6 @@ class DataConfig(Section):
     sketch: SketchConfig = SketchConfig()
     max_rejected_share: Share = 0.01
     horizontal_flip: bool = True
-    conditions_follow_exif: bool | None = None
 
     @model_validator(mode="after")
     def _classes_for_masks(self) -> Self:

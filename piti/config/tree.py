@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -108,7 +109,11 @@ class DiffusionConfig(Section):
 
 
 class PhaseConfig(Section):
-    """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition."""
+    """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition.
+
+    As in the published runs, a phase begins from the averaged weights of the one before, with a fresh optimizer and a
+    fresh timestep sampler. The checkpoint at its end is kept.
+    """
 
     steps: Positive
     learning_rate: Annotated[float, Field(gt=0)]
@@ -118,8 +123,9 @@ class PhaseConfig(Section):
 class StageConfig(Section):
     """One training stage. `batch_size` counts pictures a step over all workers.
 
-    `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)),
-    which matters for short runs. `keep_checkpoints` older ones are deleted. `gradient_clip` None: no clipping.
+    `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)) in
+    the steps of a phase, which matters for short runs. The newest `keep_checkpoints` and those at the end of a phase
+    stay, others are deleted. `gradient_clip` None: no clipping.
     """
 
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
@@ -144,11 +150,18 @@ class StageConfig(Section):
 
     def phase_at(self, step: int) -> PhaseConfig:
         """The phase that optimizer step number `step` (from 0) belongs to."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase
-            step -= phase.steps
-        return self.phases[-1]
+        return next(
+            (phase for phase, end in zip(self.phases, self.phase_ends, strict=True) if step < end), self.phases[-1]
+        )
+
+    @property
+    def phase_ends(self) -> tuple[int, ...]:
+        """The number of steps taken at the end of each phase; all but the last are where the next one begins."""
+        return tuple(itertools.accumulate(phase.steps for phase in self.phases))
+
+    def step_in_phase(self, step: int) -> int:
+        """How many steps of its own phase come before optimizer step number `step` (from 0)."""
+        return step - max((end for end in self.phase_ends[:-1] if end <= step), default=0)
 
 
 class UpsamplerStageConfig(StageConfig):

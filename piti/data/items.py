@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from piti.errors import PitiError
@@ -41,72 +40,25 @@ class RawCondition:
     normals: NDArray[np.float32] | None = None
 
 
-class UndecodedPicture(Protocol):
-    """A picture file whose pixels cost something, and are not always wanted."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(H, W, 3)."""
-
-    def decode(self) -> NDArray[np.uint8]:
-        """Upright RGB, uint8 (H, W, 3). Raises RejectedItem where the file is damaged."""
-
-    def check(self) -> None:
-        """Raise RejectedItem where the file is damaged, in less time than decoding it takes."""
-
-    @property
-    def seems_whole(self) -> bool:
-        """Whether the file begins and ends as it should: no pixel is looked at."""
-
-
 @dataclass(frozen=True)
 class LoadedItem:
     """One photograph with its condition.
 
-    `pixels`: upright RGB, uint8 (H, W, 3), or not decoded yet; `image` is always the array.
-    `condition`: None where a sketch is still to be detected. `original` is the picture's file content and suffix if
-    decoding it gives exactly `image` without further handling, so that it may be stored as it is. `lossy` says that
-    the file was compressed with loss. `provenance` is JSON-able. `stored_condition`: the content of the condition's
-    file where that is what a shard holds; where it was not decoded, `condition` is None all the same.
+    `image`: upright RGB, uint8 (H, W, 3). `condition`: None where a sketch is still to be detected. `original` is the
+    picture's file content and suffix if decoding it gives exactly `image` without further handling, so that it may be
+    stored as it is. `lossy` says that the file was compressed with loss. `provenance` is JSON-able.
     """
 
-    pixels: NDArray[np.uint8] | UndecodedPicture
+    image: NDArray[np.uint8]
     condition: RawCondition | None
     provenance: dict[str, Any] = field(default_factory=dict)
     original: tuple[bytes, str] | None = None
     lossy: bool = False
-    stored_condition: bytes | None = None
-
-    @cached_property
-    def image(self) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) RGB. Raises RejectedItem where that shows the file to be damaged."""
-        return as_array(self.pixels)
-
-    def check(self) -> None:
-        """Raise RejectedItem where the picture's file is damaged."""
-        import numpy as np
-
-        if not isinstance(self.pixels, np.ndarray):
-            self.pixels.check()
-
-    @property
-    def seems_whole(self) -> bool:
-        """Whether the structure of a file that is not decoded yet shows no damage; False where that tells nothing."""
-        import numpy as np
-
-        return not isinstance(self.pixels, np.ndarray) and self.pixels.seems_whole
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(H, W, 3)."""
-        return self.pixels.shape
-
-
-def as_array(pixels: NDArray[np.uint8] | UndecodedPicture) -> NDArray[np.uint8]:
-    """A picture as uint8 (H, W, 3). Raises RejectedItem where its file turns out to be damaged."""
-    import numpy as np
-
-    return pixels if isinstance(pixels, np.ndarray) else pixels.decode()
+        return self.image.shape
 
 
 class Item(Protocol):
@@ -125,15 +77,8 @@ class Item(Protocol):
         """Changes whenever the item's content may have changed (size and time of its files, say)."""
 
     @property
-    def size_bytes(self) -> int:
-        """Of its files, as listed; 0 where it has none of its own."""
-
-    @property
     def is_remote(self) -> bool:
         """Whether loading it asks a server."""
-
-    def read_soon(self) -> None:
-        """Have a local disk begin to read what `load` will ask for, without waiting for it."""
 
     def load(self) -> LoadedItem:
         """Read it. Raises RejectedItem with the reason where it is unusable."""

@@ -114,7 +114,7 @@ def _settings(data: DataConfig) -> bytes:
         "version": FORMAT_VERSIONS["shard"], "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
         "detector": sketch_record(data.sketch), "require_classes": data.require_classes,
-        "conditions_follow_exif": data.conditions_follow_exif,
+        "sketch_invert": data.sketch.invert,
     }  # fmt: skip
     return json.dumps(settings, sort_keys=True).encode()
 

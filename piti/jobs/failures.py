@@ -1,43 +1,31 @@
-"""Why a job failed, in one line for a person: the error at the root, and what to do where that is known."""
+"""Why a job failed, in one line for a person: the error of the Ray task, and what to do where that is known.
+
+A training stage's own failures are sorted out by piti.training.failures.
+"""
 
 from __future__ import annotations
 
 from piti.errors import first_line
 
 _LONGEST_REASON = 500
-_GPU_MEMORY = "lower training.<stage>.microbatch_size or sampling.batch_size, or set activation_checkpointing"
+_GPU_MEMORY = "lower sampling.batch_size"
 _NODE_MEMORY = "lower cluster.num_workers or cluster.loader_workers, or use nodes with more memory"
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: the root cause of `error` and, where one is known, its remedy."""
+    """One line: what a Ray task raised, or `error` itself, and its remedy where one is known."""
     import torch
-    from ray.exceptions import OutOfMemoryError, RayError
+    from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-    root = root_cause(error)
-    if isinstance(root, OutOfMemoryError):
-        return f"{_in_one_line(root)} - {_NODE_MEMORY}"
-    if isinstance(root, torch.OutOfMemoryError):
-        return f"{first_line(root)} - {_GPU_MEMORY}"
-    if isinstance(root, RayError):  # a worker or a node that died: its id, place and exit stand on lines of their own
-        return _in_one_line(root)
-    return first_line(root)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What was raised first: in a Ray task, or by a worker of Ray Train."""
-    from ray.exceptions import RayTaskError
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
-    while True:
-        inner: BaseException | None = None
-        if isinstance(error, WorkerGroupError):
-            inner = next(iter(error.worker_failures.values()), None)
-        elif isinstance(error, RayTaskError):
-            inner = error.cause
-        if inner is None or inner is error:
-            return error
-        error = inner
+    while isinstance(error, RayTaskError) and error.cause is not None and error.cause is not error:
+        error = error.cause
+    if isinstance(error, OutOfMemoryError):
+        return f"{_in_one_line(error)} - {_NODE_MEMORY}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{first_line(error)} - {_GPU_MEMORY}"
+    if isinstance(error, RayError):  # a worker or a node that died: its id, place and exit stand on lines of their own
+        return _in_one_line(error)
+    return first_line(error)
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from piti import storage
-from piti.checkpoints import clear_leftovers, newest_whole_checkpoint
+from piti.checkpoints import clear_leftovers, newest_step, newest_whole_checkpoint
 from piti.config import Stage
-from piti.errors import PitiError
+from piti.errors import PitiError, first_line
 from piti.job import JobContext, JobResult, JobSpec
+from piti.training.failures import Cause, Retries, root_cause
 
 logger = logging.getLogger("piti")
 
@@ -43,7 +44,11 @@ _UNUSED_CALLBACKS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 def run(context: JobContext) -> JobResult:
-    """Train the stage `context.spec.name`. Raises PitiError, or Ray's error once `cluster.max_failures` is used up."""
+    """Train the stage `context.spec.name`.
+
+    Raises PitiError for what trying again would not change, RuntimeError once `cluster.max_failures` is used up; both
+    name the root cause.
+    """
     _prefer(_QUICK | _CONDUCT)  # before Ray is imported, which is when it reads some of them
     import ray
 
@@ -61,28 +66,36 @@ def _prefer(environment: dict[str, str]) -> None:
 
 
 def _fit(context: JobContext) -> JobResult:
-    """Ray Train retries whatever a worker raises, even what will never change. So it is told not to, and the
-    retries are here: none for a PitiError, `max_failures` for anything else (a killed worker, a lost connection)."""
+    """Ray Train retries whatever a worker raises, even what will never change. So it is told not to: `Retries` decides."""
     import ray.train
+    from ray.train.v2.api.exceptions import ControllerError
 
-    from piti.jobs.failures import reason_of
-
-    failures = 0
+    name, retries = context.spec.name, Retries(context.config.cluster.max_failures)
     while True:
         forget_lost_checkpoints(context.spec.output)
         try:
             return cast(JobResult, _trainer(context).fit().return_value)
         except ray.train.WorkerGroupError as error:
-            for reason in error.worker_failures.values():
-                if isinstance(reason, PitiError):
-                    raise reason from None
-            failures += 1
-            if failures > context.config.cluster.max_failures:
-                raise
-            context.info(
-                f"{context.spec.name}: a worker failed ({reason_of(error)}); "
-                f"restart {failures} of {context.config.cluster.max_failures} from the last checkpoint"
-            )
+            cause = root_cause(error.worker_failures)
+        except ControllerError as error:
+            cause = Cause(f"Ray Train's controller failed: {first_line(error.controller_failure)}")
+        if cause.error is not None:
+            raise cause.error
+        if not retries.after(cause, newest_step(context.spec.output)):
+            raise _failed(name, cause, retries)
+        context.info(
+            f"{name}: {cause.line}; restart {retries.num_failures} of {retries.max_failures} from the last checkpoint"
+        )
+
+
+def _failed(name: str, cause: Cause, retries: Retries) -> Exception:
+    """What the job fails with: a PitiError, which the flow does not try again, where the same error came twice."""
+    if retries.repeats:
+        remedy = (
+            cause.remedy or "the traceback is in the job's log; the step's next run goes on from the last checkpoint"
+        )
+        return PitiError(f"{name} failed twice in the same place: {cause.line}", remedy)
+    return RuntimeError(f"{name} failed {retries.num_failures} times without progress: {cause.line}")
 
 
 def _trainer(context: JobContext) -> Any:

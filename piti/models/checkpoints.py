@@ -6,8 +6,10 @@ Weights that do not fit are refused with what is missing, unexpected and of the 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +18,12 @@ import torch
 from torch import Tensor
 
 from piti import storage
-from piti.checkpoints import EMA_FILE, FORMAT, MODEL_FILE, TRAINER_FILE, Checkpoint
+from piti.checkpoints import ASIDE_PREFIX, EMA_FILE, FORMAT, MODEL_FILE, TRAINER_FILE, Checkpoint
 from piti.config import ModelConfig
 from piti.models.encoder import laid_out
 from piti.models.network import PITIModel
 from piti.models.pretrained import identify
-from piti.models.weight_files import check_fit, portable, read_weights
+from piti.models.weight_files import check_fit, fetch_weights, portable, read_checkpoint
 
 Weights = Literal["ema", "model"]
 
@@ -37,7 +39,8 @@ def write_checkpoint(
     """Write a checkpoint into a local folder: weights, averaged weights, the trainer's state, and DONE.json last.
 
     `trainer` may hold tensors, numbers, strings, None and containers of these (what `weights_only` loading takes);
-    `about` is JSON. Raises TypeError for anything else. Publish the folder with `storage.publish_folder`.
+    `about` is JSON; its `frozen` is what `publish_frozen` returned, where `model` and `ema` hold only the weights that
+    learn. Raises TypeError for anything else. Publish the folder with `storage.publish_folder`.
     """
     _check_plain(trainer, "trainer")
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ def load_model(uri: str, config: ModelConfig, weights: Weights = "ema") -> PITIM
 
     Raises CheckpointError if the checkpoint is missing, damaged or of another shape than `config`.
     """
-    state = _read(Checkpoint.at(uri).file(EMA_FILE if weights == "ema" else MODEL_FILE))
+    state = read_checkpoint(Checkpoint.at(uri), EMA_FILE if weights == "ema" else MODEL_FILE)
     with torch.device("meta"):
         model = PITIModel(config)
     check_fit(model, state, f"{uri} ({weights} weights; it looks like {identify(state).description})")
@@ -63,13 +66,37 @@ def load_model(uri: str, config: ModelConfig, weights: Weights = "ema") -> PITIM
 
 def load_trainer_state(uri: str) -> dict[str, Any]:
     """What `write_checkpoint` was given as `trainer`, tensors on the CPU. Raises CheckpointError."""
-    state: dict[str, Any] = _read(Checkpoint.at(uri).file(TRAINER_FILE))
+    state: dict[str, Any] = fetch_weights(Checkpoint.at(uri).file(TRAINER_FILE))
     return state
 
 
-def _read(uri: str) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        return read_weights(storage.fetch(uri, Path(folder) / storage.name(uri)), uri)
+def publish_frozen(state: Mapping[str, Tensor], run: str) -> dict[str, str]:
+    """Store the weights that a run does not change, under a name that tells their hash, unless they are there already.
+
+    Returns what the DONE.json of the run's checkpoints says of them: {"file", "sha256"}.
+    """
+    with aside_of(run) as aside:
+        path = aside / "frozen.safetensors"
+        safetensors.torch.save_file(portable(state), path)
+        digest = storage.sha256_file(str(path))
+        name = f"frozen-{digest[:16]}.safetensors"
+        uri = storage.join(run, name)
+        if not storage.exists(uri) or storage.sha256_file(uri) != digest:
+            storage.publish_file(path, uri)
+    return {"file": name, "sha256": digest}
+
+
+@contextmanager
+def aside_of(run: str) -> Iterator[Path]:
+    """A folder to write in: within a local run, so that publishing is a rename. It is deleted afterwards."""
+    beside = storage.local_path(run) if storage.is_local(run) else None
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=beside))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -24,8 +22,8 @@ from piti.config import ENCODER_STRIDE, Config, ModelConfig, WeightsRef
 from piti.errors import CheckpointError, PitiError
 from piti.models.network import PITIModel
 from piti.models.unet import IMAGE_CHANNELS
-from piti.models.weight_files import check_fit, portable, read_weights
-from piti.weights import WeightsFile, file_problems, open_weights
+from piti.models.weight_files import check_fit, portable, read_checkpoint, read_weights
+from piti.weights import file_problems, open_weights
 
 # GLIDE's text tower: not needed here, except for transformer_proj, which the class token goes through.
 _TEXT_TOWER = ("transformer.", "token_embedding", "positional_embedding", "padding_embedding", "final_ln")
@@ -228,15 +226,9 @@ def pretrained_problems(config: Config) -> list[PitiError]:
 
 def inspect_checkpoint(path: str) -> dict[str, Any]:
     """What a weights file or checkpoint folder is: kind, sizes, sha256. Raises CheckpointError if unreadable."""
-    with _opened(WeightsRef(path=path), "inspect") as file:
-        recognised = identify(read_weights(file.path, file.uri))
-        return {
-            "path": file.uri,
-            "kind": recognised.kind.name.lower(),
-            "looks_like": recognised.kind.value,
-            "sha256": file.sha256,
-            **recognised.sizes,
-        }
+    found, uri, sha256 = _read(WeightsRef(path=path), "inspect")
+    about = {"kind": found.kind.name.lower(), "looks_like": found.kind.value, "sha256": sha256}
+    return {"path": uri, **about, **found.sizes}
 
 
 def export_piti(model: PITIModel, path: str) -> None:
@@ -249,25 +241,26 @@ def export_piti(model: PITIModel, path: str) -> None:
 
 def _fitting_weights(model: PITIModel, ref: WeightsRef, key: str) -> tuple[Recognised, dict[str, Any]]:
     """Weights that fit `model` or its part, and what `load_pretrained` says about them. Raises as it does."""
-    with _opened(ref, key) as file:
-        found = identify(read_weights(file.path, f"{key}: {file.uri}"))
-        if found.part is None:
-            raise CheckpointError(
-                f"{key}: {file.uri} cannot be loaded: it looks like {found.description}",
-                _REMEDIES.get(found.kind, "give GLIDE's base.pt or upsample.pt, a PITI checkpoint, or one of ours"),
-            )
-        check_fit(_part(model, found.part), found.state, f"{key}: {file.uri} (it looks like {found.description})")
-        about = {"path": file.uri, "kind": found.kind.name.lower(), "loaded": found.part, "sha256": file.sha256}
-        return found, about
+    found, uri, sha256 = _read(ref, key)
+    if found.part is None:
+        raise CheckpointError(
+            f"{key}: {uri} cannot be loaded: it looks like {found.description}",
+            _REMEDIES.get(found.kind, "give GLIDE's base.pt or upsample.pt, a PITI checkpoint, or one of ours"),
+        )
+    check_fit(_part(model, found.part), found.state, f"{key}: {uri} (it looks like {found.description})")
+    return found, {"path": uri, "kind": found.kind.name.lower(), "loaded": found.part, "sha256": sha256}
 
 
-@contextmanager
-def _opened(ref: WeightsRef, key: str) -> Iterator[WeightsFile]:
-    """A pinned file; a checkpoint folder of ours stands for its averaged weights. Raises CheckpointError."""
-    if storage.exists(storage.join(ref.path, storage.MARKER)):
-        ref = ref.model_copy(update={"path": Checkpoint.at(ref.path).file(EMA_FILE)})
-    with open_weights(ref, key) as file:
-        yield file
+def _read(ref: WeightsRef, key: str) -> tuple[Recognised, str, str]:
+    """What a pinned file holds, its URI and sha256; a checkpoint folder of ours stands for its averaged weights."""
+    if not storage.exists(storage.join(ref.path, storage.MARKER)):
+        with open_weights(ref, key) as file:
+            return identify(read_weights(file.path, f"{key}: {file.uri}")), file.uri, file.sha256
+    checkpoint = Checkpoint.at(ref.path)
+    uri, found = storage.join(ref.path, EMA_FILE), checkpoint.sha256.get(EMA_FILE, "")
+    if ref.sha256 is not None and found != ref.sha256:
+        raise CheckpointError(f"{key}: {uri} has sha256 {found}, the config pins {ref.sha256}", "correct the pin")
+    return identify(read_checkpoint(checkpoint, EMA_FILE)), uri, found
 
 
 def _part(model: PITIModel, name: str) -> nn.Module:

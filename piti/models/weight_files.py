@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from piti import storage
+from piti.checkpoints import Checkpoint
 from piti.errors import CheckpointError, first_line
 
 _LISTED = 20  # how many offending keys of a sort an error names
@@ -56,6 +59,19 @@ def read_weights(path: Path, name: str) -> Any:
         raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise _damaged(name, first_line(error)) from error
+
+
+def read_checkpoint(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    """The weights of one of a checkpoint's files, with those that its stage does not change. Raises CheckpointError."""
+    state: dict[str, Tensor] = fetch_weights(checkpoint.file(name))
+    frozen = checkpoint.frozen_file()
+    return state if frozen is None else {**fetch_weights(frozen), **state}
+
+
+def fetch_weights(uri: str) -> Any:
+    """`read_weights` of a file anywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_weights(storage.fetch(uri, Path(folder) / storage.name(uri)), uri)
 
 
 def check_fit(target: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

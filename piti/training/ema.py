@@ -18,19 +18,27 @@ def ema_rate_at(step: int, rate: float, warmup: bool) -> float:
 class EMA:
     """An exponential moving average of a network's learnable parameters, kept as a network in evaluation mode.
 
-    Parameters that do not learn (a frozen decoder) are equal in both and are left alone.
+    Parameters that do not learn (a frozen decoder) are the network's own, not copies.
     """
 
     def __init__(self, model: PITIModel) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+        self.model = copy.deepcopy(model, memo=dict(frozen)).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module, rate: float) -> None:
         """average <- rate * average + (1 - rate) * model, for every parameter of `model` that learns."""
-        averages: list[Tensor] = []
-        current: list[Tensor] = []
-        for average, parameter in zip(self.model.parameters(), model.parameters(), strict=True):
-            if parameter.requires_grad:
-                averages.append(average)
-                current.append(parameter.detach())
+        averages, current = self._learning(model)
         torch._foreach_lerp_(averages, current, 1.0 - rate)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Give `model` the averaged weights."""
+        averages, current = self._learning(model)
+        torch._foreach_copy_(current, averages)
+
+    def _learning(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """Averages, and the parameters of `model` that they are of."""
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        learning = [(average, parameter.detach()) for average, parameter in pairs if parameter.requires_grad]
+        return [average for average, _ in learning], [parameter for _, parameter in learning]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from piti.seeds import seed_of
 from piti.training.randomness import generator, normal_pictures, uniform
-from piti.training.stages import Examples, TrainingStage
+from piti.training.stages import Examples
 from piti.training.state import TrainingState
 from piti.training.workers import Workers, autocast, without_synchronisation
 
@@ -19,14 +19,20 @@ from piti.training.workers import Workers, autocast, without_synchronisation
 class StepLosses:
     """Losses of the B pictures of a step on the CPU, in the order of the stream, equal on all workers.
 
-    `t` (B,) timesteps; `terms` name -> (B,), not importance-weighted, with "loss" their sum; `gradient_norm` of the
-    averaged gradient. `is_finite` is false where any of them is not a number or infinite.
+    `t` (B,) timesteps and `weights` (B,) importance weights; `terms` name -> (B,), without these weights, with "loss"
+    their sum; `gradient_norm` of the averaged gradient. `is_finite` is false where any of them is not a number or
+    infinite.
     """
 
     t: Tensor
+    weights: Tensor
     terms: dict[str, Tensor]
     gradient_norm: float
     is_finite: bool
+
+    def means(self) -> dict[str, float]:
+        """Importance-weighted means, as published: they estimate the losses over all timesteps alike."""
+        return {name: float((values * self.weights).mean()) for name, values in self.terms.items()}
 
 
 @dataclass(frozen=True)
@@ -59,44 +65,80 @@ def accumulate_gradients(state: TrainingState, network: nn.Module, examples: Exa
 
     `network` is `state.model`, wrapped for synchronisation. Every worker calls this with at least one picture. Where
     damaged samples made the batch smaller, its last picture fills the gap with weight 0, so that all workers take
-    part in the same number of microbatches.
+    part in the same number of microbatches. The critic takes its step first, as published.
     """
-    settings, step = state.stage.settings, state.progress.step
-    torch.manual_seed(seed_of(state.stage.config.seed, state.stage.name, step, "dropout", workers.rank))
+    settings = state.stage.settings
     num_pictures, share = len(examples.pictures), settings.batch_size // workers.world_size
     examples = examples.padded(share)
     drawn = draw(state, examples, workers)
-    drawn.weights[num_pictures:] = 0
-    micro = settings.microbatch_size or share
+    is_there = torch.arange(share, device=workers.device) < num_pictures
+    size = settings.microbatch_size or share
+    parts = [
+        Microbatch(state, examples, drawn, slice(begin, min(begin + size, share)), workers)
+        for begin in range(0, share, size)
+    ]
+    picture_losses = state.picture_losses
+    if picture_losses is not None and not picture_losses.starts_at(state.progress.step):
+        picture_losses = None
+    teaches = picture_losses is not None and picture_losses.has_critic
+    if picture_losses is not None and teaches and len(parts) > 1:
+        for part in parts:  # without gradient: the predictions of all come before the critic's step, that before them
+            with torch.no_grad():
+                predicted = part.losses(state.model)["x0"]
+            picture_losses.accumulate_critic(predicted, *part.for_critic(is_there / share))
+        picture_losses.step_critic()
     terms: list[dict[str, Tensor]] = []
-    for begin in range(0, share, micro):
-        end = min(begin + micro, share)
-        with nullcontext() if end == share else without_synchronisation(network):
-            part = Draw(*(getattr(drawn, field.name)[begin:end] for field in fields(Draw)))
-            found = microbatch_losses(state, network, examples.slice(begin, end), part)
+    for part in parts:
+        with nullcontext() if part is parts[-1] else without_synchronisation(network):
+            losses = part.losses(network)
+            if picture_losses is not None and teaches and len(parts) == 1:
+                picture_losses.accumulate_critic(losses["x0"], *part.for_critic(is_there / share))
+                picture_losses.step_critic()
+            found = {"mse": losses["mse"], "vb": losses["vb"]}
+            if picture_losses is not None:
+                found |= picture_losses(losses["x0"], part.examples.pictures)
             loss = torch.stack(list(found.values())).sum(dim=0)
-            ((loss * part.weights).sum() / share).backward()  # type: ignore[no-untyped-call]
+            weights = (drawn.weights * is_there)[part.place]
+            ((loss * weights).sum() / share).backward()  # type: ignore[no-untyped-call]
         terms.append({"loss": loss.detach(), **{name: value.detach() for name, value in found.items()}})
     joined = {name: torch.cat([entry[name] for entry in terms]) for name in terms[0]}
     return _gathered(state, drawn, joined, num_pictures, workers)
 
 
-def microbatch_losses(state: TrainingState, network: nn.Module, examples: Examples, drawn: Draw) -> dict[str, Tensor]:
-    """Each picture's loss terms (n,) with gradient: mse, vb and, for the upsampler, those on the predicted picture."""
-    stage: TrainingStage = state.stage
+class Microbatch:
+    """The examples and random numbers at `place` of a worker's share of a step."""
 
-    def predict(x_t: Tensor, time: Tensor) -> Tensor:
-        with autocast(x_t.device, stage.settings.precision):
-            output: Tensor = network(
-                x_t, time, condition=examples.condition, low_res=examples.low_res, condition_mask=drawn.keep_condition
-            )
-        return output
+    def __init__(self, state: TrainingState, examples: Examples, drawn: Draw, place: slice, workers: Workers) -> None:
+        self.place = place
+        self.examples = examples.slice(place.start, place.stop)
+        self._stage = state.stage
+        self._drawn = Draw(*(getattr(drawn, field.name)[place] for field in fields(Draw)))
+        first = workers.rank * len(examples.pictures) + place.start
+        self._dropout_seed = seed_of(
+            state.stage.config.seed, state.stage.name, state.progress.step, "dropout", first, place.stop - place.start
+        )
 
-    losses = stage.diffusion.training_losses(predict, examples.pictures, drawn.t, drawn.noise)
-    terms = {"mse": losses["mse"], "vb": losses["vb"]}
-    if state.picture_losses is not None and state.picture_losses.starts_at(state.progress.step):
-        terms |= state.picture_losses(losses["x0"], examples.pictures, drawn.mix)
-    return terms
+    def losses(self, network: nn.Module) -> dict[str, Tensor]:
+        """`GaussianDiffusion.training_losses` of each picture; with the same dropout whenever it is called."""
+        torch.manual_seed(self._dropout_seed)
+        examples, drawn = self.examples, self._drawn
+
+        def predict(x_t: Tensor, time: Tensor) -> Tensor:
+            with autocast(x_t.device, self._stage.settings.precision):
+                output: Tensor = network(
+                    x_t,
+                    time,
+                    condition=examples.condition,
+                    low_res=examples.low_res,
+                    condition_mask=drawn.keep_condition,
+                )
+            return output
+
+        return self._stage.diffusion.training_losses(predict, examples.pictures, drawn.t, drawn.noise)
+
+    def for_critic(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The real pictures, `mix`, and these pictures' part of the share's `weights`."""
+        return self.examples.pictures, self._drawn.mix, weights[self.place]
 
 
 def _gathered(
@@ -106,7 +148,8 @@ def _gathered(
     gradients = [parameter.grad for parameter in state.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     is_there = torch.arange(len(drawn.t), device=workers.device) < num_pictures
-    table = workers.gather(torch.stack([is_there.double(), drawn.t.double(), *terms.values()], dim=1)).cpu()
-    _, t, *columns = table[table[:, 0] == 1].unbind(dim=1)
+    columns = [is_there.double(), drawn.t.double(), drawn.weights.double(), *(v.double() for v in terms.values())]
+    table = workers.gather(torch.stack(columns, dim=1)).cpu()
+    _, t, weights, *columns = table[table[:, 0] == 1].unbind(dim=1)
     is_finite = all(bool(values.isfinite().all()) for values in columns) and bool(norm.isfinite())
-    return StepLosses(t.long(), dict(zip(terms, columns, strict=True)), float(norm), is_finite)
+    return StepLosses(t.long(), weights, dict(zip(terms, columns, strict=True)), float(norm), is_finite)

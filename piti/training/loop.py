@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -12,10 +12,11 @@ from piti.checkpoints import checkpoint_uri, prune_checkpoints
 from piti.config import Stage
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
-from piti.errors import PitiError
+from piti.errors import AbandonedError, PitiError
 from piti.job import JobContext, JobResult
 from piti.provenance import code_versions
 from piti.training.ema import ema_rate_at
+from piti.training.failures import WorkerError
 from piti.training.gradients import StepLosses, accumulate_gradients
 from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
@@ -36,77 +37,131 @@ def train(
 
     Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
     Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite;
-    AbandonedError, after a checkpoint, where nobody follows the run any more.
+    AbandonedError, after a checkpoint, where nobody follows the run any more. Any
+    other error of the loop is raised as a WorkerError that says where and when it happened.
     """
-    spec, run = context.spec, context.spec.output
-    stage = TrainingStage(cast(Stage, spec.name), context.config)
-    settings = stage.settings
-    began_seconds = time.monotonic()
+    stage = TrainingStage(cast(Stage, context.spec.name), context.config)
     if resume_from is None:
-        state = TrainingState.fresh(stage, spec.inputs, workers)
+        state = TrainingState.fresh(stage, context.spec.inputs, workers)
     else:
         state = TrainingState.resumed(stage, resume_from, workers)
-    progress, resumed_step, resumed_seconds = state.progress, state.progress.step, state.progress.seconds
-    if settings.compile:
+    resumed_step = None if resume_from is None else state.progress.step
+    if stage.settings.compile:
         state.model.compile()
+    run = Run(context, state, workers, report)
+    loader = _loader(context, stage, workers, start_sample=state.progress.step * stage.settings.batch_size)
+    try:
+        _loop(run, state, iter(loader))
+    except PitiError:
+        raise
+    except Exception as error:
+        keys = run.keys
+        raise WorkerError.of(error, stage.name, stage.settings, workers.rank, state.progress.step, keys) from error
+    finally:
+        run.status.close()
+    checkpoint = run.checkpoint_uri or resume_from or checkpoint_uri(context.spec.output, state.progress.step)
+    return {**_result(state, run.status, checkpoint, loader.statistics), "resumed_from_step": resumed_step}
+
+
+def _loop(run: Run, state: TrainingState, batches: Iterator[dict[str, Any]]) -> None:
+    """The order of a step."""
+    stage, settings, progress, workers = state.stage, state.stage.settings, state.progress, run.workers
     network = workers.wrap(state.model)
-    validate = Validation(stage, spec.inputs["shards"], degraded_input(context), workers)
-    loader = _loader(context, stage, workers, start_sample=progress.step * settings.batch_size)
-    batches = iter(loader)
-    status = Status(context, state, workers)
-    checkpoint = resume_from
+    if not progress.initial_validation:
+        run.validate()
 
-    while True:
-        step, is_last = progress.step, progress.step == settings.total_steps
-        is_new = resume_from is None or step != resumed_step  # what happened at this step is in the checkpoint
-        is_abandoned = step % settings.log_every_steps == 0 and workers.agree(
-            workers.is_first and context.is_abandoned()
-        )
-
-        # Validation: before the first step, every so often, and at the end.
-        if is_new and (step % settings.validate_every_steps == 0 or is_last):
-            stopwatch = time.monotonic()
-            progress.last_validation = validate(state.ema.model)
-            progress.initial_validation = progress.initial_validation or progress.last_validation
-            status.validation(progress.last_validation, time.monotonic() - stopwatch)
-
-        # Checkpoint: every so often, at the end, and where nobody follows the run any more.
-        if is_new and ((step and step % settings.checkpoint_every_steps == 0) or is_last or is_abandoned):
-            stopwatch = time.monotonic()
-            progress.seconds = resumed_seconds + stopwatch - began_seconds
-            checkpoint = _publish_checkpoint(context, state, workers, status)
-            if report is not None:
-                report(step, progress.last_validation, checkpoint)
-            status.checkpoint(checkpoint, time.monotonic() - stopwatch)
-
-        # Stop.
-        if is_last:
-            break
-        if is_abandoned:
-            raise context.abandoned()
+    while progress.step < settings.total_steps:
+        # A phase begins from the averaged weights of the one before.
+        if progress.step in settings.phase_ends:
+            state.begin_phase()
 
         # Data: this worker's share of the next batch.
-        examples = stage.examples(next(batches), workers.device)
+        batch = next(batches)
+        run.keys = batch["keys"]
+        examples = stage.examples(batch, workers.device)
 
-        # Gradients: averaged over the workers.
+        # Losses and gradients: averaged over the workers.
         losses = accumulate_gradients(state, network, examples, workers)
 
-        # Optimizer, and the timestep sampler's memory; left out where a number is not finite.
-        learning_rate = settings.phase_at(step).learning_rate
+        # Where all numbers are finite: clip, optimizer, the timestep sampler's memory, EMA.
+        learning_rate = settings.phase_at(progress.step).learning_rate
         if losses.is_finite:
             _update(state, losses, learning_rate)
-
-            # EMA.
-            state.ema.update(state.model, ema_rate_at(step, settings.ema_rate, settings.ema_warmup))
+            in_phase = settings.step_in_phase(progress.step)
+            state.ema.update(state.model, ema_rate_at(in_phase, settings.ema_rate, settings.ema_warmup))
         state.optimizer.zero_grad(set_to_none=True)
+
+        # Count and log.
         _count(state, losses)
+        run.status.step(losses, learning_rate)
 
-        # Status.
-        status.step(losses, learning_rate)
+        # Every so often, and at the end of a phase: validate, write a checkpoint.
+        ends_phase = progress.step in settings.phase_ends
+        if ends_phase or progress.step % settings.validate_every_steps == 0:
+            run.validate()
+        is_abandoned = progress.step % settings.log_every_steps == 0 and run.is_abandoned()
+        if ends_phase or progress.step % settings.checkpoint_every_steps == 0 or is_abandoned:
+            run.checkpoint()
 
-    status.close()
-    result = _result(state, status, checkpoint or checkpoint_uri(run, progress.step), loader.statistics)
-    return {**result, "resumed_from_step": None if resume_from is None else resumed_step}
+        # Stop: at the end, or where nobody waits for the run any more.
+        if is_abandoned and progress.step < settings.total_steps:
+            raise run.abandoned()
+
+
+class Run:
+    """What happens beside the steps of a training run: validation, checkpoints, and telling of them."""
+
+    def __init__(self, context: JobContext, state: TrainingState, workers: Workers, report: Report | None) -> None:
+        self.workers = workers
+        self.status = Status(context, state, workers)
+        self.checkpoint_uri: str | None = None
+        self.keys: list[str] = []  # of the pictures that are being learned from
+        self._context = context
+        self._state = state
+        self._report = report
+        self._validation = Validation(state.stage, context.spec.inputs["shards"], degraded_input(context), workers)
+        self._began_seconds = time.monotonic() - state.progress.seconds
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody follows this run any more; every worker asks, and gets the same answer."""
+        return bool(self.workers.agree(self.workers.is_first and self._context.is_abandoned()))
+
+    def abandoned(self) -> AbandonedError:
+        """What such a run ends with."""
+        return self._context.abandoned()
+
+    def validate(self) -> None:
+        """Measure the averaged weights' losses."""
+        progress, began_seconds = self._state.progress, time.monotonic()
+        progress.last_validation = self._validation(self._state.ema.model)
+        progress.last_validation_step = progress.step
+        progress.initial_validation = progress.initial_validation or progress.last_validation
+        self.status.validation(progress.last_validation, time.monotonic() - began_seconds)
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint once and tell every worker, after the metrics that lead up to it."""
+        progress, began_seconds = self._state.progress, time.monotonic()
+        progress.seconds = began_seconds - self._began_seconds
+        uri = self._publish() if self.workers.is_first else None
+        self.checkpoint_uri = cast(str, self.workers.agree(uri))
+        if self._report is not None:
+            self._report(progress.step, progress.last_validation, self.checkpoint_uri)
+        self.status.checkpoint(self.checkpoint_uri, time.monotonic() - began_seconds)
+
+    def _publish(self) -> str:
+        self.status.publish()
+        spec, config, state, progress = self._context.spec, self._context.config, self._state, self._state.progress
+        settings = state.stage.settings
+        about: dict[str, Any] = {
+            "stage": state.stage.name, "step": progress.step, "run": spec.output, "fingerprint": spec.fingerprint,
+            "samples": progress.step * settings.batch_size, "seed": config.seed,
+            "validation": progress.last_validation, "validation_step": progress.last_validation_step,
+            "origin": state.origin, "code": code_versions(),
+        }  # fmt: skip
+        uri = state.save(spec.output, about)
+        ends = [checkpoint_uri(spec.output, step) for step in settings.phase_ends]
+        prune_checkpoints(spec.output, settings.keep_checkpoints, spared=ends)
+        return uri
 
 
 def degraded_input(context: JobContext) -> Degraded:
@@ -156,22 +211,6 @@ def _count(state: TrainingState, losses: StepLosses) -> None:
         )
 
 
-def _publish_checkpoint(context: JobContext, state: TrainingState, workers: Workers, status: Status) -> str:
-    """Write the checkpoint once and tell every worker its URI, after the metrics that lead up to it."""
-    uri = None
-    if workers.is_first:
-        status.publish()
-        spec, progress = context.spec, state.progress
-        about: dict[str, Any] = {
-            "stage": state.stage.name, "step": progress.step, "run": spec.output, "fingerprint": spec.fingerprint,
-            "samples": progress.step * state.stage.settings.batch_size, "seed": context.config.seed,
-            "validation": progress.last_validation, "origin": state.origin, "code": code_versions(),
-        }  # fmt: skip
-        uri = state.save(spec.output, about)
-        prune_checkpoints(spec.output, state.stage.settings.keep_checkpoints)
-    return cast(str, workers.agree(uri))
-
-
 def _result(state: TrainingState, status: Status, checkpoint: str, data: dict[str, Any]) -> JobResult:
     progress = state.progress
     return {
@@ -187,4 +226,5 @@ def _result(state: TrainingState, status: Status, checkpoint: str, data: dict[st
         "num_learning_parameters": sum(parameter.numel() for parameter in state.parameters()),
         "origin": state.origin,
         "data": data,
+        "storage": status.storage(),
     }

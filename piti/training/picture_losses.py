@@ -70,25 +70,25 @@ class PerceptualLoss(nn.Module):
 
 
 class CriticTerms(NamedTuple):
-    """What a WGAN-GP critic minimises: `wasserstein + gradient_penalty_weight * penalty`. Both scalars."""
+    """What a WGAN-GP critic minimises: `wasserstein + gradient_penalty_weight * penalty`. Both (N,)."""
 
     wasserstein: Tensor
     penalty: Tensor
 
 
 def critic_terms(discriminator: nn.Module, real: Tensor, predicted: Tensor, mix: Tensor) -> CriticTerms:
-    """The discriminator's terms (Gulrajani et al., 2017), no gradient to the generator.
+    """The discriminator's terms of each picture (Gulrajani et al., 2017), no gradient to the generator.
 
     real, predicted (N, 3, H, W) in [-1, 1]; mix (N,) uniform in [0, 1]: the share of the real picture in the mixture
     at which the score's gradient, summed over the score map, should have norm 1.
     """
     fake = predicted.detach().clamp(-1, 1)
-    wasserstein = (discriminator(fake) - discriminator(real)).mean()
+    wasserstein = (discriminator(fake) - discriminator(real)).flatten(1).mean(dim=1)
     share = mix.view(-1, 1, 1, 1).to(real.dtype)
     between = (fake * (1 - share) + real * share).requires_grad_(True)
     score = discriminator(between)
     (gradient,) = torch.autograd.grad(score.sum(), between, create_graph=True)
-    penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    penalty = (gradient.flatten(1).norm(dim=1) - 1).square()
     return CriticTerms(wasserstein, penalty)
 
 
@@ -152,30 +152,40 @@ class PictureLosses:
         """Whether these losses take part in optimizer step number `step`."""
         return step >= self._settings.picture_losses_from_step
 
-    def __call__(self, predicted: Tensor, real: Tensor, mix: Tensor) -> dict[str, Tensor]:
-        """Weighted terms (N,) for predicted pictures (with gradient) and real ones, (N, 3, H, W) in [-1, 1].
+    @property
+    def has_critic(self) -> bool:
+        return self._settings.adversarial_weight > 0
 
-        As published, the critic takes a step of its own first. mix (N,) in [0, 1): see `critic_terms`.
-        """
+    def __call__(self, predicted: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """Weighted terms (N,) for predicted pictures (with gradient) and real ones, (N, 3, H, W) in [-1, 1]."""
         terms = {}
         if self._perceptual is not None:
             terms["perceptual"] = self._settings.perceptual_weight * self._perceptual(predicted, real)
-        if self._settings.adversarial_weight > 0:
-            self._teach_critic(predicted, real, mix)
+        if self.has_critic:
             self._critic.requires_grad_(False)
             terms["adversarial"] = self._settings.adversarial_weight * generator_term(self._critic, predicted)
             self._critic.requires_grad_(True)
         return terms
 
-    def _teach_critic(self, predicted: Tensor, real: Tensor, mix: Tensor) -> None:
-        """One step of the critic; left out where it would not be finite (the generator's step then is, too)."""
-        self._optimizer.zero_grad(set_to_none=True)
-        wasserstein, penalty = critic_terms(self._critic, real, predicted, mix.to(real.device))
-        (wasserstein + self._settings.gradient_penalty * penalty).backward()  # type: ignore[no-untyped-call]
+    def accumulate_critic(self, predicted: Tensor, real: Tensor, mix: Tensor, weights: Tensor) -> None:
+        """Add a microbatch's gradient to the critic's: the sum of its pictures' losses times `weights` (N,).
+
+        mix (N,) in [0, 1): see `critic_terms`.
+        """
+        wasserstein, penalty = critic_terms(self._critic, real, predicted, mix)
+        loss = wasserstein + self._settings.gradient_penalty * penalty
+        (loss * weights).sum().backward()  # type: ignore[no-untyped-call]
+
+    def step_critic(self) -> None:
+        """The critic's one step of this optimizer step, with its gradient averaged over the workers.
+
+        Left out where the gradient is not finite: the generator's step then is not, either.
+        """
         self._workers.average_gradients(self._critic.parameters())
         gradients = [parameter.grad for parameter in self._critic.parameters() if parameter.grad is not None]
         if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"critic": self._critic.state_dict(), "optimizer": self._optimizer.state_dict()}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from piti import storage
-from piti.checkpoints import ASIDE_PREFIX, checkpoint_uri, remove_checkpoint
+from piti.checkpoints import EMA_FILE, Checkpoint, checkpoint_uri, remove_checkpoint
 from piti.diffusion import LossSecondMomentSampler, TimestepSampler, UniformSampler
 from piti.errors import CheckpointError
 from piti.models import PITIModel
-from piti.models.checkpoints import load_model, load_trainer_state, write_checkpoint
+from piti.models.checkpoints import aside_of, load_model, load_trainer_state, publish_frozen, write_checkpoint
+from piti.models.weight_files import fetch_weights
 from piti.training.ema import EMA
 from piti.training.picture_losses import PictureLosses
 from piti.training.stages import TrainingStage
@@ -32,7 +30,10 @@ class Survivor(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run is. `step` counts optimizer steps taken, skipped ones included; `seconds` of all attempts."""
+    """How far a run is. `step` counts optimizer steps taken, skipped ones included; `seconds` of all attempts.
+
+    `last_validation` is of the weights after `last_validation_step` steps.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -40,6 +41,7 @@ class Progress:
     skipped_in_a_row: int = 0
     initial_validation: dict[str, float] = field(default_factory=dict)
     last_validation: dict[str, float] = field(default_factory=dict)
+    last_validation_step: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,20 +55,33 @@ class TrainingState:
     """A stage in the middle of its training. `origin` says where the first weights came from."""
 
     def __init__(self, stage: TrainingStage, model: PITIModel, workers: Workers, origin: dict[str, Any]) -> None:
-        settings = stage.settings
         self.stage = stage
         self.origin = origin
         self.model = model.to(workers.device).train().requires_grad_(False)
         stage.learnable(self.model).requires_grad_(True)
         self.ema = EMA(self.model)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters(), lr=settings.phases[0].learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        steps = stage.diffusion.num_timesteps
-        uniform = settings.timestep_sampler == "uniform"
-        self.timesteps: TimestepSampler = UniformSampler(steps) if uniform else LossSecondMomentSampler(steps)
+        self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
         self.picture_losses = PictureLosses(stage.config, workers) if stage.is_upsampler else None
         self.progress = Progress()
+        self._frozen: dict[str, str] | None = None  # how checkpoints find the weights that do not learn
+
+    def begin_phase(self) -> None:
+        """Go on from the averaged weights with a fresh optimizer and timestep sampler, as the published runs do.
+
+        The upsampler's critic goes on as it is.
+        """
+        self.ema.copy_to(self.model)
+        self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        settings = self.stage.settings
+        rate = settings.phase_at(0).learning_rate  # the loop sets each step's
+        return torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=settings.weight_decay, fused=True)
+
+    def _fresh_timesteps(self) -> TimestepSampler:
+        steps = self.stage.diffusion.num_timesteps
+        uniform = self.stage.settings.timestep_sampler == "uniform"
+        return UniformSampler(steps) if uniform else LossSecondMomentSampler(steps)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that learn."""
@@ -96,26 +111,37 @@ class TrainingState:
         if trainer["stage"] != stage.name:
             raise CheckpointError(f"{uri} is a checkpoint of {trainer['stage']}, not of {stage.name}", "remove it")
         state = cls(stage, load_model(uri, stage.model_config, "model"), workers, trainer["origin"])
-        state.ema.model.load_state_dict(load_model(uri, stage.model_config, "ema").state_dict(), strict=True)
+        checkpoint = Checkpoint.at(uri)
+        averages = fetch_weights(checkpoint.file(EMA_FILE))
+        state.ema.model.load_state_dict({**state._frozen_weights(), **averages}, strict=True)
+        state._frozen = checkpoint.frozen
         for name, survivor in state.survivors().items():
             survivor.load_state_dict(trainer[name])
         return state
 
     def save(self, run: str, about: dict[str, Any]) -> str:
-        """Publish a checkpoint of this state below `run`; its URI. For the first worker only."""
+        """Publish a checkpoint of this state below `run`; its URI. For the first worker only.
+
+        Weights that do not learn are stored once for the run.
+        """
         uri = checkpoint_uri(run, self.progress.step)
         trainer: dict[str, Any] = {name: survivor.state_dict() for name, survivor in self.survivors().items()}
         trainer |= {"stage": self.stage.name, "origin": self.origin}
-        beside = storage.local_path(run) if storage.is_local(run) else None  # so that publishing is a rename
-        if beside is not None:
-            beside.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=beside))
-        try:
-            write_checkpoint(
-                aside, model=self.model.state_dict(), ema=self.ema.model.state_dict(), trainer=trainer, about=about
-            )
+        frozen = self._frozen_weights()
+        if frozen and self._frozen is None:
+            self._frozen = publish_frozen(frozen, run)
+        model, ema = (
+            {key: value for key, value in network.state_dict().items() if key not in frozen}
+            for network in (self.model, self.ema.model)
+        )
+        with aside_of(run) as aside:
+            about = {**about, "frozen": self._frozen}
+            write_checkpoint(aside, model=model, ema=ema, trainer=trainer, about=about)
             remove_checkpoint(uri)  # what a crash may have left there
             storage.publish_folder(aside, uri)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         return uri
+
+    def _frozen_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that do not learn."""
+        learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {key: value for key, value in self.model.state_dict().items() if key not in learning}

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-from piti.job import JobContext
+from piti.job import PROGRESS_INTERVAL_SECONDS, JobContext
 from piti.training.gradients import StepLosses
 from piti.training.metrics import MetricsLog
+from piti.training.publisher import Publisher
 from piti.training.state import TrainingState
 from piti.training.workers import Workers
 
+FLUSH_SECONDS = 5.0  # how long a checkpoint waits for the metrics before it
 STEADY_AFTER_STEPS = 2  # the first steps of a process are slow (caches, compilation) and would spoil the rate
 
 
 class Status:
-    """Collects steps and reports their means. Does nothing on workers other than the first."""
+    """Collects steps and reports their means, through a publisher. Does nothing on workers other than the first."""
 
     def __init__(self, context: JobContext, state: TrainingState, workers: Workers) -> None:
         self._context = context
         self._state = state
         self._settings = state.stage.settings
-        self._log = MetricsLog(context.spec.output, state.progress.step) if workers.is_first else None
+        self._publisher = Publisher() if workers.is_first else None
+        self._log: MetricsLog | None = None
         self._sums: dict[str, float] = {}
         self._num_steps = 0
         self._first_step = state.progress.step
         self._steady_since: tuple[float, int] | None = None
         self._spent_elsewhere_seconds = 0.0
-        if workers.is_first:
+        self._progress_seconds = float("-inf")
+        self._lost: list[str] = []
+        if self._publisher is not None:
+            self._log = MetricsLog(context.spec.output, state.progress.step, self._publisher)
             context.info(f"{state.stage.name}: {_size(state)}, {self._where()}")
 
     def step(self, losses: StepLosses, learning_rate: float) -> None:
@@ -39,13 +47,19 @@ class Status:
             self._steady_since = (time.monotonic(), step)
             self._spent_elsewhere_seconds = 0.0
         if losses.is_finite:
-            means = {name: float(values.mean()) for name, values in losses.terms.items()}
-            for name, value in {**means, "gradient_norm": losses.gradient_norm}.items():
+            for name, value in {**losses.means(), "gradient_norm": losses.gradient_norm}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._num_steps += 1
-        self._context.progress(step, self._settings.total_steps, self._message())
+        self._publish_progress(step)
         if step % self._settings.log_every_steps == 0 or step == self._settings.total_steps:
             self._report(learning_rate)
+
+    def _publish_progress(self, step: int) -> None:
+        total, now = self._settings.total_steps, time.monotonic()
+        if self._publisher is not None and (step == total or now - self._progress_seconds >= PROGRESS_INTERVAL_SECONDS):
+            self._progress_seconds = now
+            write = partial(self._context.progress, step, total, self._message(), force=True)
+            self._publisher.put("progress", write)
 
     def validation(self, values: Mapping[str, float], seconds: float) -> None:
         """Take in a validation, which took `seconds`."""
@@ -71,13 +85,21 @@ class Status:
         self._spent_elsewhere_seconds += seconds
 
     def publish(self) -> None:
-        """Make storage hold all metrics so far; a checkpoint must not be ahead of them."""
-        if self._log is not None:
+        """Have storage hold all metrics so far, if it answers: a checkpoint should not be ahead of them."""
+        if self._log is not None and self._publisher is not None:
             self._log.publish()
+            self._publisher.flush(FLUSH_SECONDS)
 
     def close(self) -> None:
-        if self._log is not None:
+        """Publish what is left."""
+        if self._log is not None and self._publisher is not None:
             self._log.close()
+            self._lost = self._publisher.close()
+
+    def storage(self) -> dict[str, Any]:
+        """How many writes failed, and what was lost in the end."""
+        failed = 0 if self._publisher is None else self._publisher.num_failed
+        return {"failed_writes": failed, "lost": self._lost}
 
     def pictures_per_second(self) -> float | None:
         """Steady training rate over all workers; None for the first few steps."""

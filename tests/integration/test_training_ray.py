@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,22 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
         assert result["final_validation"][key] == pytest.approx(value, rel=1e-6)
     steps = [record["step"] for record in read_metrics(driver.spec.output) if record["split"] == "train"]
     assert steps == list(range(1, 11)), "a step is missing from metrics.jsonl, or there twice"
+
+
+def test_an_error_that_repeats_itself_is_tried_once_more_and_named(
+    stack: RunningStack, shards: str, tmp_path: Path
+) -> None:
+    """A link to nowhere where the checkpoint should be: two attempts, then the cause in one line."""
+    step = Plan(load_config("demo", tiny_overrides(tmp_path))).pretrain
+    blocked = Path(step.output, "step-00000004")
+    blocked.parent.mkdir(parents=True)
+    blocked.symlink_to(tmp_path / "nowhere")
+    code, output = Driver(stack, tmp_path, shards, cluster__max_failures=3).wait()
+    assert code == 2
+    failure = storage.read_json(storage.join(str(tmp_path / "jobs" / "pretrain"), "error.json"))
+    assert re.match(r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 4", failure["reason"])
+    assert output.count("restart 1 of 3") == 1
+    assert "restart 2" not in output
 
 
 def test_a_users_error_reaches_the_driver_at_once(stack: RunningStack, shards: str, tmp_path: Path) -> None:

@@ -13,12 +13,11 @@ from piti.config import (
     WebdatasetSourceConfig,
 )
 from piti.data.items import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
-from piti.data.sources.ade20k import ade20k_source
 from piti.data.sources.bundled import BundledSource
-from piti.data.sources.coco_stuff import coco_stuff_source
 from piti.data.sources.diode import DiodeSource
-from piti.data.sources.listing import ListSource
+from piti.data.sources.labelled import ADE20K, COCO_STUFF, LabelledSource
 from piti.data.sources.paired import PairedSource
+from piti.data.sources.table import ListSource
 from piti.data.sources.webdataset import WebdatasetSource
 
 __all__ = [
@@ -46,8 +45,8 @@ def open_source(data: DataConfig) -> Source:
         case WebdatasetSourceConfig() as config:
             return WebdatasetSource(config, data)
         case Ade20kSourceConfig() as config:
-            return ade20k_source(config, data)
+            return LabelledSource(config.root, ADE20K, data)
         case CocoStuffSourceConfig() as config:
-            return coco_stuff_source(config, data)
+            return LabelledSource(config.root, COCO_STUFF, data)
         case DiodeSourceConfig() as config:
             return DiodeSource(config, data)

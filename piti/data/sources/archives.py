@@ -1,33 +1,243 @@
-"""Zip and tar archives as trees of files, read in place; a compressed tar is unpacked into the local cache once."""
+"""Zip and tar archives as trees of files, read in place by the standard library; a compressed tar is unpacked into the
+local cache once.
+"""
 
 from __future__ import annotations
 
+import bz2
 import fcntl
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import shutil
+import stat
 import tarfile
 import uuid
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import Lock
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from piti import storage
 from piti.data.cache import cache_folder
-from piti.data.sources.entries import DamagedMemberError, Entry, Listing, is_hidden
-from piti.data.sources.zip_directory import ZipMember, member_span, read_member, zip_members
+from piti.data.sources.listing import Entry, Listing, open_regular, stored_version
+from piti.data.sources.members import Member, Members
+from piti.data.sources.names import clean_path, is_hidden
+from piti.data.sources.retrying import UnreadableFileError
 from piti.errors import DataError
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _COPY_BYTES = 1 << 20
-_REMOTE_BLOCK_BYTES = 1 << 20  # so much is fetched at once: members are small, and not read in order
+_ZIP_START = b"PK\3\4"
+_UNICODE_PATH = 0x7075  # Info-ZIP's extra field: version, checksum of the plain name, name in UTF-8
+_UTF8_FLAG, _UNIX = 0x800, 3
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, OSError)
+
+
+class _ArchiveTree:
+    """The members of an archive, listed once for each process."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def _members(self) -> Iterator[Member]:
+        raise NotImplementedError
+
+    def _content(self, member: Member) -> bytes:
+        raise NotImplementedError
+
+    @cached_property
+    def _files(self) -> dict[str, Member]:
+        return Members(self._members()).files
+
+    @cached_property
+    def _listing(self) -> Listing:
+        files = self._files.items()
+        return Listing(Entry(path, file.size_bytes, file.version) for path, file in files if not is_hidden(path))
+
+    def entries(self) -> Listing:
+        return self._listing
+
+    def holds(self, folder: str) -> bool:
+        if not storage.exists(self._uri):
+            return False
+        return any(entry.path.startswith(f"{folder}/" if folder else "") for entry in self.entries())
+
+    def read(self, path: str) -> bytes:
+        member = self._files.get(path)
+        if member is None:
+            raise FileNotFoundError(f"{path} is not in {self._uri}")
+        if member.fault is not None:
+            raise UnreadableFileError(f"in {self._uri} it is {member.fault}")
+        return self._content(member)
+
+
+class ZipTree(_ArchiveTree):
+    """The members of a zip archive."""
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        stream = open_archive(self._uri)
+        weakref.finalize(self, stream.close)
+        try:
+            archive = zipfile.ZipFile(stream)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
+        begin = min((info.header_offset for info in archive.infolist()), default=0)
+        if begin < 0:
+            raise DataError(f"{self._uri} is not a whole zip archive (its beginning is missing)", "download it again")
+        stream.seek(0)
+        if begin and stream.read(len(_ZIP_START)) == _ZIP_START:
+            raise DataError(
+                f"{self._uri} begins with {begin} bytes of another zip archive, which its directory does not list",
+                "take the archives that were joined apart",
+            )
+        return archive
+
+    def _members(self) -> Iterator[Member]:
+        for info in self._archive.infolist():
+            name, kind = _zip_name(info), stat.S_IFMT(info.external_attr >> 16) if info.create_system == _UNIX else 0
+            path = clean_path(name)
+            if not path or name.endswith(("/", "\\")):
+                continue
+            member = Member(path, info.file_size, f"{info.CRC:08x}", info)
+            if kind == stat.S_IFLNK:
+                member = self._link(member)
+            elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                member = member._replace(fault="a pipe, socket or device, not a file")
+            yield member
+
+    def _link(self, member: Member) -> Member:
+        try:
+            return member._replace(link=os.fsdecode(self._content(member)))
+        except OSError as error:
+            return member._replace(fault=f"a link that cannot be read ({error})")
+
+    def _content(self, member: Member) -> bytes:
+        info: zipfile.ZipInfo = member.place
+        try:
+            return self._archive.read(info)
+        except _ZIP_ERRORS as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise UnreadableFileError(f"{member.path} in {self._uri} cannot be read ({error})") from error
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member as `unzip` shows it: its Unicode extra field, else UTF-8, else the old code page 437."""
+    name = info.orig_filename.partition("\0")[0]
+    if not info.flag_bits & _UTF8_FLAG:
+        plain = name.encode("cp437")
+        try:
+            name = _unicode_path(info.extra, plain) or plain.decode("utf-8")
+        except UnicodeDecodeError:
+            if info.create_system == _UNIX:  # the bytes of the name as they were on the disk
+                name = os.fsdecode(plain)
+    return name
+
+
+def _unicode_path(extra: bytes, plain: bytes) -> str | None:
+    """The name in the extra field 0x7075, if it belongs to the member's plain name."""
+    while len(extra) >= 4:
+        kind, length = int.from_bytes(extra[:2], "little"), int.from_bytes(extra[2:4], "little")
+        if kind == _UNICODE_PATH and int.from_bytes(extra[5:9], "little") == zlib.crc32(plain):
+            return extra[9 : 4 + length].decode("utf-8")
+        extra = extra[4 + length :]
+    return None
+
+
+class TarSpan(NamedTuple):
+    """A member of a tar by its place in it, headers and all, so that the tar need not be listed again to read it."""
+
+    tar: str
+    path: str
+    begin: int
+    end: int
+
+    @property
+    def is_remote(self) -> bool:
+        return not storage.is_local(self.tar)
+
+    def read(self) -> bytes:
+        """The member's content. Raises OSError, UnreadableFileError where the tar is at fault."""
+        fs, path = storage.filesystem(plain_tar(self.tar))
+        data = io.BytesIO(fs.cat_file(path, start=self.begin, end=self.end))
+        try:
+            with tarfile.open(fileobj=data, mode="r:") as archive:
+                member = archive.next()
+                stream = None if member is None else archive.extractfile(member)
+                content = b"" if stream is None or member is None else stream.read()
+                if member is None or len(content) != member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                return content
+        except tarfile.TarError as error:
+            raise UnreadableFileError(f"{self.path} in {self.tar} cannot be read ({error})") from error
+
+
+class TarTree(_ArchiveTree):
+    """The members of a tar archive."""
+
+    def _members(self) -> Iterator[Member]:
+        return tar_members(self._uri)
+
+    def _content(self, member: Member) -> bytes:
+        span: TarSpan = member.place
+        return span.read()
+
+
+def tar_members(uri: str) -> Iterator[Member]:
+    """All but the folders of a tar, in the order in which they lie in it; of tars that were joined, of each.
+
+    Raises DataError where it is missing, damaged or cut short.
+    """
+    plain = plain_tar(uri)
+    try:
+        with open_archive(plain) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            while True:
+                found = archive.next()
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all it has passed
+                if found is None:
+                    if not _goes_on(archive, stream, uri):
+                        return
+                elif not found.isdir() and (path := clean_path(found.name)):
+                    yield _tar_member(found, path, TarSpan(uri, path, found.offset, archive.offset))
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{uri} is not a whole tar archive ({error})", "download it again") from error
+
+
+def _tar_member(found: tarfile.TarInfo, path: str, span: TarSpan) -> Member:
+    member = Member(path, found.size, f"{span.begin}-{int(found.mtime)}")
+    if found.issym() or found.islnk():
+        return member._replace(link=found.linkname, is_hard=found.islnk())
+    if not found.isfile():
+        return member._replace(fault="a pipe, socket or device, not a file")
+    return member._replace(place=span)
+
+
+def _goes_on(archive: tarfile.TarFile, stream: IO[bytes], uri: str) -> bool:
+    """Whether another tar follows where `archive` has found no further header; it goes on there.
+
+    A tar ends with two blocks of zeros. Raises DataError where something else lies there.
+    """
+    begin = position = archive.offset
+    stream.seek(position)
+    while block := stream.read(tarfile.BLOCKSIZE):
+        if any(block):
+            if position - begin < 2 * tarfile.BLOCKSIZE:
+                raise DataError(f"{uri} is damaged: the tar has no header at byte {begin}", "download it again")
+            archive.offset = position
+            return True
+        position += len(block)
+    if position == begin:
+        raise DataError(
+            f"{uri} is cut short: the tar ends at byte {begin} without its last blocks", "download it again"
+        )
+    return False
 
 
 def is_archive(uri: str) -> bool:
@@ -35,137 +245,6 @@ def is_archive(uri: str) -> bool:
     if not uri.lower().endswith(ARCHIVE_SUFFIXES):
         return False
     return not (storage.is_local(uri) and storage.local_path(uri).is_dir())
-
-
-class ZipTree:
-    """The members of a zip archive."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._listing: Listing | None = None
-        self._reading = Lock()  # of the one stream
-
-    @cached_property
-    def _stream(self) -> IO[bytes]:
-        return _open_archive(self._uri)
-
-    def entries(self) -> Listing:
-        if self._listing is None:
-            members = (member for member in self._members() if not member.path.endswith("/"))
-            self._listing = Listing.located(
-                (Entry(member.path, member.size_bytes, f"{member.crc:08x}"), member.place)
-                for member in members
-                if not is_hidden(member.path)
-            )
-        return self._listing
-
-    def _members(self) -> Iterator[ZipMember]:
-        try:
-            with _open_archive(self._uri) as stream:
-                yield from zip_members(stream)
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{self._uri} is not a whole zip archive ({error})", "download it again") from error
-
-    def holds(self, folder: str) -> bool:
-        return storage.exists(self._uri) and bool(self.entries().below(folder) if folder else self.entries())
-
-    def read(self, path: str) -> bytes:
-        found = self.entries().located_entry(path)
-        if found is None:
-            raise FileNotFoundError(f"{path} is not in {self._uri}")
-        entry, place = found
-        try:
-            with self._reading:
-                return read_member(self._stream, path, entry.size_bytes, place)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
-            raise DamagedMemberError(f"{path} in {self._uri} cannot be read ({error})") from error
-
-    def read_soon(self, path: str) -> None:
-        found = self.entries().located_entry(path)
-        if found is not None and storage.is_local(self._uri):
-            storage.read_soon(storage.local_path(self._uri), *member_span(found[1]))
-
-
-@dataclass(frozen=True)
-class TarMember:
-    """Where a file lies in an uncompressed tar: `offset` of its content, in bytes."""
-
-    path: str
-    offset: int
-    size_bytes: int
-    modified: int
-
-
-class TarTree:
-    """The members of a tar archive."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._listing: Listing | None = None
-
-    def entries(self) -> Listing:
-        if self._listing is None:
-            self._listing = Listing.of(
-                Entry(member.path, member.size_bytes, f"{member.offset}-{member.modified}")
-                for member in tar_members(self._uri)
-                if not is_hidden(member.path)
-            )
-        return self._listing
-
-    def holds(self, folder: str) -> bool:
-        return storage.exists(self._uri) and bool(self.entries().below(folder) if folder else self.entries())
-
-    def read(self, path: str) -> bytes:
-        entry = self.entries().get(path)
-        if entry is None:
-            raise FileNotFoundError(f"{path} is not in {self._uri}")
-        return read_span(self._uri, _offset(entry), entry.size_bytes)
-
-    def read_soon(self, path: str) -> None:
-        entry = self.entries().get(path)
-        if entry is not None:
-            read_span_soon(self._uri, _offset(entry), entry.size_bytes)
-
-
-def _offset(member: Entry) -> int:
-    """Where a tar's member begins, in bytes."""
-    return int(member.modified.partition("-")[0])
-
-
-def tar_members(uri: str) -> Iterator[TarMember]:
-    """The regular files of a tar in the order they lie in it. Raises DataError where it is missing or not whole."""
-    plain = plain_tar(uri)
-    try:
-        with _open_archive(plain) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all it has passed
-                if member.isfile():
-                    path = member.name.removeprefix("./")
-                    yield TarMember(path, member.offset_data, member.size, int(member.mtime))
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{uri} is not a whole tar archive ({error})", "download it again") from error
-
-
-def read_span(uri: str, offset: int, size_bytes: int) -> bytes:
-    """A stretch of a tar's content. Raises DamagedMemberError where the file ends before, OSError where reading fails."""
-    plain = plain_tar(uri)
-    if storage.is_local(plain):
-        with storage.open_read(plain) as stream:
-            stream.seek(offset)
-            data = stream.read(size_bytes)
-    else:
-        fs, path = storage.filesystem(plain)
-        data = bytes(fs.cat_file(path, start=offset, end=offset + size_bytes)) if size_bytes else b""
-    if len(data) != size_bytes:
-        raise DamagedMemberError(f"{uri} is cut short")
-    return data
-
-
-def read_span_soon(uri: str, offset: int, size_bytes: int) -> None:
-    """Have a local disk begin to read what `read_span` will be asked for."""
-    plain = plain_tar(uri)
-    if storage.is_local(plain):
-        storage.read_soon(storage.local_path(plain), offset, size_bytes)
 
 
 @lru_cache(maxsize=4096)
@@ -177,12 +256,7 @@ def plain_tar(uri: str) -> str:
     """
     if uri.lower().endswith(".tar"):
         return uri
-    fs, path = storage.filesystem(uri)
-    try:
-        about = fs.info(path)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no archive {uri}", "correct the path in data.source") from error
-    version = "|".join(str(about.get(name)) for name in ("size", "mtime", "ETag", "LastModified", "updated"))
+    version = stored_version(uri)
     folder = cache_folder() / "archives"
     target = folder / f"{hashlib.sha256(f'{uri}|{version}'.encode()).hexdigest()[:32]}.tar"
     with storage.disk_space(f"a copy of {uri}", folder):
@@ -199,10 +273,12 @@ def _unpack(uri: str, target: Path) -> None:
     storage.remove_older(target.parent, f".{target.name}.*.tmp", -1)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with _open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(aside, "wb") as plain:
+        with open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(aside, "wb") as plain:
             shutil.copyfileobj(stream, plain, _COPY_BYTES)
         os.replace(aside, target)
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the archive
+            raise
         raise DataError(f"{uri} is not a whole compressed archive ({error})", "download it again") from error
     finally:
         aside.unlink(missing_ok=True)
@@ -211,14 +287,16 @@ def _unpack(uri: str, target: Path) -> None:
 def _decompressed(packed: IO[bytes], uri: str) -> IO[bytes]:
     if uri.lower().endswith(".xz"):
         return cast(IO[bytes], lzma.LZMAFile(packed))
+    if uri.lower().endswith(".bz2"):
+        return cast(IO[bytes], bz2.BZ2File(packed))
     return cast(IO[bytes], gzip.GzipFile(fileobj=packed))
 
 
-def _open_archive(uri: str) -> IO[bytes]:
-    fs, path = storage.filesystem(uri)
+def open_archive(uri: str) -> IO[bytes]:
+    """Raises DataError where there is no archive."""
     try:
-        if storage.is_local(uri):
-            return storage.open_read(uri)
-        return cast(IO[bytes], fs.open(path, "rb", block_size=_REMOTE_BLOCK_BYTES))
+        return open_regular(uri)
     except FileNotFoundError as error:
         raise DataError(f"there is no archive {uri}", "correct the path in data.source") from error
+    except UnreadableFileError as error:
+        raise DataError(f"{uri} cannot be opened ({error})", "correct the path in data.source") from error

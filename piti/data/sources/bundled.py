@@ -66,15 +66,8 @@ class BundledItem:
         return f"scikit-image/{self.photograph}"
 
     @property
-    def size_bytes(self) -> int:
-        return 0
-
-    @property
     def is_remote(self) -> bool:
         return False
-
-    def read_soon(self) -> None:
-        """Nothing: the photographs are few, and stay in memory."""
 
     def load(self) -> LoadedItem:
         import numpy as np

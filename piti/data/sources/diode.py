@@ -16,24 +16,16 @@ from collections.abc import Iterable, Iterator
 from piti import storage
 from piti.config import DataConfig, DiodeSourceConfig
 from piti.data.items import SPLITS, Item, Split
-from piti.data.sources.entries import Entry, Listing, stem
-from piti.data.sources.files import (
-    FileItem,
-    Reading,
-    TreeFile,
-    joint_identity,
-    joint_size,
-    listing_fingerprint,
-)
-from piti.data.sources.keys import safe_key
-from piti.data.sources.places import find_place, forms
-from piti.data.sources.trees import open_tree
-from piti.data.spill import SortedTable, to_bytes, to_text
+from piti.data.sources.files import FileItem, Reading, TreeFile, listing_fingerprint
+from piti.data.sources.listing import Entry, Listing
+from piti.data.sources.names import safe_key, stem
+from piti.data.sources.trees import find_place, forms, open_tree
 from piti.errors import DataError, PitiError
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 _FOLDERS: dict[Split, str] = {"train": "train", "validation": "val"}
 _DEPTH, _MASK, _NORMAL = "_depth.npy", "_depth_mask.npy", "_normal.npy"
+_Normals = dict[str, tuple[str, Entry]]
 _EXPECTED = (
     "data.source.root must hold train/ and val/ with indoors/ and outdoor/ in them, or train.tar.gz and val.tar.gz"
 )
@@ -78,7 +70,7 @@ class DiodeSource:
                 )
             elif not any(self._pictures(open_tree(place).entries())):
                 problems.append(DataError(f"DIODE: {place} holds no pictures of {self._config.scenes}", _EXPECTED))
-            elif self._uses_normals and not self._normals(split).count():
+            elif self._uses_normals and not self._normals(split):
                 problems.append(
                     DataError(
                         f"DIODE: there are no normals (*{_NORMAL}) for the {split} split",
@@ -93,41 +85,38 @@ class DiodeSource:
         if place is None:
             raise DataError(f"DIODE: no {split} split at {self._config.root}/{_FOLDERS[split]}", _EXPECTED)
         files = open_tree(place).entries()
-        normals = self._normals(split) if self._uses_normals else None
+        normals = self._normals(split) if self._uses_normals else {}
         for picture in self._pictures(files):
             yield self._item(split, place, picture, files, normals)
         if self._data.modality == "geometry":
             yield from self._orphans(split, files)
 
     def _orphans(self, split: Split, files: Listing) -> Iterator[FileItem]:
+        stems = {stem(picture.path) for picture in self._pictures(files)}
         for entry in files:
             name = entry.path.removesuffix(_DEPTH)
-            if name == entry.path or not self._is_wanted(entry.path):
-                continue
-            if not any(self._pictures(files.named(name))):
-                reading = Reading.of(self._data)
-                fault = "depth without a picture"
-                yield FileItem(safe_key(entry.path, split), entry.path, entry.identity, reading, None, fault=fault)
+            if name != entry.path and self._is_wanted(entry.path) and name not in stems:
+                key, fault = safe_key(entry.path, split), "depth without a picture"
+                yield FileItem.of(key, entry.path, Reading.of(self._data), [entry], image=None, fault=fault)
 
-    def _item(self, split: Split, place: str, picture: Entry, files: Listing, normals: SortedTable | None) -> FileItem:
+    def _item(self, split: Split, place: str, picture: Entry, files: Listing, normals: _Normals) -> FileItem:
         name, reading, key = stem(picture.path), Reading.of(self._data), safe_key(picture.path, split)
+        image = TreeFile(place, picture.path)
         if self._data.modality != "geometry":
-            size_bytes, part = picture.size_bytes, TreeFile(place, picture.path)
-            return FileItem(key, picture.path, picture.identity, reading, part, size_bytes=size_bytes)
-        depth, mask = files.get(f"{name}{_DEPTH}"), files.get(f"{name}{_MASK}")
-        normal = None if normals is None else _normal(normals, f"{name}{_NORMAL}")
-        fault = None
-        if depth is None or mask is None:
-            fault = f"no {name}{_DEPTH if depth is None else _MASK}"
-        elif self._uses_normals and normal is None:
-            fault = f"no {name}{_NORMAL}"
-        used = (picture, depth, mask, None if normal is None else normal[1])
-        return FileItem(
-            key, picture.path, joint_identity(*used), reading, TreeFile(place, picture.path),
-            None if depth is None else TreeFile(place, depth.path),
-            None if normal is None else TreeFile(normal[0], normal[1].path),
-            None if mask is None else TreeFile(place, mask.path),
-            fault, joint_size(*used),
+            return FileItem.of(key, picture.path, reading, [picture], image=image)
+        depth, mask, normal = files.get(f"{name}{_DEPTH}"), files.get(f"{name}{_MASK}"), None
+        fault = None if depth is not None else f"no {name}{_DEPTH}"
+        if depth is not None and mask is None:
+            fault = f"no {name}{_MASK}"
+        if self._uses_normals:
+            path = f"{name}{_NORMAL}"
+            normal = normals.get(_from_scenes(path)) or normals.get(storage.name(path))
+            fault = fault or (None if normal is not None else f"no {path}")
+        return FileItem.of(
+            key, picture.path, reading, [picture, depth, mask, None if normal is None else normal[1]], fault=fault,
+            image=image, condition=None if depth is None else TreeFile(place, depth.path),
+            normals=None if normal is None else TreeFile(normal[0], normal[1].path),
+            validity=None if mask is None else TreeFile(place, mask.path),
         )  # fmt: skip
 
     def _pictures(self, entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -138,15 +127,14 @@ class DiodeSource:
         kind = path.split("/", 1)[0]
         return any(kind in (scenes, f"{scenes}s") for scenes in self._config.scenes)
 
-    def _normals(self, split: Split) -> SortedTable:
-        """Each normal map by what `_from_scenes` makes of its path; see `_normal`."""
-        rows = (
-            (_from_scenes(entry.path), to_bytes(place), to_bytes(entry.path), entry.size_bytes, entry.modified)
+    def _normals(self, split: Split) -> _Normals:
+        """Place and entry of each normal map, by what `_from_scenes` makes of its path."""
+        return {
+            _from_scenes(entry.path): (place, entry)
             for place in self._normal_places(split)
             for entry in open_tree(place).entries()
             if entry.path.endswith(_NORMAL)
-        )
-        return SortedTable(rows, columns=4)
+        }
 
 
 def _from_scenes(path: str) -> str:
@@ -156,12 +144,3 @@ def _from_scenes(path: str) -> str:
         if part.rstrip("s") in ("indoor", "outdoor"):
             return "/".join([part.rstrip("s"), *parts[number + 1 :]])
     return parts[-1]
-
-
-def _normal(normals: SortedTable, path: str) -> tuple[str, Entry] | None:
-    """Place and entry of the normal map that lies like `path`, or has its base name and lies in no folder of scenes."""
-    row = normals.get(_from_scenes(path)) or normals.get(storage.name(path))
-    if row is None:
-        return None
-    place, found, size_bytes, modified = row
-    return to_text(place), Entry(to_text(found), size_bytes, modified)

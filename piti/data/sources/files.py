@@ -6,22 +6,25 @@ Tuples, since dataclasses with slots are pickled by Python code, which is a good
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from piti import storage
 from piti.data.items import LoadedItem, RawCondition, RejectedItem
-from piti.data.sources.archives import read_span, read_span_soon
-from piti.data.sources.entries import Entry
-from piti.data.sources.reading import read_or_reject
+from piti.data.sources.listing import Entry, read_file
+from piti.data.sources.names import shown
+from piti.data.sources.retrying import read_or_reject
 from piti.data.sources.trees import open_tree
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from piti.config import DataConfig
+    from piti.config import DataConfig, SketchInversion
     from piti.data.sources.pictures import Picture
+
+logger = logging.getLogger("piti")
 
 _READ_BY_PILLOW = (
     ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .pfm "
@@ -29,7 +32,6 @@ _READ_BY_PILLOW = (
 )
 _PICTURES_ALL_THE_SAME = ".heic .heif .hif .jxl"  # listed, so that each is rejected with a reason instead of vanishing
 PICTURE_SUFFIXES = frozenset(f"{_READ_BY_PILLOW} {_PICTURES_ALL_THE_SAME}".split())
-_STORED_BITS = {"mask": 8, "sketch": 1}  # a pixel of the grey PNGs that shards hold of conditions
 _SAME_ASPECT = 0.02  # relative difference of width / height up to which picture and condition show the same frame
 
 
@@ -47,9 +49,6 @@ class FilePart(Protocol):
     def read(self) -> bytes:
         """Its content. Raises OSError."""
 
-    def read_soon(self) -> None:
-        """Have a local disk begin to read it."""
-
 
 class TreeFile(NamedTuple):
     """A file of the tree at `place`."""
@@ -64,54 +63,38 @@ class TreeFile(NamedTuple):
     def read(self) -> bytes:
         return open_tree(self.place).read(self.path)
 
-    def read_soon(self) -> None:
-        open_tree(self.place).read_soon(self.path)
 
+class UriFile(NamedTuple):
+    """A file by its own path or URI."""
 
-class TarSpan(NamedTuple):
-    """A member of a tar by its place in it, so that the tar need not be listed again to read it."""
-
-    tar: str
     path: str
-    offset: int
-    size_bytes: int
 
     @property
     def is_remote(self) -> bool:
-        return not storage.is_local(self.tar)
+        return not storage.is_local(self.path)
 
     def read(self) -> bytes:
-        return read_span(self.tar, self.offset, self.size_bytes)
-
-    def read_soon(self) -> None:
-        read_span_soon(self.tar, self.offset, self.size_bytes)
+        return read_file(self.path)
 
 
 class Reading(NamedTuple):
-    """How files become values. `depth_unit_metres` is that of integer depth pictures.
-
-    `keeps_conditions`: whether a condition's file may become part of a shard as it is; `trusts_headers`: without being
-    decoded.
-    """
+    """How files become values. `depth_unit_metres` is that of integer depth pictures; `invert`: `data.sketch.invert`."""
 
     modality: str
     num_classes: int | None
     depth_unit_metres: float = 0.001
-    conditions_follow_exif: bool | None = None
-    keeps_conditions: bool = False
-    trusts_headers: bool = False
+    invert: SketchInversion = "auto"
 
     @classmethod
     def of(cls, data: DataConfig, depth_unit_metres: float = 0.001) -> Reading:
-        keeps = data.geometry == "random"
-        return cls(data.modality, data.num_classes, depth_unit_metres, data.conditions_follow_exif, keeps)
+        return cls(data.modality, data.num_classes, depth_unit_metres, data.sketch.invert)
 
 
 class FileItem(NamedTuple):
     """A picture with the files that go with it, or `fault`: why it cannot be a sample.
 
     `condition` is a label map, a sketch or a depth map, a picture or `.npy`; None where a sketch is to be detected.
-    `validity` (geometry): where the depth counts, a `.npy` that is positive there. `size_bytes`: of all its files.
+    `validity` (geometry): where the depth counts, a `.npy` that is positive there.
     """
 
     key: str
@@ -123,102 +106,71 @@ class FileItem(NamedTuple):
     normals: FilePart | None = None
     validity: FilePart | None = None
     fault: str | None = None
-    size_bytes: int = 0
+
+    @classmethod
+    def of(cls, key: str, origin: str, reading: Reading, entries: Iterable[Entry | None], **parts: Any) -> FileItem:
+        """Made of the files that a listing holds, with their joint identity; `parts` are the other fields."""
+        identity = "|".join(entry.identity for entry in entries if entry is not None)
+        fault = parts.pop("fault", None)
+        return cls(key, shown(origin), shown(identity), reading, fault=None if fault is None else shown(fault), **parts)
 
     @property
     def is_remote(self) -> bool:
-        return any(part.is_remote for part in self._parts)
-
-    @property
-    def _parts(self) -> Iterator[FilePart]:
-        return (part for part in (self.image, self.condition, self.normals, self.validity) if part is not None)
-
-    def read_soon(self) -> None:
-        if self.fault is None and self.image is not None:
-            for part in self._parts:
-                part.read_soon()
+        return any(part is not None and part.is_remote for part in self[4:8])
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""
-        from piti.data.grey_png import decode_grey_png
         from piti.data.sources.pictures import decode_picture
 
         if self.fault is not None or self.image is None:
             raise RejectedItem(self.fault or "no picture")
         data = _read(self.image)
         picture = decode_picture(data)
-        condition = stored = None
-        if self.condition is not None:
-            content = _read(self.condition)
-            is_stored_form = self._is_stored_form(self.condition.path, content, picture)
-            if is_stored_form and self.reading.trusts_headers:
-                stored = content
-            elif is_stored_form and (values := decode_grey_png(content)) is not None:
-                condition, stored = self._checked(values), content
-            else:
-                condition = self._upright(self._decoded(self.condition.path, content), picture)
-                _check_frames(picture.rgb.shape, condition)
         parts = (("condition", self.condition), ("normals", self.normals))
-        origins = {f"{name}_origin": None if part is None else part.path for name, part in parts}
-        original = None if picture.keep is None else (data, picture.keep)
+        origins = {f"{name}_origin": None if part is None else shown(part.path) for name, part in parts}
         provenance = {"format": picture.file_format, **origins}
-        return LoadedItem(picture.rgb, condition, provenance, original, picture.lossy, stored)
+        if picture.colours is not None:
+            provenance["colours"] = picture.colours
+            if picture.colours.startswith("unusable"):
+                logger.warning("%s: %s, its colours are taken for sRGB", self.origin, picture.colours)
+        condition = None
+        if self.condition is not None:
+            condition = self._condition(self.condition, picture, provenance)
+        original = None if picture.keep is None else (data, picture.keep)
+        return LoadedItem(picture.image, condition, provenance, original, picture.lossy)
 
-    def _is_stored_form(self, path: str, content: bytes, picture: Picture) -> bool:
-        """Whether a condition's file is, by its structure, what a shard would hold of it: its bytes may be kept."""
-        from piti.data.sources.structure import GreyPng, read_grey_png
+    def _condition(self, part: FilePart, picture: Picture, provenance: dict[str, Any]) -> RawCondition:
+        """The condition that lies over the upright picture; what its values are is noted in `provenance`."""
+        from piti.data.sources import measurements
+        from piti.data.sources.pictures import decode_sketch, upright
 
-        bits = _STORED_BITS.get(self.reading.modality)
-        if not self.reading.keeps_conditions or bits is None or picture.orientation != 1 or _is_array(path):
-            return False
-        height, width = picture.rgb.shape[:2]
-        return read_grey_png(content) == GreyPng(height, width, bits)
-
-    def _upright(self, condition: RawCondition, picture: Picture) -> RawCondition:
-        """The condition turned as EXIF turned the picture, where it lies like the file's pixels. Raises RejectedItem."""
-        if picture.orientation == 1:
-            return condition
-        from piti.data.sources import turning
-
-        upright, follows = picture.rgb.shape[:2], self.reading.conditions_follow_exif
-        values, normals = condition.values, condition.normals
-        if turning.is_stored(values.shape, upright, picture.orientation, follows):
-            values = turning.turned_values(values, picture.orientation)
-        if normals is not None and turning.is_stored(normals.shape, upright, picture.orientation, follows):
-            normals = turning.turned_normals(normals, picture.orientation)
-        return RawCondition(values, normals)
-
-    def _decoded(self, path: str, data: bytes) -> RawCondition:
-        """The condition that a file of that name and content holds."""
-        from piti.data.sources import arrays, pictures
-
-        is_array = _is_array(path)
+        content = _read(part)
         if self.reading.modality == "mask":
-            return self._checked(arrays.decode_labels(data) if is_array else pictures.decode_labels(data))
-        if self.reading.modality == "sketch":
-            return RawCondition(pictures.decode_edges(data))
-        unit = self.reading.depth_unit_metres
-        depth = arrays.decode_depth(data) if is_array else pictures.decode_depth(data, unit)
-        if self.validity is not None:
-            depth = arrays.where_valid(depth, arrays.decode_validity(_read(self.validity)))
-        if not depth.any():
-            raise RejectedItem("depth is unknown at every pixel")
-        return RawCondition(depth, None if self.normals is None else _normals(self.normals))
+            from piti.data.conditions import check_labels
 
-    def _checked(self, values: NDArray[Any]) -> RawCondition:
-        """Labels or edges. Raises RejectedItem where there are no such labels."""
-        from piti.data.conditions import check_labels
-
-        if self.reading.modality == "mask":
+            values = measurements.labels(content)
             check_labels(values, self.reading.num_classes or 0)
-        return RawCondition(values)
+        elif self.reading.modality == "sketch":
+            values, provenance["sketch_inverted"] = decode_sketch(content, self.reading.invert)
+        else:
+            values = measurements.depth(content, self.reading.depth_unit_metres)
+            if self.validity is not None:
+                values = measurements.where_valid(values, measurements.validity(_read(self.validity)))
+            if not values.any():
+                raise RejectedItem("depth is unknown at every pixel")
+        values = upright(values, picture, "condition")
+        _check_frame(picture.image.shape, values.shape, "condition")
+        if self.reading.modality != "geometry" or self.normals is None:
+            return RawCondition(values)
+        return RawCondition(values, self._normals(self.normals, picture))
 
+    def _normals(self, part: FilePart, picture: Picture) -> NDArray[np.float32]:
+        from piti.data.sources import measurements
+        from piti.data.sources.pictures import upright
 
-def _normals(part: FilePart) -> NDArray[np.float32]:
-    from piti.data.sources import arrays, pictures
-
-    data = _read(part)
-    return arrays.decode_normals(data) if _is_array(part.path) else pictures.decode_normals(data)
+        normals = upright(measurements.normals(_read(part)), picture, "normal map")
+        _check_frame(picture.image.shape, normals.shape, "normal map")
+        return normals
 
 
 def is_picture(path: str) -> bool:
@@ -256,23 +208,6 @@ def listing_fingerprint(version: int, places: Iterable[str]) -> str:
         for entry in open_tree(place).entries():
             digest.update(f"{place}|{entry.identity}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def joint_identity(*parts: Entry | None) -> str:
-    """Changes whenever one of an item's files may have changed."""
-    return "|".join(part.identity for part in parts if part is not None)
-
-
-def joint_size(*parts: Entry | None) -> int:
-    """Bytes of an item's files."""
-    return sum(part.size_bytes for part in parts if part is not None)
-
-
-def _check_frames(picture: tuple[int, ...], condition: RawCondition) -> None:
-    """Raise RejectedItem where a condition cannot show what a picture (H, W, ...) does."""
-    _check_frame(picture, condition.values.shape, "condition")
-    if condition.normals is not None:
-        _check_frame(picture, condition.normals.shape, "normal map")
 
 
 def _check_frame(picture: tuple[int, ...], other: tuple[int, ...], what: str) -> None:

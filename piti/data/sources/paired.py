@@ -7,23 +7,21 @@ from dataclasses import dataclass
 
 from piti.config import DataConfig, PairedSourceConfig
 from piti.data.items import Item, Split
-from piti.data.sources.entries import Entry, Listing, alike
 from piti.data.sources.files import (
     FileItem,
     Reading,
     TreeFile,
     best_condition,
-    joint_identity,
-    joint_size,
     listing_fingerprint,
     pictures_among,
     usable_among,
 )
-from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
+from piti.data.sources.listing import Entry, Listing, alike
+from piti.data.sources.names import ValidationDraw, draw_validation, safe_key
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,8 @@ class PairedSource:
     def _orphans(self, folders: Folders, conditions: list[Entry]) -> Iterator[FileItem]:
         entry = best_condition(conditions)
         if entry is not None:
-            yield FileItem(
-                safe_key(entry.path, *folders.place, "conditions"), entry.path, entry.identity, self._reading, None,
-                fault="condition without a picture",
-            )  # fmt: skip
+            key, fault = safe_key(entry.path, *folders.place, "conditions"), "condition without a picture"
+            yield FileItem.of(key, entry.path, self._reading, [entry], image=None, fault=fault)
 
     def _item(
         self, folders: Folders, name: str, entry: Entry, condition: Entry | None, normal: Entry | None
@@ -113,10 +109,10 @@ class PairedSource:
             fault = f"no condition {name}.* in {folders.conditions}"
         elif folders.normals is not None and normal is None:
             fault = f"no normals {name}.* in {folders.normals}"
-        return FileItem(
-            safe_key(entry.path, *folders.place), entry.path, joint_identity(entry, condition, normal), self._reading,
-            TreeFile(folders.images, entry.path), _file(folders.conditions, condition), _file(folders.normals, normal),
-            fault=fault, size_bytes=joint_size(entry, condition, normal),
+        return FileItem.of(
+            safe_key(entry.path, *folders.place), entry.path, self._reading, [entry, condition, normal], fault=fault,
+            image=TreeFile(folders.images, entry.path), condition=_file(folders.conditions, condition),
+            normals=_file(folders.normals, normal),
         )  # fmt: skip
 
 

@@ -1,246 +1,202 @@
-"""From a picture file, whatever it holds, to upright 8-bit RGB; and from a label or depth file to its values.
+"""From a picture file, whatever it holds, to upright 8-bit sRGB; and from a given sketch to its edges.
 
-Pillow reads here, because it refuses truncated files, and libjpeg-turbo (simplejpeg) where it has nothing to complain
-of; OpenCV, which fills truncated files with grey, reads only files of ours whose hash has been checked.
+Pillow reads here, because it refuses truncated files, and libjpeg-turbo (simplejpeg), which tells of damage in a JPEG
+that Pillow passes over; OpenCV, which fills truncated files with grey, reads only files of ours whose hash was checked.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import struct
-import warnings
-import zlib
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from threading import Lock
-from typing import Any, cast
+from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from piti.data.grey_png import decode_grey_png
-from piti.data.items import RejectedItem, as_array
-from piti.data.sources.structure import JPEG_START, has_jpeg_end, is_plain_jpeg, read_grey_png
+from piti.config import SketchInversion
+from piti.data.items import RejectedItem
+from piti.data.sources.colours import to_srgb
+from piti.data.sources.measurements import Samples, read_samples
+from piti.data.sources.opening import bits_of, is_sideways, open_picture, orientation_of, stored_pixels, turned
 
 _LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "GIF", "AVIF"})
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+_KEPT = {"JPEG": "jpg", "PNG": "png"}
+_GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _LOST_PIXELS = ("remature end", "bad Huffman code", "instead of RST")  # what libjpeg says where it makes some up
 _MIN_SIDE_PIXELS = 16
-_WARNINGS = Lock()  # what is done about them belongs to the process, not to a thread
-_WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
-
-
-@dataclass(frozen=True)
-class PlainJpeg:
-    """A JPEG that any decoder reads alike, decoded when its pixels are asked for (piti.data.items)."""
-
-    data: bytes
-    shape: tuple[int, ...]
-
-    def decode(self) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) RGB, Pillow's levels. Raises RejectedItem where the file is damaged."""
-        try:
-            return np.asarray(simplejpeg.decode_jpeg(self.data, "RGB", strict=True), dtype=np.uint8)
-        except ValueError as complaint:
-            return np.array(self._forgiven(complaint), dtype=np.uint8)
-
-    def check(self) -> None:
-        """Raise RejectedItem where the file is damaged: reads all of it, but makes an eighth of each side of it."""
-        try:
-            simplejpeg.decode_jpeg(self.data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-        except ValueError as complaint:
-            self._forgiven(complaint)
-
-    @property
-    def seems_whole(self) -> bool:
-        """Whether it ends with its end marker, no pixel being looked at."""
-        return has_jpeg_end(self.data)
-
-    def _forgiven(self, complaint: ValueError) -> Image.Image:
-        """What Pillow makes of an oddity that costs no pixels. Raises RejectedItem for any other."""
-        picture = _open(self.data)
-        if any(words in str(complaint) for words in _LOST_PIXELS):
-            raise RejectedItem(f"picture is damaged ({complaint})")
-        return picture
+_TELLING = 0.02  # difference of logarithms of width / height; less may come from rounding a resized condition's sides
+_EDGE = 0.6  # the published HED threshold
+_DARKEST = 16  # a photograph whose numbers stay below 1/16 of white is black at 8 bits, or not scaled as it says
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`rgb` upright, and decoded as `image`, uint8 (H, W, 3).
+    """`image`: upright, uint8 (H, W, 3) sRGB.
 
-    `keep`: the file's suffix if its bytes decode to just that, see LoadedItem. `orientation`: EXIF's, 1 to 8, by which
-    it was turned.
+    `keep`: the file's suffix if its bytes decode to just that, see LoadedItem. `orientation`: by which it was turned, 1 to
+    8. `colours`: what was done about an embedded colour profile; None where there was nothing to do.
     """
 
-    rgb: NDArray[np.uint8] | PlainJpeg
+    image: NDArray[np.uint8]
     keep: str | None
     lossy: bool
     file_format: str
     orientation: int = 1
-
-    @cached_property
-    def image(self) -> NDArray[np.uint8]:
-        return as_array(self.rgb)
+    colours: str | None = None
 
 
 def decode_picture(data: bytes) -> Picture:
-    """Decode a photograph: EXIF rotation applied, transparency laid on white, 16 bits cut to 8, all turned to RGB.
+    """Decode a photograph: turned upright, transparency laid on white, converted to sRGB, cut to 8 bits.
 
-    Raises RejectedItem where the file is empty, truncated, no picture, too large to trust or too small to use; for
-    plain JPEGs, which are most photographs, damage shows only when `image` is asked for, or by `rgb.check()`.
+    Raises RejectedItem where the file is empty, damaged, no picture, too large to trust or too small to use.
     """
-    shape = _plain_jpeg_shape(data)
-    found = _decoded(_open(data), data) if shape is None else Picture(PlainJpeg(data, shape), "jpg", True, "JPEG")
-    height, width = found.rgb.shape[:2]
-    if min(height, width) < _MIN_SIDE_PIXELS:
-        raise RejectedItem(f"picture is only {width}x{height} pixels")
-    return found
+    picture = open_picture(data)
+    if min(picture.size) < _MIN_SIDE_PIXELS:
+        raise RejectedItem(f"picture is only {picture.width}x{picture.height} pixels")
+    orientation, is_plain = orientation_of(picture), _is_plain(picture, data)
+    pixels, alpha = _pixels(picture, data)
+    rgb, colours = to_srgb(pixels, picture.info.get("icc_profile"))
+    levels = turned(_laid_on_white(rgb, alpha), orientation)
+    if bits_of(picture, data) > 8 and levels.max() < _DARKEST:
+        raise RejectedItem(
+            f"picture is black at 8 bits: its {bits_of(picture, data)}-bit numbers stay below 1/16 of white"
+        )
+    file_format = picture.format or "unknown"
+    keep = _KEPT.get(file_format) if is_plain and orientation == 1 and colours is None else None
+    return Picture(levels, keep, file_format in _LOSSY_FORMATS, file_format, orientation, colours)
 
 
-def _plain_jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
-    """(H, W, 3) of a JPEG that any decoder reads alike, by its headers; None for any other file. Raises RejectedItem."""
-    if is_plain_jpeg(data):  # most of them, in a tenth of the time that Pillow takes
-        with suppress(ValueError):
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            if height * width <= (Image.MAX_IMAGE_PIXELS or math.inf):
-                return height, width, 3
-    elif data.startswith(JPEG_START):
-        picture = _open(data, whole=False)
-        if picture.format == "JPEG" and _is_plain(picture, data):
-            return picture.height, picture.width, 3
-    return None
+def decode_sketch(data: bytes, invert: SketchInversion = "auto") -> tuple[NDArray[np.uint8], bool]:
+    """Edges (H, W) uint8, 255 on a line, else 0, and whether lines were taken to be dark. Raises RejectedItem.
 
-
-def _decoded(picture: Image.Image, data: bytes) -> Picture:
-    file_format, orientation = picture.format or "unknown", _orientation(picture)
-    keep = "png" if file_format == "PNG" and _is_plain(picture, data) else None
-    turn = _UPRIGHT.get(orientation)
-    rgb = np.array(_to_rgb(picture if turn is None else picture.transpose(turn)), dtype=np.uint8)
-    return Picture(rgb, keep, file_format in _LOSSY_FORMATS, file_format, 1 if turn is None else orientation)
-
-
-def decode_labels(data: bytes) -> NDArray[Any]:
-    """Label ids (H, W), uint8 or uint16, from a grey, palette (its indices) or 16-bit picture.
-
-    Raises RejectedItem where the file is unreadable or holds colours instead of labels.
+    Lines are brighter than 0.6 (`invert` false) or not (true), what is transparent being no line. `auto`: bright where
+    they cover at most half of the sketch, otherwise dark.
     """
-    quick = grey_values(data, bits=8)
-    if quick is not None:
-        return quick
-    picture = _open(data)
-    if picture.mode in _WIDE_MODES:
-        return _wide_values(picture)
-    if picture.mode == "1":
-        return np.asarray(picture, dtype=np.uint8)
-    values = np.asarray(picture, dtype=np.uint8)
-    if picture.mode in ("L", "P"):
+    brightness, alpha = _brightness(data)
+    bright = brightness * alpha > _EDGE
+    dark = brightness * alpha + (1 - alpha) <= _EDGE
+    if invert == "auto":
+        invert = bool(bright.mean() > 0.5 or (not bright.any() and 0 < dark.mean() <= 0.5))
+    return np.where(dark if invert else bright, np.uint8(255), np.uint8(0)), invert
+
+
+def upright(values: NDArray[Any], picture: Picture, what: str) -> NDArray[Any]:
+    """A condition (H, W) or (H, W, 3), turned with its picture where its size says that it lies like the file's pixels.
+
+    Raises RejectedItem where the picture is turned and the size of the condition does not tell whether it is, too.
+    """
+    if picture.orientation == 1:
         return values
-    if picture.mode == "RGB" and (values[..., 0] == values[..., 1]).all() and (values[..., 0] == values[..., 2]).all():
-        return values[..., 0]
-    raise RejectedItem(f"condition holds colours ({picture.mode}), not label ids")
+    size = picture.image.shape[:2]
+    if is_sideways(picture.orientation) and (lies_like_file := _lies_like(values.shape, size)) is not None:
+        if not lies_like_file:
+            return values
+        if values.ndim == 2:
+            return turned(values, picture.orientation)
+        raise RejectedItem(f"{what} lies like the file's pixels, which EXIF turns: store picture and {what} upright")
+    raise RejectedItem(
+        f"EXIF turns the picture (orientation {picture.orientation}), and the size of its {what} does not tell whether it "
+        "is turned already: store the picture upright"
+    )
 
 
-def decode_edges(data: bytes) -> NDArray[np.uint8]:
-    """Edges (H, W) uint8, 255 where the sketch is brighter than 0.6 (the published HED threshold), else 0."""
-    grey = grey_values(data)
-    if grey is None:
-        grey = np.asarray(_to_rgb(_open(data)).convert("L"), dtype=np.uint8)
-    return np.where(grey > 0.6 * 255, np.uint8(255), np.uint8(0))
-
-
-def grey_values(data: bytes, bits: int | None = None) -> NDArray[np.uint8] | None:
-    """The levels (H, W) of a whole grey PNG of 8 bits or 1 bit (0 or 255), or of `bits` only, as Pillow reads them.
-
-    In a tenth to a quarter of Pillow's time; None where Pillow has to say what the file is.
-    """
-    found = read_grey_png(data)
-    if found is None or (bits is not None and found.bits != bits):
-        return None
-    if not 0 < found.height * found.width <= (Image.MAX_IMAGE_PIXELS or math.inf):
-        return None
-    return decode_grey_png(data)
-
-
-def decode_depth(data: bytes, unit_metres: float) -> NDArray[np.float32]:
-    """Depth (H, W) in metres from a single-channel picture of multiples of `unit_metres`; 0 means unknown."""
-    picture = _open(data)
-    if picture.mode == "F":
-        metres = np.asarray(picture, dtype=np.float32) * np.float32(unit_metres)
-        return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
-    if picture.mode not in _WIDE_MODES and picture.mode != "L":
-        raise RejectedItem(f"depth must have one channel, this picture is {picture.mode}")
-    values = _wide_values(picture) if picture.mode in _WIDE_MODES else np.asarray(picture)
-    return (values.astype(np.float64) * unit_metres).astype(np.float32)
-
-
-def decode_normals(data: bytes) -> NDArray[np.float32]:
-    """Normals (H, W, 3) in [-1, 1] from a picture that stores (n + 1) / 2 in 8 bits; black means unknown (zeros)."""
-    values = np.asarray(_to_rgb(_open(data)), dtype=np.float32)
-    normals = values / 127.5 - 1.0
-    normals[values.sum(axis=2) == 0] = 0.0
-    return normals.astype(np.float32)
-
-
-def _open(data: bytes, *, whole: bool = True) -> Image.Image:
-    """The picture, its pixels too if `whole`. Raises RejectedItem."""
-    if not data:
-        raise RejectedItem("file is empty (0 bytes)")
-    try:
-        with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture: Image.Image = Image.open(io.BytesIO(data))
-            if whole:
-                picture.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RejectedItem(f"picture is larger than {Image.MAX_IMAGE_PIXELS} pixels") from error
-    except UnidentifiedImageError as error:
-        raise RejectedItem("file is not a picture of a known format") from error
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError, struct.error, zlib.error) as error:
-        # What Pillow's decoders raise on damaged files.
-        raise RejectedItem(f"picture is damaged ({error or type(error).__name__})") from error
-    return picture
-
-
-def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 (upright) where there is none, or where the EXIF block itself is damaged."""
-    try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error):
-        return 1
+def _lies_like(shape: tuple[int, ...], size: tuple[int, int]) -> bool | None:
+    """Whether `shape` (H, W, ...) is that of a picture of `size` on its side; False: upright; None: nobody knows."""
+    if shape[:2] in (size, size[::-1]) and size[0] != size[1]:
+        return shape[:2] == size[::-1]
+    as_upright, as_stored = (
+        abs(float(np.log(shape[1] * high / (shape[0] * wide)))) for high, wide in (size, size[::-1])
+    )
+    return as_stored < as_upright if abs(as_stored - as_upright) > _TELLING else None
 
 
 def _is_plain(picture: Image.Image, data: bytes) -> bool:
-    """Whether any decoder makes the same 8-bit RGB of the file: nothing rotated, blended, widened or animated."""
+    """Whether any decoder makes the same 8-bit RGB of the file: nothing blended, widened or animated."""
     if picture.mode != "RGB" or "transparency" in picture.info or getattr(picture, "n_frames", 1) > 1:
         return False
-    is_wide_png = picture.format == "PNG" and data[24] > 8  # bit depth in the header
-    return not is_wide_png and _orientation(picture) not in _UPRIGHT
+    return bits_of(picture, data) == 8
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in _WIDE_MODES:
-        return Image.fromarray((_wide_values(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise RejectedItem("picture holds floating point values, not a photograph")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, opaque).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+def _pixels(picture: Image.Image, data: bytes) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """The pixels of a photograph as stored, of 8 bits, in L, RGB, CMYK or LAB, and how opaque they are (None: wholly)."""
+    if picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB"):
+        return _jpeg_pixels(picture, data), None
+    if picture.mode in _GREY_MODES:
+        return _grey_pixels(read_samples(data))
+    marked, bits = picture.info.get("transparency"), bits_of(picture, data)
+    pixels = stored_pixels(picture)
+    if picture.mode == "RGB" and marked is not None:
+        return pixels, _opaque(np.asarray(pixels), marked, bits, data)
+    if picture.mode in ("CMYK", "LAB", "RGB"):
+        return pixels, None
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or marked is not None:
+        if picture.mode == "La":
+            pixels = pixels.convert("LA")
+        pixels = pixels.convert("RGBA")
+        return pixels.convert("RGB"), np.asarray(pixels)[..., 3]
+    return pixels.convert("RGB"), None
 
 
-def _wide_values(picture: Image.Image) -> NDArray[np.uint16]:
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-        raise RejectedItem("picture holds values outside 16 bits")
-    return cast(NDArray[np.uint16], values.astype(np.uint16))
+def _jpeg_pixels(picture: Image.Image, data: bytes) -> Image.Image:
+    """Pillow's levels. Raises RejectedItem where pixels are lost; an oddity that costs none is passed over."""
+    try:
+        grey = simplejpeg.decode_jpeg(data, "GRAY" if picture.mode == "L" else "RGB", strict=True)
+        return Image.fromarray(grey[..., 0] if picture.mode == "L" else grey)
+    except ValueError as complaint:
+        pixels = stored_pixels(picture)
+        if any(words in str(complaint) for words in _LOST_PIXELS):
+            raise RejectedItem(f"picture is damaged ({complaint})") from complaint
+        return pixels
+
+
+def _grey_pixels(samples: Samples) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """8 bits of a grey photograph's numbers. Raises RejectedItem where nobody knows which of them is white."""
+    values, largest = samples.values, samples.largest
+    if largest is None:
+        kind = "floating point values" if values.dtype.kind == "f" else f"numbers of {values.dtype}"
+        raise RejectedItem(f"picture holds {kind} ({samples.found}), not a photograph: nobody knows which is white")
+    scaled = values >> 8 if largest == 0xFFFF else (values.astype(np.uint32) * 255 + largest // 2) // largest
+    levels = scaled.astype(np.uint8)
+    alpha = None if samples.transparent is None else np.where(values == samples.transparent, np.uint8(0), np.uint8(255))
+    return Image.fromarray(255 - levels if samples.is_zero_white else levels), alpha
+
+
+def _opaque(levels: NDArray[np.uint8], marked: Any, bits: int, data: bytes) -> NDArray[np.uint8]:
+    """uint8 (H, W), 0 where a PNG's pixels have the colour that it marks as transparent."""
+    if bits == 16:  # of which Pillow has dropped the half
+        whole = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        if whole is None:
+            raise RejectedItem("picture is damaged")
+        is_marked = (np.asarray(whole)[..., 2::-1] == np.array(marked)).all(axis=2)
+    else:
+        is_marked = (levels == np.array(marked) & 255).all(axis=2)
+    return np.where(is_marked, np.uint8(0), np.uint8(255))
+
+
+def _laid_on_white(rgb: Image.Image, alpha: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3)."""
+    if alpha is not None:
+        opaque = rgb.convert("RGBA")
+        opaque.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, (255, 255, 255, 255)), opaque).convert("RGB")
+    return np.asarray(rgb, dtype=np.uint8)
+
+
+def _brightness(data: bytes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How bright and how opaque the pixels of a sketch are, (H, W) in [0, 1], as stored."""
+    picture = open_picture(data)
+    if picture.mode in _GREY_MODES and picture.format not in ("JPEG", "MPO"):
+        samples = read_samples(data)
+        values, largest = samples.values.astype(np.float64), samples.largest
+        if values.max() <= 1:  # 0 and 1, whatever the format could hold
+            largest = 1
+        if largest is None or values.min() < 0:
+            raise RejectedItem(f"sketch holds {samples.found}: nobody knows which is white")
+        values = 1 - values / largest if samples.is_zero_white else values / largest
+        alpha = np.ones(values.shape) if samples.transparent is None else samples.values != samples.transparent
+        return values, np.asarray(alpha, dtype=np.float64)
+    pixels, opaque = _pixels(picture, data)
+    grey = np.asarray((pixels if pixels.mode == "L" else pixels.convert("RGB")).convert("L")) / 255
+    return grey, np.ones(grey.shape) if opaque is None else opaque / 255

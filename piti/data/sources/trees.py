@@ -1,23 +1,20 @@
-"""A tree of files as a listing and a way to read one: a folder, local or in object storage, or inside an archive."""
+"""The tree of files at a place: a folder, a prefix in an object store, an archive, or a folder inside one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache, wraps
-from typing import Any, TypeVar
+from functools import lru_cache
 
 from piti import storage
-from piti.data.sources.archives import TarTree, ZipTree, is_archive
-from piti.data.sources.entries import Entry, Listing, Tree, is_hidden
-from piti.data.sources.object_store import stored_objects
+from piti.data.sources.archives import ARCHIVE_SUFFIXES, TarTree, ZipTree, is_archive
+from piti.data.sources.listing import Entry, Listing, Tree, object_version, read_file
+from piti.data.sources.names import clean_path, is_hidden
 from piti.errors import DataError
 
-AnyTree = TypeVar("AnyTree", bound=Tree)
-
-_shared: ContextVar[dict[Tree, Listing] | None] = ContextVar("shared_listings", default=None)
+_shared: ContextVar[dict[str, Listing] | None] = ContextVar("shared_listings", default=None)
 
 
 @contextmanager
@@ -33,19 +30,6 @@ def shared_listings() -> Iterator[None]:
         _shared.reset(token)
 
 
-def _shareable(lister: Callable[[AnyTree], Listing]) -> Callable[[AnyTree], Listing]:
-    @wraps(lister)
-    def entries(tree: AnyTree) -> Listing:
-        shared = _shared.get()
-        if shared is None:
-            return lister(tree)
-        if tree not in shared:
-            shared[tree] = lister(tree)
-        return shared[tree]
-
-    return entries
-
-
 @lru_cache(maxsize=64)
 def open_tree(uri: str) -> Tree:
     """The tree at `uri`, which may not exist yet: then listing it raises DataError. Cached for each process.
@@ -55,9 +39,9 @@ def open_tree(uri: str) -> Tree:
     """
     archive, inside = split_archive(uri)
     if archive is None:
-        return LocalTree(uri) if storage.is_local(uri) else RemoteTree(uri)
+        return FolderTree(uri)
     if inside:
-        return SubTree(open_tree(archive), inside, uri)
+        return SubTree(open_tree(archive), clean_path(inside), uri)
     return ZipTree(archive) if archive.lower().endswith(".zip") else TarTree(archive)
 
 
@@ -79,7 +63,7 @@ class SubTree:
 
     def entries(self) -> Listing:
         found = self._tree.entries().below(self._folder)
-        if not found:
+        if not len(found):
             raise DataError(f"there is nothing at {self._uri}", "correct the path in data.source")
         return found
 
@@ -89,48 +73,53 @@ class SubTree:
     def read(self, path: str) -> bytes:
         return self._tree.read(f"{self._folder}/{path}")
 
-    def read_soon(self, path: str) -> None:
-        self._tree.read_soon(f"{self._folder}/{path}")
 
-
-class LocalTree:
-    """A folder on this machine. Symbolic links are followed; a loop of links is walked once."""
+class FolderTree:
+    """A folder on this machine or a prefix in an object store. Symbolic links are followed; a loop is walked once."""
 
     def __init__(self, uri: str) -> None:
-        self._root = str(storage.local_path(uri))
+        self._uri = str(storage.local_path(uri)) if storage.is_local(uri) else uri.rstrip("/")
 
-    @_shareable
     def entries(self) -> Listing:
-        if not os.path.isdir(self._root):
-            raise DataError(f"there is no folder {self._root}", "correct the path in data.source")
-        return Listing.of(self._walk(self._root, "", frozenset()))
+        shared = _shared.get()
+        if shared is None:
+            return self._list()
+        if self._uri not in shared:
+            shared[self._uri] = self._list()
+        return shared[self._uri]
 
-    def _walk(self, folder: str, relative: str, above: frozenset[str]) -> Iterator[Entry]:
-        real = os.path.realpath(folder)
-        if real in above:
-            return
-        try:
-            children = os.scandir(folder)
-        except PermissionError as error:
-            raise DataError(f"the folder {folder} may not be read", "change its permissions") from error
-        with children:
-            for child in children:
-                if is_hidden(child.name):
-                    continue
-                if _is_folder(child):
-                    yield from self._walk(child.path, f"{relative}{child.name}/", above | {real})
-                else:
-                    yield _entry(child, f"{relative}{child.name}")
+    def _list(self) -> Listing:
+        if not storage.is_local(self._uri):
+            return Listing(_stored_objects(self._uri))
+        if not os.path.isdir(self._uri):
+            raise DataError(f"there is no folder {self._uri}", "correct the path in data.source")
+        return Listing(_walk(self._uri, "", frozenset()))
 
     def holds(self, folder: str) -> bool:
-        return os.path.isdir(os.path.join(self._root, folder))
+        place = storage.join(self._uri, folder) if folder else self._uri
+        return os.path.isdir(place) if storage.is_local(place) else bool(storage.list_names(place))
 
     def read(self, path: str) -> bytes:
-        with open(os.path.join(self._root, path), "rb") as stream:
-            return stream.read()
+        return read_file(f"{self._uri}/{path}")
 
-    def read_soon(self, path: str) -> None:
-        storage.read_soon(os.path.join(self._root, path))
+
+def _walk(folder: str, relative: str, above: frozenset[str]) -> Iterator[Entry]:
+    """The files of a local folder. `above`: the folders that lead here, which a link must not lead back to."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        children = os.scandir(folder)
+    except PermissionError as error:
+        raise DataError(f"the folder {folder} may not be read", "change its permissions") from error
+    with children:
+        for child in children:
+            if is_hidden(child.name):
+                continue
+            if _is_folder(child):
+                yield from _walk(child.path, f"{relative}{child.name}/", above | {real})
+            else:
+                yield _entry(child, f"{relative}{child.name}")
 
 
 def _is_folder(child: os.DirEntry[str]) -> bool:
@@ -148,37 +137,45 @@ def _entry(child: os.DirEntry[str], path: str) -> Entry:
     return Entry(path, status.st_size, str(status.st_mtime_ns))
 
 
-class RemoteTree:
-    """A prefix of an object store."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri.rstrip("/")
-        self._fs, self._path = storage.filesystem(self._uri)
-
-    @_shareable
-    def entries(self) -> Listing:
-        listing = Listing.of(entry for entry in self._found() if not is_hidden(entry.path))
-        if not listing and next(self._found(), None) is None:
-            raise DataError(f"there is nothing at {self._uri}", "correct the path in data.source")
-        return listing
-
-    def _found(self) -> Iterator[Entry]:
-        for path, about in stored_objects(self._fs, self._path):
-            yield Entry(path, int(about["size"]), _modified(about))
-
-    def holds(self, folder: str) -> bool:
-        return bool(storage.list_names(storage.join(self._uri, folder) if folder else self._uri))
-
-    def read(self, path: str) -> bytes:
-        return storage.read_bytes(storage.join(self._uri, path))
-
-    def read_soon(self, path: str) -> None:
-        """Nothing: a server is asked once."""
+def _stored_objects(uri: str) -> Iterator[Entry]:
+    """Every object below a prefix. Raises DataError where there is none."""
+    fs, place = storage.filesystem(uri)
+    fs.invalidate_cache()
+    found = fs.find(place, detail=True)
+    fs.invalidate_cache()  # it would keep what it has listed
+    if not found:
+        raise DataError(f"there is nothing at {uri}", "correct the path in data.source")
+    prefix = place.rstrip("/") + "/"
+    for name, about in found.items():
+        path = name.removeprefix(prefix)
+        if not is_hidden(path):
+            yield Entry(path, int(about.get("size") or 0), object_version(about))
 
 
-def _modified(about: dict[str, Any]) -> str:
-    """What an object store says about an object's version: its ETag, else its time of change, else nothing."""
-    for name in ("ETag", "etag", "LastModified", "updated", "mtime", "created"):
-        if about.get(name):
-            return str(about[name])
-    return ""
+def find_place(root: str, candidates: Sequence[str]) -> str | None:
+    """URI of the first candidate folder (relative to `root`) that is there; None if none is.
+
+    A candidate may lead into an archive (`train2017.zip/train2017`). `root` may itself be an archive.
+    """
+    for candidate in candidates:
+        uri = storage.join(root, candidate) if candidate else root
+        archive, inside = split_archive(uri)
+        if archive is None:
+            is_there = open_tree(uri).holds("")
+        else:
+            is_there = storage.exists(archive) and open_tree(archive).holds(inside)
+        if is_there:
+            return uri
+    return None
+
+
+def archive_forms(name: str) -> list[str]:
+    """The names under which a folder `name` may lie packed: `name.zip`, `name.tar.gz`, ..."""
+    return [f"{name}{suffix}" for suffix in ARCHIVE_SUFFIXES]
+
+
+def forms(name: str, inside: str | None = None) -> list[str]:
+    """Candidates for a folder: unpacked, or packed with the folder `inside` (default: `name`'s last part) in it."""
+    inner = name.rsplit("/", 1)[-1] if inside is None else inside
+    packed = [f"{form}/{inner}" if inner else form for form in archive_forms(name)]
+    return [name, *packed]

@@ -11,13 +11,14 @@ from functools import lru_cache
 from piti import storage
 from piti.config import DataConfig, WebdatasetSourceConfig
 from piti.data.items import SPLITS, Item, Split
-from piti.data.sources.archives import TarMember, is_archive, tar_members
-from piti.data.sources.entries import is_hidden
-from piti.data.sources.files import FileItem, Reading, TarSpan
-from piti.data.sources.keys import ValidationDraw, draw_validation, safe_key
+from piti.data.sources.archives import TarSpan, is_archive, tar_members
+from piti.data.sources.files import FileItem, Reading
+from piti.data.sources.listing import Entry, stored_version
+from piti.data.sources.members import Member, Members
+from piti.data.sources.names import ValidationDraw, draw_validation, is_hidden, safe_key
 from piti.errors import DataError, PitiError
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -26,7 +27,7 @@ class _Sample:
     """The members of one key, by suffix; `repeated` is a suffix that came twice."""
 
     key: str
-    members: dict[str, TarMember] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict)
     repeated: str | None = None
 
 
@@ -41,7 +42,7 @@ class WebdatasetSource:
         return [] if place is None else expand_tars(place)
 
     def fingerprint(self) -> str:
-        listed = [f"{tar}|{_version(tar)}" for split in SPLITS for tar in self._tars(split)]
+        listed = [f"{tar}|{stored_version(tar)}" for split in SPLITS for tar in self._tars(split)]
         return storage.sha256_bytes("\n".join([str(_FORMAT_VERSION), *listed]).encode())
 
     def problems(self) -> list[PitiError]:
@@ -66,7 +67,7 @@ class WebdatasetSource:
             yield DataError(what, "correct data.source.train or data.source.validation")
             return
         try:
-            found = {suffix for sample in _samples(tars[0], _version(tars[0])) for suffix in sample.members}
+            found = {suffix for sample in _samples(tars[0], stored_version(tars[0])) for suffix in sample.members}
         except PitiError as error:
             yield error
             return
@@ -89,7 +90,7 @@ class WebdatasetSource:
             drawn = draw_validation(names, self._config.validation_share)
         place = () if drawn is not None else (split,)
         for tar in tars:
-            version = _version(tar)
+            version = stored_version(tar)
             for name, sample in _named_samples(tar, common):
                 if drawn is None or (name in drawn) == (split == "validation"):
                     yield self._item(tar, name, sample, version, place)
@@ -110,11 +111,11 @@ class WebdatasetSource:
         elif config.normals is not None and normals is None:
             fault = f"no {config.normals}"
         used = [member for member in (image, condition, normals) if member is not None]
-        identity = "|".join([version, *(f"{member.offset}-{member.size_bytes}" for member in used)])
-        return FileItem(
-            safe_key(f"{name}.tar", *place), name, identity, Reading.of(self._data, config.depth_unit_metres),
-            _span(tar, image), _span(tar, condition), _span(tar, normals), fault=fault,
-            size_bytes=sum(member.size_bytes for member in used),
+        fault = fault or next((f"{member.path} is {member.fault}" for member in used if member.fault is not None), None)
+        entries = [Entry(version, member.size_bytes, member.version) for member in used]
+        return FileItem.of(
+            safe_key(f"{name}.tar", *place), name, Reading.of(self._data, config.depth_unit_metres), entries, fault=fault,
+            image=_span(image), condition=_span(condition), normals=_span(normals),
         )  # fmt: skip
 
 
@@ -135,34 +136,29 @@ def expand_tars(place: str) -> list[str]:
 def _named_samples(tar: str, common: str) -> Iterator[tuple[str, _Sample]]:
     """The samples of a tar, each with its name in the dataset: keys may repeat in other tars."""
     short = tar.removeprefix(common).lstrip("/")
-    for sample in _samples(tar, _version(tar)):
+    for sample in _samples(tar, stored_version(tar)):
         yield f"{short}/{sample.key}", sample
 
 
 @lru_cache(maxsize=1)
 def _samples(tar: str, version: str) -> list[_Sample]:
     """Of one tar at a time: a set of them has millions. `version`: a tar that changes is listed anew."""
+    members = list(tar_members(tar))
+    files = Members(members).files
+    paths = [member.path for member in members if member.path in files]
+    behind_links = sorted(files.keys() - set(paths))
     samples: dict[str, _Sample] = {}
-    for member in tar_members(tar):
-        if is_hidden(member.path):
+    for path in (*paths, *behind_links):
+        if is_hidden(path):
             continue
-        folder, slash, base = member.path.rpartition("/")
+        folder, slash, base = path.rpartition("/")
         name, _, suffix = base.partition(".")
         sample = samples.setdefault(f"{folder}{slash}{name}", _Sample(f"{folder}{slash}{name}"))
         if suffix.lower() in sample.members:
             sample.repeated = suffix.lower()
-        sample.members[suffix.lower()] = member
+        sample.members[suffix.lower()] = files[path]
     return list(samples.values())
 
 
-def _span(tar: str, member: TarMember | None) -> TarSpan | None:
-    return None if member is None else TarSpan(tar, member.path, member.offset, member.size_bytes)
-
-
-def _version(tar: str) -> str:
-    fs, path = storage.filesystem(tar)
-    try:
-        about = fs.info(path)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no {tar}", "correct data.source") from error
-    return "|".join(str(about.get(name) or "") for name in ("size", "mtime", "ETag", "LastModified", "updated"))
+def _span(member: Member | None) -> TarSpan | None:
+    return None if member is None else member.place

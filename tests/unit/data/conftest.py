@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from piti.data.publishing import write_manifest
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet
 from piti.data.sources import open_source
+from piti.jobs import degrade, shard
 from piti.jobs.degrade import companion_plan, degrade_shard
 
 
@@ -119,5 +120,14 @@ def sketch_companions(
     return degrade_now(sketch_set.uri, sketch_data, tmp_path_factory.mktemp("companions"))
 
 
-def read_json(members: dict[str, bytes]) -> Any:
-    return json.loads(members["json"])
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs shard and degrade do their tasks here, one after the other."""
+
+    def run_here(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], **_: float) -> Iterator[Any]:
+        for entry in arguments:
+            yield function(*entry)
+
+    for job in (shard, degrade):
+        monkeypatch.setattr(job, "run_tasks", run_here)
+        monkeypatch.setattr(job, "ray_connection", nullcontext)

@@ -1,9 +1,8 @@
-"""Jobs shard and degrade on a real Ray: parallel, restartable, with results and errors for people."""
+"""Jobs shard and degrade: restartable, with results and errors for people. Ray runs their tasks in tests/e2e."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import ray
 
 from degradations import Recipe, apply_recipe
-from piti.config import Config
+from piti.config import Config, DegradationConfig
 from piti.config.presets import load_config
 from piti.data.decoding import decode_image, decode_variant
 from piti.data.geometry import crop_photograph
@@ -22,19 +21,10 @@ from piti.data.verify import verify_shards
 from piti.errors import DataError
 from piti.job import JobContext, JobSpec
 from piti.jobs import degrade, shard
+from piti.jobs.ray_tasks import run_tasks
 from piti.plan import Plan, Step
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def small_config(root: Path, source: dict[str, Any], **data: Any) -> Config:
@@ -46,7 +36,6 @@ def run(module: Any, step: Step, config: Config, folder: Path) -> Any:
     return module.run(JobContext(JobSpec.for_step(step, config, str(folder))))
 
 
-@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("geometry", ["squash", "random"])
 def test_shard_then_degrade_then_again(tmp_path: Path, geometry: str) -> None:
     config = small_config(tmp_path, {"kind": "bundled", "train_crops": 16, "validation_crops": 5}, geometry=geometry)
@@ -94,7 +83,6 @@ def replay(images: ShardSet, low: ShardSet) -> None:
     assert len(recipes) > 4
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_too_many_rejected_fails_and_names_the_first(tmp_path: Path, picture_folder: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -113,7 +101,6 @@ def test_too_many_rejected_fails_and_names_the_first(tmp_path: Path, picture_fol
     assert run(shard, Plan(allowed).shard, allowed, tmp_path / "job")["rejected"] == 3
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_every_item_found_is_accounted_for_in_a_few_shot_set(tmp_path: Path) -> None:
     source = {"kind": "bundled", "train_crops": 12, "validation_crops": 4}
     config = small_config(tmp_path, source, max_samples=5)
@@ -122,7 +109,6 @@ def test_every_item_found_is_accounted_for_in_a_few_shot_set(tmp_path: Path) -> 
     assert (result["rejected"], result["filtered"], result["not_drawn"]) == (0, 0, 7)
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_degrading_damaged_shards_says_which_sample(tmp_path: Path) -> None:
     config = small_config(tmp_path, {"kind": "bundled", "train_crops": 4, "validation_crops": 2})
     plan = Plan(config)
@@ -135,3 +121,18 @@ def test_degrading_damaged_shards_says_which_sample(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match=f"sample {row['key']} in .* is damaged"):
         run(degrade, plan.degrade, config, tmp_path / "job")
+
+
+@pytest.mark.integration
+def test_the_error_of_a_task_on_ray_is_raised_as_it_was(tmp_path: Path) -> None:
+    own = not ray.is_initialized()
+    if own:
+        ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        data = small_config(tmp_path, {"kind": "bundled"}).data
+        work = [(str(tmp_path), "train-000000.tar", str(tmp_path), "plan", data, DegradationConfig(), 4, 0)]
+        with pytest.raises(DataError, match=r"is no finished set of shards .* - run piti/prepare"):
+            list(run_tasks(degrade.degrade_shard, work))
+    finally:
+        if own:
+            ray.shutdown()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from piti.config import DataConfig
 from piti.data.sources import SPLITS, open_source
-from piti.data.sources.keys import safe_key
+from piti.data.sources.names import safe_key
 
 _NAMES = ("0", "1", "conditions/0", "labels/0")
 

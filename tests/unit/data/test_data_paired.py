@@ -17,7 +17,7 @@ from PIL import Image
 from piti.config import DataConfig
 from piti.data.shards import ShardSet
 from piti.data.sources import RejectedItem, open_source
-from piti.data.sources.keys import safe_key
+from piti.data.sources.names import safe_key
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError
 

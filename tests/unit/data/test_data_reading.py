@@ -18,9 +18,9 @@ from piti.data.publishing import published_shards
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet
 from piti.data.sources import RejectedItem, open_source
-from piti.data.sources import reading as patience
-from piti.data.sources.reading import read_or_reject
-from piti.data.sources.trees import LocalTree
+from piti.data.sources import retrying as patience
+from piti.data.sources.retrying import read_or_reject
+from piti.data.sources.trees import FolderTree
 from piti.errors import DataError
 
 _TRANSIENT = [
@@ -111,15 +111,15 @@ def test_a_disk_that_fails_publishes_nothing_wrong(
 ) -> None:  # fmt: skip
     plans = plan_shards(open_source(sketch_data), sketch_data, seed=0)
     unlucky = next(plan for plan in plans if len(plan.items) > 2)
-    path, real = unlucky.items[1].origin, LocalTree.read
+    path, real = unlucky.items[1].origin, FolderTree.read
 
-    def read(self: LocalTree, wanted: str) -> bytes:
+    def read(self: FolderTree, wanted: str) -> bytes:
         if wanted == path:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(self, wanted)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalTree, "read", read)
+        patch.setattr(FolderTree, "read", read)
         for plan in plans:
             if plan.name == unlucky.name:
                 with pytest.raises(DataError, match="Input/output error"):

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from piti.settings import PROJECT, Settings
+from piti.config.presets import PRESETS, load_config, preset_names
+from piti.settings import CONFIG_VARIABLES, PROJECT, Settings
 
 INFRA = PROJECT / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -26,7 +27,11 @@ MANIFESTS: list[dict[str, Any]] = [
 ]
 # Settings of the images' own software, and of ours that are no Settings fields.
 FOREIGN = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_PASSWORD_FILE", "PGDATA", "PITI_COMMIT"}
-RAY_VARIABLES = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"}
+RAY_VARIABLES = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED", "RAY_START_HOOK"}
+FOREIGN |= {"AWS_SHARED_CREDENTIALS_FILE"}
+# Variables of ours that are no Settings fields: see piti/settings.py, piti/data/cache.py.
+OURS = {*CONFIG_VARIABLES, "PITI_CACHE_BYTES", "PITI_COMMIT"}
+GPU_OVERLAY: dict[str, Any] = yaml.safe_load((INFRA / "kuberay-gpu" / "kustomization.yaml").read_text())
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -51,8 +56,9 @@ def manifest(kind: str, name: str) -> dict[str, Any]:
 def commands() -> list[list[str]]:
     """Every command line of ours in compose and manifests."""
     composed = [service["command"] for service in COMPOSE["services"].values() if "command" in service]
-    words = [line if line[:2] != ["sh", "-c"] else line[2].split("exec ", 1)[1].split() for line in composed]
-    return [*words, *(container["args"] for _, container in containers() if "args" in container)]
+    words = [*composed, *(container["args"] for _, container in containers() if "args" in container)]
+    script = (INFRA / "start-prefect-server").read_text().split("exec ", 1)[1].split()
+    return [script if line == ["start-prefect-server"] else line for line in words]
 
 
 def variables() -> Iterator[tuple[str, str]]:
@@ -60,10 +66,24 @@ def variables() -> Iterator[tuple[str, str]]:
     for name, service in COMPOSE["services"].items():
         yield from ((f"compose {name}", variable) for variable in service.get("environment", {}))
     for name, container in containers():
-        yield from ((name, entry["name"]) for entry in container.get("env", []))
+        yield from ((name, variable) for variable in environment_of(container))
     for line in dockerfile():
         if line.startswith("ENV "):
             yield from (("Dockerfile", word.split("=")[0]) for word in line.split()[1:] if "=" in word)
+
+
+def environment_of(container: dict[str, Any]) -> dict[str, Any]:
+    """A container's variables, those of config maps included."""
+    found: dict[str, Any] = {}
+    for source in container.get("envFrom", []):
+        found |= manifest("ConfigMap", source["configMapRef"]["name"])["data"]
+    return found | {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+
+
+def serving_environments() -> dict[str, dict[str, Any]]:
+    """What the serving process is told, by compose and by Kubernetes."""
+    (container,) = manifest("Deployment", "serve")["spec"]["template"]["spec"]["containers"]
+    return {"compose": COMPOSE["services"]["serve"]["environment"], "kubernetes": environment_of(container)}
 
 
 def dockerfile() -> list[str]:
@@ -78,7 +98,7 @@ def test_every_variable_is_one_that_its_program_knows() -> None:
 
     prefect_names = _get_valid_setting_names(PrefectSettings)
     ours = {f"PITI_{field.upper()}" for field in Settings.model_fields}
-    allowed = ours | FOREIGN | RAY_VARIABLES | {"PATH", "PIP_NO_CACHE_DIR", "PIP_DISABLE_PIP_VERSION_CHECK"}
+    allowed = ours | OURS | FOREIGN | RAY_VARIABLES | {"PATH", "PIP_NO_CACHE_DIR", "PIP_DISABLE_PIP_VERSION_CHECK"}
     allowed |= {"PYTHONUNBUFFERED", "DO_NOT_TRACK"}
     unknown = [(where, name) for where, name in variables() if name not in allowed and name not in prefect_names]
     assert unknown == []
@@ -130,11 +150,13 @@ def test_the_image_is_pinned_unprivileged_and_copies_what_exists() -> None:
     assert lines[-1].startswith("CMD ")
     copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
     assert {"flows", "piti", "degradations", "eval", "configs", "requirements.lock"} <= set(copied)
+    assert "infra/start-prefect-server" in copied
     assert [path for path in copied if not (PROJECT / path).exists()] == []
     allowed = {
         line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
     }
     assert set(copied) <= allowed
+    assert "USER 10001" in lines
     assert "ARG PITI_COMMIT=unknown" in lines
     build_packages = re.search(r"include = \[(.*?)\]", (PROJECT / "pyproject.toml").read_text())
     assert build_packages is not None
@@ -145,7 +167,8 @@ def test_compose_refers_only_to_what_it_declares() -> None:
     services = COMPOSE["services"]
     for name, service in services.items():
         assert set(service.get("depends_on", {})) <= set(services), name
-        assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
+        secrets = {each if isinstance(each, str) else each["source"] for each in service.get("secrets", [])}
+        assert secrets <= set(COMPOSE["secrets"]), name
         assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"]), name
         for needed, how in service.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"}
@@ -159,7 +182,7 @@ def test_compose_publishes_on_loopback_and_ray_asks_for_a_token() -> None:
     assert all(port.startswith("127.0.0.1:") for port in published)
     for name in ("ray-head", "ray-worker", "serve"):
         assert COMPOSE["services"][name]["environment"]["RAY_AUTH_MODE"] == "token"
-        assert "ray-token" in COMPOSE["services"][name]["secrets"]
+        assert "ray-token" in [each["source"] for each in COMPOSE["services"][name]["secrets"]]
 
 
 def test_no_secret_is_in_the_repository(tmp_path: Path) -> None:
@@ -171,9 +194,13 @@ def test_no_secret_is_in_the_repository(tmp_path: Path) -> None:
     subprocess.run([tmp_path / "make-secrets"], check=True, capture_output=True)
     made = {f"secrets/{path.name}": path.read_text() for path in (tmp_path / "secrets").iterdir()}
     assert set(made) == {secret["file"] for secret in COMPOSE["secrets"].values()}
-    assert all(re.fullmatch("[0-9a-f]{64}", content) for content in made.values())
+    empty = made.pop("secrets/storage-credentials")
+    assert empty == ""
+    assert all(re.fullmatch("(piti:)?[0-9a-f]{64}", content) for content in made.values())
+    assert made["secrets/prefect-auth"].startswith("piti:")
     subprocess.run([tmp_path / "make-secrets"], check=True, capture_output=True)
-    assert {f"secrets/{path.name}": path.read_text() for path in (tmp_path / "secrets").iterdir()} == made
+    again = {f"secrets/{path.name}": path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert again == {**made, "secrets/storage-credentials": ""}
 
 
 def test_the_ray_cluster_is_of_the_locked_version_and_asks_for_a_token() -> None:
@@ -181,12 +208,15 @@ def test_the_ray_cluster_is_of_the_locked_version_and_asks_for_a_token() -> None
     assert spec["rayVersion"] == version("ray")
     assert f"ray=={spec['rayVersion']} " in (PROJECT / "requirements.lock").read_text()
     assert spec["authOptions"] == {"mode": "token"}
-    serve = manifest("Deployment", "serve")["spec"]["template"]["spec"]["containers"][0]
-    (token,) = [entry for entry in serve["env"] if entry["name"] == "RAY_AUTH_TOKEN"]
-    assert token["valueFrom"]["secretKeyRef"] == {
-        "name": manifest("RayCluster", "piti")["metadata"]["name"],
-        "key": "auth_token",
-    }
+    serve = manifest("Deployment", "serve")["spec"]["template"]["spec"]
+    (secrets,) = [volume for volume in serve["volumes"] if volume["name"] == "secrets"]
+    token = secrets["projected"]["sources"][0]["secret"]
+    assert (token["name"], token["items"][0]["key"]) == (
+        manifest("RayCluster", "piti")["metadata"]["name"],
+        "auth_token",
+    )
+    assert serving_environments()["kubernetes"]["RAY_AUTH_TOKEN_PATH"].endswith(token["items"][0]["path"])
+    assert "KubeRay 1.6 or newer" in (INFRA / "kuberay" / "raycluster.yaml").read_text().replace("\n# ", " ")
 
 
 def test_selectors_ports_and_volumes_of_the_manifests_meet() -> None:
@@ -219,14 +249,129 @@ def test_selectors_ports_and_volumes_of_the_manifests_meet() -> None:
         assert mounted <= set(declared) | templates, name
 
 
-def test_pods_are_unprivileged_and_say_what_they_need() -> None:
+def test_pods_may_do_nothing_that_they_need_not_do() -> None:
+    """What Kubernetes' Pod Security Standard "restricted" asks for, and a file system that nobody writes to."""
+    assert manifest("Namespace", "piti")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for name, spec in pods():
         assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert spec["automountServiceAccountToken"] is False, name
     for name, container in containers():
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False}, name
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        }, name  # fmt: skip
+        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]], name
         assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
         assert "memory" in container["resources"]["limits"], name
         assert not container["image"].endswith(":latest"), name
+    for name, service in COMPOSE["services"].items():
+        assert "no-new-privileges:true" in service["security_opt"], name
+        if service["image"].startswith("piti:"):
+            assert (service["cap_drop"], service["read_only"]) == (["ALL"], True), name
+
+
+def test_secrets_come_as_files() -> None:
+    for where, name in variables():
+        assert not re.search(r"(PASSWORD|TOKEN|SECRET|AUTH_STRING|KEY)$", name), f"{where}: {name}"
+
+
+def test_only_who_needs_it_reaches_a_server() -> None:
+    policies = [each for each in MANIFESTS if each["kind"] == "NetworkPolicy"]
+    assert {"podSelector": {}, "policyTypes": ["Ingress"]} in [policy["spec"] for policy in policies]
+    allowed = {
+        (tuple(source["podSelector"]["matchLabels"].values()), tuple(policy["spec"]["podSelector"]["matchLabels"].values()))
+        for policy in policies for rule in policy["spec"].get("ingress", []) for source in rule["from"]
+    }  # fmt: skip
+    assert allowed == {
+        (("prefect",), ("postgres",)), (("serve",), ("prefect",)), (("serve",), ("piti",)), (("piti",), ("piti",))
+    }  # fmt: skip
+
+
+def gibibytes(quantity: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()  # type: ignore[union-attr]
+    return float(number) / (1024 if unit == "Mi" else 1)
+
+
+def test_shared_memory_holds_what_ray_keeps_there() -> None:
+    """Ray takes 30 % of a node's memory for objects, and falls back to the disk where /dev/shm is smaller."""
+    seen = 0
+    for name, spec in pods():
+        for volume in spec["volumes"]:
+            if volume["name"] == "shared-memory":
+                memory = gibibytes(spec["containers"][0]["resources"]["limits"]["memory"])
+                assert gibibytes(volume["emptyDir"]["sizeLimit"]) >= 0.3 * memory, name
+                seen += 1
+    assert seen == 3
+    for name in ("ray-head", "ray-worker"):
+        service = COMPOSE["services"][name]
+        (option,) = [word for word in service["command"] if word.startswith("--object-store-memory=")]
+        assert int(option.split("=")[1]) <= 1e9 * float(service["shm_size"].removesuffix("gb"))
+
+
+def offers() -> list[list[dict[str, str]]]:
+    """What the workers of each overlay have, one entry a pod: that of the base, that of the GPU overlay."""
+    groups = manifest("RayCluster", "piti")["spec"]["workerGroupSpecs"]
+    replicas = [[group["replicas"] for group in groups] for _ in range(2)]
+    for operation in yaml.safe_load(GPU_OVERLAY["patches"][0]["patch"]):
+        match = re.fullmatch(r"/spec/workerGroupSpecs/(\d)/replicas", operation["path"])
+        assert match is not None
+        replicas[1][int(match[1])] = operation["value"]
+    limits = [group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups]
+    return [[limits[index] for index, number in enumerate(numbers) for _ in range(number)] for numbers in replicas]
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_finds_its_workers_in_some_overlay(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in CONFIG_VARIABLES:
+        monkeypatch.setenv(variable, "/data")
+    config = load_config(preset)
+    gpus, cpus = int(config.cluster.use_gpu), config.cluster.cpus_per_worker
+    # Weights, their average, gradients and two moments in float32; 2 GiB for each process that loads pictures.
+    parameters = 351e6 * max(model.model_channels / 192 for model in (config.models.base, config.models.upsampler)) ** 2
+    memory = 20 * parameters / 2**30 + 2 * (1 + config.cluster.loader_workers)
+    fitting = []
+    for pods_of_overlay in offers():
+        places = 0
+        for limits in pods_of_overlay:
+            has_gpus = int(limits.get("nvidia.com/gpu", 0))
+            by_gpu = [has_gpus // gpus] if gpus else []
+            places += min(int(limits["cpu"]) // cpus, int(gibibytes(limits["memory"]) // memory), *by_gpu)
+        fitting.append(places >= config.cluster.num_workers)
+    assert any(fitting)
+    assert fitting[0] == (not gpus), "the base, which needs no GPU, has room for the demo"
+
+
+def test_the_serving_process_has_every_variable_that_presets_use() -> None:
+    used = {
+        name for path in PRESETS.glob("*.yaml") for name in re.findall(r"^[^#]*?\$\{?(\w+)", path.read_text(), re.M)
+    }
+    assert {"PITI_ROOT", "PITI_DATA", "PITI_WEIGHTS"} <= used <= set(CONFIG_VARIABLES)
+    for where, environment in serving_environments().items():
+        assert used <= set(environment), where
+        assert {"AWS_SHARED_CREDENTIALS_FILE", "PITI_PREFECT_AUTH_FILE", "PITI_RAY_JOBS_URL"} <= set(environment), where
+
+
+def test_every_variable_that_the_code_reads_is_known() -> None:
+    code = "".join(path.read_text() for folder in ("piti", "flows") for path in (PROJECT / folder).rglob("*.py"))
+    read = set(re.findall(r"\"(PITI_[A-Z_]+)\"", code))
+    settings = {f"PITI_{field.upper()}" for field in Settings.model_fields}
+    assert read - settings - OURS == {"PITI_STACK_ID"}, "a mark of the stack's own processes"
+
+
+def test_the_guide_names_only_what_exists() -> None:
+    guide = (INFRA / "README.md").read_text()
+    for path in re.findall(r"(?:-f|-k) (infra/\S+)", guide):
+        assert (PROJECT / path).exists(), path
+    for preset in re.findall(r"--config (\S+)", guide):
+        assert preset in preset_names()
+    used = {
+        secret["secretName"] if "secretName" in secret else secret["name"]
+        for _, spec in pods() for volume in spec.get("volumes", [])
+        for secret in [volume.get("secret", {}), *(each["secret"] for each in volume.get("projected", {}).get("sources", []))]
+        if secret and not secret.get("optional")
+    }  # fmt: skip
+    made = set(re.findall(r"create secret generic (\S+)", guide))
+    assert used - made == {"piti"}, "which KubeRay makes"
 
 
 def test_kustomize_builds_the_manifests() -> None:
@@ -239,5 +384,11 @@ def test_kustomize_builds_the_manifests() -> None:
     assert built.returncode == 0, built.stderr
     documents = [document for document in yaml.safe_load_all(built.stdout) if document]
     assert len(documents) == len(MANIFESTS)
+    overlay = subprocess.run(
+        [kubectl, "kustomize", str(INFRA / "kuberay-gpu")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert overlay.returncode == 0, overlay.stderr
+    (cluster,) = [each for each in yaml.safe_load_all(overlay.stdout) if each["kind"] == "RayCluster"]
+    assert [group["replicas"] for group in cluster["spec"]["workerGroupSpecs"]] == [0, 8]
     images = set(re.findall(r"image: (\S+)", built.stdout))
     assert images == {"postgres:16-alpine", "registry.example.com/piti:0.1.0"}

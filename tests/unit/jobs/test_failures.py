@@ -6,7 +6,6 @@ import pytest
 import ray
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
-from ray.train.v2.api.exceptions import WorkerGroupError
 
 from piti.jobs.failures import reason_of
 
@@ -22,12 +21,11 @@ def wrapped(error: Exception) -> Exception:
     [
         (ValueError("bad\nTraceback"), ["ValueError: bad"]),
         (wrapped(ValueError("bad")), ["ValueError: bad"]),
-        (WorkerGroupError("long\ntraceback", {1: KeyError("x")}), ["KeyError: 'x'"]),
-        (WorkerGroupError("long", {0: wrapped(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))}),
-         ["CUDA out of memory. Tried to allocate 2 GiB", "microbatch_size"]),
+        (wrapped(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+         ["CUDA out of memory. Tried to allocate 2 GiB", "lower sampling.batch_size"]),
         (OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7)"),
          ["10.0.0.7", "lower cluster.num_workers"]),
-        (WorkerGroupError("long", {0: ActorDiedError()}), ["ActorDiedError: The actor died unexpectedly"]),
+        (ActorDiedError(), ["ActorDiedError: The actor died unexpectedly"]),
         (RuntimeError(), ["RuntimeError"]),
     ],
 )  # fmt: skip

@@ -10,9 +10,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from piti import storage
-from piti.checkpoints import clear_leftovers, prune_checkpoints
+from piti.checkpoints import checkpoint_uri, clear_leftovers, prune_checkpoints
 from piti.jobs.train import RAY_SNAPSHOT, forget_lost_checkpoints
+from piti.training import metrics
 from piti.training.metrics import MetricsLog, read_metrics
+from piti.training.publisher import Publisher
 
 
 def checkpoint(run: Path, step: int) -> Path:
@@ -23,34 +25,46 @@ def checkpoint(run: Path, step: int) -> Path:
     return folder
 
 
+class Recorded:
+    """A log as a run keeps it: written by a publisher, which `with` waits for."""
+
+    def __init__(self, run: str, first_step: int = 0) -> None:
+        self._publisher = Publisher()
+        self._log = MetricsLog(run, first_step, self._publisher)
+
+    def __enter__(self) -> MetricsLog:
+        return self._log
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+        assert self._publisher.close() == []
+
+
 def test_records_of_steps_to_be_redone_are_dropped(tmp_path: Path) -> None:
     run = str(tmp_path)
-    log = MetricsLog(run, 0)
-    for step in (1, 2, 3):
-        log.add(step, "train", {"loss": 1 / step})
-    log.close()
-    resumed = MetricsLog(run, 2)
-    resumed.add(3, "train", {"loss": 7.0})
-    resumed.close()
+    with Recorded(run) as log:
+        for step in (1, 2, 3):
+            log.add(step, "train", {"loss": 1 / step})
+    with Recorded(run, 2) as resumed:
+        resumed.add(3, "train", {"loss": 7.0})
     assert [(record["step"], record["loss"]) for record in read_metrics(run)] == [(1, 1.0), (2, 0.5), (3, 7.0)]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5), (3, 7.0)]
 
 
 def test_a_fresh_run_does_not_keep_what_another_left(tmp_path: Path) -> None:
-    log = MetricsLog(str(tmp_path), 0)
-    log.add(1, "train", {"loss": 1.0})
-    log.close()
-    again = MetricsLog(str(tmp_path), 0)
-    again.close()
+    with Recorded(str(tmp_path)) as log:
+        log.add(0, "validation", {"loss": 1.0})
+        log.add(1, "train", {"loss": 1.0})
+    with Recorded(str(tmp_path)):
+        pass
     assert read_metrics(str(tmp_path)) == []
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
     """JSON has no NaN; other programs must be able to read the file."""
-    log = MetricsLog(str(tmp_path), 0)
-    log.add(1, "train", {"loss": math.nan, "mse": math.inf, "vb": 1.0})
-    log.close()
+    with Recorded(str(tmp_path)) as log:
+        log.add(1, "train", {"loss": math.nan, "mse": math.inf, "vb": 1.0})
     record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert (record["loss"], record["mse"], record["vb"]) == (None, None, 1.0)
 
@@ -58,12 +72,35 @@ def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
 def test_metrics_in_an_object_store() -> None:
     """The same files appear there, events included."""
     run = "memory://metrics-test/run"
-    log = MetricsLog(run, 0)
-    log.add(1, "validation", {"loss": 0.5})
-    log.close()
+    with Recorded(run) as log:
+        log.add(1, "validation", {"loss": 0.5})
     assert [record["loss"] for record in read_metrics(run)] == [0.5]
     (events,) = storage.list_names(storage.join(run, "tensorboard"))
     assert events.startswith("events.out.tfevents")
+
+
+def test_a_part_that_is_full_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publication writes the records since the last full part, however long the run."""
+    monkeypatch.setattr(metrics, "RECORDS_PER_PART", 10)
+    monkeypatch.setattr(metrics, "PUBLISH_INTERVAL_SECONDS", 0)
+    sizes: list[int] = []
+    write_bytes = storage.write_bytes
+
+    def counting(uri: str, data: bytes) -> None:
+        sizes.append(data.count(b"\n"))
+        write_bytes(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", counting)
+    publisher = Publisher()
+    log = MetricsLog(str(tmp_path), 0, publisher)
+    for step in range(1, 36):
+        log.add(step, "train", {"loss": float(step)})
+        assert publisher.flush(10)
+    log.close()
+    assert publisher.close() == []
+    assert max(sizes) == 10
+    assert len(list(tmp_path.glob("metrics*.jsonl"))) == 4
+    assert [record["step"] for record in read_metrics(str(tmp_path))] == list(range(1, 36))
 
 
 def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
@@ -71,6 +108,8 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
         checkpoint(tmp_path, step)
     (tmp_path / "step-00000008" / storage.MARKER).unlink()  # never finished: does not count as one
     prune_checkpoints(str(tmp_path), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006", "step-00000008"]
+    prune_checkpoints(str(tmp_path), 1, spared=[checkpoint_uri(str(tmp_path), 4)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006", "step-00000008"]
 
 

@@ -14,12 +14,13 @@ from piti.models import PITIModel
 from piti.seeds import seed_of
 from piti.training import loop
 from piti.training.ema import EMA, ema_rate_at
-from piti.training.gradients import accumulate_gradients, draw
+from piti.training.gradients import Microbatch, StepLosses, accumulate_gradients, draw
 from piti.training.loop import MAX_SKIPPED_IN_A_ROW, train
 from piti.training.metrics import read_metrics
 from piti.training.randomness import generator, normal_pictures, uniform
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
+from piti.training.status import Status
 from piti.training.workers import Workers
 
 CPU = Workers()
@@ -96,6 +97,47 @@ def test_a_gap_left_by_a_damaged_sample_weighs_nothing(pipeline: Any, uniform: A
     assert torch.equal(with_gap, gradient_of(state))
 
 
+def test_the_logged_loss_is_importance_weighted(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three timesteps, whose histories fill: then large losses are drawn more often, and weigh less."""
+    seen: list[StepLosses] = []
+    step = Status.step
+    monkeypatch.setattr(Status, "step", lambda self, losses, rate: (seen.append(losses), step(self, losses, rate)))
+    phase = [{"steps": 24, "learning_rate": 1e-5}]
+    context = pipeline.context("pretrain", diffusion__base__steps=3, training__pretrain__phases=phase)
+    train(context, CPU)
+    records = [record for record in read_metrics(context.spec.output) if record["split"] == "train"]
+    assert not torch.equal(seen[-1].weights, torch.ones(4)), "timesteps are drawn alike: nothing is proved"
+    for record, losses in zip(records, seen, strict=True):
+        assert record["loss"] == pytest.approx(float((losses.terms["loss"] * losses.weights).mean()), rel=1e-6)
+    # The mean over all timesteps of the last steps, and what the logged values say it is.
+    late = seen[12:]
+    t, loss = (torch.cat([entry.t for entry in late]), torch.cat([entry.terms["loss"] for entry in late]))
+    true = torch.stack([loss[t == number].mean() for number in range(3)]).mean()
+    logged = torch.tensor([record["loss"] for record in records[12:]]).mean()
+    plain = loss.mean()
+    assert abs(logged - true) < 0.5 * abs(plain - true)
+
+
+def test_dropout_follows_the_microbatch_not_the_worker(pipeline: Any, uniform: Any) -> None:
+    """With the same microbatches, one worker and two have the same masks."""
+    config = pipeline.config(models__base__dropout=0.5, training__pretrain__microbatch_size=2)
+    whole = examples_of(4, uniform)
+
+    def losses_of(workers: Workers) -> list[torch.Tensor]:
+        state = TrainingState.fresh(TrainingStage("pretrain", config), {}, CPU)
+        torch.nn.init.normal_(state.model.decoder.out[2].weight, std=0.1, generator=generator("out"))  # type: ignore[arg-type]
+        share = 4 // workers.world_size
+        mine = whole.slice(workers.rank * share, (workers.rank + 1) * share)
+        drawn = draw(state, mine, workers)
+        places = [slice(begin, begin + 2) for begin in range(0, share, 2)]
+        return [Microbatch(state, mine, drawn, place, workers).losses(state.model)["mse"] for place in places]
+
+    together = losses_of(CPU)
+    apart = [*losses_of(Workers(0, 2)), *losses_of(Workers(1, 2))]
+    assert torch.equal(torch.cat(together), torch.cat(apart))
+    assert not torch.equal(*together)
+
+
 class Diverging(PITIModel):
     """Gives numbers that are not finite in chosen calls."""
 
@@ -145,7 +187,7 @@ def test_a_run_that_stays_non_finite_ends_with_advice(pipeline: Any, monkeypatch
 
 
 def test_average_in_closed_form(pipeline: Any) -> None:
-    """Weights that go from 0 to 1 and stay: after n updates of rate r the average is 1 - r^n; frozen ones are left."""
+    """Weights that go from 0 to 1 and stay: after n updates of rate r the average is 1 - r^n; frozen ones are shared."""
     model = state_of(pipeline).model
     model.decoder.requires_grad_(False)
     with torch.no_grad():
@@ -159,7 +201,8 @@ def test_average_in_closed_form(pipeline: Any) -> None:
         ema.update(model, 0.9)
     for average in ema.model.encoder.parameters():
         assert torch.allclose(average, torch.full_like(average, 1 - 0.9**5), atol=1e-6)
-    assert all(not average.any() for average in ema.model.decoder.parameters())
+    for average, parameter in zip(ema.model.decoder.parameters(), model.decoder.parameters(), strict=True):
+        assert average.data_ptr() == parameter.data_ptr()
 
 
 def test_warmup_of_the_average() -> None:

@@ -1,5 +1,6 @@
 """Datasets with a fixed training and validation split: photographs in one folder, label maps of the same names in
-another. Which folders is what `ade20k.py` and `coco_stuff.py` say.
+another. ADE20K as distributed for scene parsing (ADEChallengeData2016): 150 classes, 0 for anything else. COCO 2017 with
+the pixel maps of COCO-Stuff: labels 0 to 181 (things and stuff), 255 where unlabelled.
 """
 
 from __future__ import annotations
@@ -9,23 +10,13 @@ from dataclasses import dataclass
 
 from piti.config import DataConfig
 from piti.data.items import SPLITS, Item, Split
-from piti.data.sources.entries import Entry, alike, stem
-from piti.data.sources.files import (
-    FileItem,
-    Reading,
-    TreeFile,
-    best_condition,
-    joint_identity,
-    joint_size,
-    listing_fingerprint,
-    pictures_among,
-)
-from piti.data.sources.keys import safe_key
-from piti.data.sources.places import find_place
-from piti.data.sources.trees import open_tree
+from piti.data.sources.files import FileItem, Reading, TreeFile, best_condition, listing_fingerprint, pictures_among
+from piti.data.sources.listing import Entry, alike
+from piti.data.sources.names import safe_key, stem
+from piti.data.sources.trees import archive_forms, find_place, forms, open_tree
 from piti.errors import DataError, PitiError
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,52 @@ class Layout:
     expected: str
 
 
-class SplitSource:
+_ADE = "ADEChallengeData2016"
+
+
+def _ade_folders(part: str) -> dict[Split, list[str]]:
+    bases = ["", f"{_ADE}/", *(f"{archive}/{_ADE}/" for archive in archive_forms(_ADE))]
+    folders: dict[Split, str] = {"train": "training", "validation": "validation"}
+    return {split: [f"{base}{part}/{folder}" for base in bases] for split, folder in folders.items()}
+
+
+ADE20K = Layout(
+    name="ADE20K",
+    images=_ade_folders("images"),
+    labels=_ade_folders("annotations"),
+    num_classes=151,
+    expected="images/training, images/validation, annotations/training and annotations/validation, "
+    "directly, in ADEChallengeData2016/ or in ADEChallengeData2016.zip",
+)
+
+_COCO_YEARS: dict[Split, str] = {"train": "train2017", "validation": "val2017"}
+_COCO_MAPS = "stuffthingmaps"
+_COCO_PACKED_MAPS = "stuffthingmaps_trainval2017"  # the name of the archive, whose folders are train2017 and val2017
+
+
+def _coco_labels(year: str) -> list[str]:
+    folders = [f"{folder}/{year}" for folder in (_COCO_MAPS, _COCO_PACKED_MAPS, "annotations")]
+    archives = [archive for name in (_COCO_PACKED_MAPS, _COCO_MAPS) for archive in archive_forms(name)]
+    return [
+        *folders,
+        *(f"{archive}/{year}" for archive in archives),
+        *(f"{archive}/{_COCO_MAPS}/{year}" for archive in archives),
+    ]
+
+
+COCO_STUFF = Layout(
+    name="COCO-Stuff",
+    images={
+        split: [*forms(year), f"images/{year}", *forms(f"images/{year}")[1:]] for split, year in _COCO_YEARS.items()
+    },
+    labels={split: _coco_labels(year) for split, year in _COCO_YEARS.items()},
+    num_classes=182,
+    expected="train2017/ and val2017/ (or train2017.zip, val2017.zip) and stuffthingmaps/train2017, "
+    "stuffthingmaps/val2017 (or stuffthingmaps_trainval2017.zip)",
+)
+
+
+class LabelledSource:
     """Photographs with label maps (modality mask), or the photographs alone (modality sketch)."""
 
     def __init__(self, root: str, layout: Layout, data: DataConfig) -> None:
@@ -102,14 +138,13 @@ class SplitSource:
                 yield self._item(split, images, entry, labels, label_map if number == 0 else None)
             if label_map is not None and not several:
                 key, fault = safe_key(label_map.path, split, "labels"), "label map without a picture"
-                yield FileItem(key, label_map.path, label_map.identity, self._reading, None, fault=fault)
+                yield FileItem.of(key, label_map.path, self._reading, [label_map], image=None, fault=fault)
 
     def _item(self, split: Split, images: str, entry: Entry, labels: str | None, label_map: Entry | None) -> FileItem:
         """The label map belongs to the first picture of its name."""
         fault = None if labels is None or label_map else f"no label map {stem(entry.path)}.* in {labels}"
-        return FileItem(
-            safe_key(entry.path, split), entry.path, joint_identity(entry, label_map), self._reading,
-            TreeFile(images, entry.path),
-            None if labels is None or label_map is None else TreeFile(labels, label_map.path), fault=fault,
-            size_bytes=joint_size(entry, label_map),
+        condition = None if labels is None or label_map is None else TreeFile(labels, label_map.path)
+        return FileItem.of(
+            safe_key(entry.path, split), entry.path, self._reading, [entry, label_map], fault=fault,
+            image=TreeFile(images, entry.path), condition=condition,
         )  # fmt: skip

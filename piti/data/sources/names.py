@@ -1,4 +1,4 @@
-"""Names that are safe in a tar, and numbers that follow from a name alone."""
+"""Names of files: cleaned, compared, shown to people, and made into keys that are safe in a tar."""
 
 from __future__ import annotations
 
@@ -14,6 +14,44 @@ _MAX_SLUG = 64
 _HASH_DIGITS = 12
 
 
+def clean_path(raw: str) -> str:
+    """A name as a path relative to its source: one `/` between parts, no `.` or `..`, no leading `/`, no backslash.
+
+    A `..` that would leave the source is dropped, as `tar` and `unzip` do: `../a.png` is `a.png`.
+    """
+    if "\\" not in raw and "//" not in raw and not raw.startswith(("/", ".")) and "/." not in raw:
+        return raw.rstrip("/")
+    parts: list[str] = []
+    for part in raw.replace("\\", "/").split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def pairing_name(path: str) -> str:
+    """What two paths have in common where they name the same thing: `clean_path`, with Unicode composed (NFC)."""
+    path = clean_path(path)
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
+
+
+def stem(path: str) -> str:
+    """A relative path without its file's suffix."""
+    dot = path.rfind(".")
+    return path[:dot] if dot > path.rfind("/") else path
+
+
+def shown(text: str) -> str:
+    r"""A name that any encoding can hold: bytes of a file name that are no UTF-8 become `\udc..`."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a component of a relative path begins with a dot, or is macOS's archive litter."""
+    return path.startswith(".") or "/." in path or ("__MACOSX" in path and "__MACOSX" in path.split("/"))
+
+
 def safe_key(path: str, *place: str) -> str:
     """A key for any relative path: its readable part, then a hash of the whole path, and of `place`.
 
@@ -21,8 +59,7 @@ def safe_key(path: str, *place: str) -> str:
     two keys, also where only their folder, suffix, case or accents differ; so do equal paths in different places (the
     splits of a dataset that keeps each in a folder of its own, say).
     """
-    stem = path.rsplit(".", 1)[0] if "." in path.rsplit("/", 1)[-1] else path
-    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode("ascii")
+    plain = unicodedata.normalize("NFKD", stem(path)).encode("ascii", "ignore").decode("ascii")
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-")[-_MAX_SLUG:].lstrip("-")
     digest = hashlib.sha256("\0".join([*place, path]).encode("utf-8", "surrogateescape")).hexdigest()[:_HASH_DIGITS]
     return f"{slug}-{digest}" if slug else digest

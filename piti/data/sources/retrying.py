@@ -12,16 +12,19 @@ from typing import TypeVar
 
 from piti import storage
 from piti.data.items import RejectedItem
-from piti.data.sources.entries import DamagedMemberError
+from piti.data.sources.names import shown
 from piti.errors import DataError
 
 logger = logging.getLogger("piti")
 
 Value = TypeVar("Value")
 _PAUSES_SECONDS = (0.2, 1.0, 3.0)
-_OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, DamagedMemberError)
 _ERRNOS_OF_THE_FILE = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
 _REMEDY = "run again: finished shards are kept"
+
+
+class UnreadableFileError(OSError):
+    """A file that will never be read: a damaged member of an archive, a link to nowhere, a pipe, a device."""
 
 
 def read_patiently(what: str, read: Callable[[], Value]) -> Value:
@@ -46,9 +49,12 @@ def read_patiently(what: str, read: Callable[[], Value]) -> Value:
 def read_or_reject(path: str, read: Callable[[], bytes]) -> bytes:
     """As `read_patiently`; where the file itself is the reason, RejectedItem."""
     try:
-        return read_patiently(path, read)
+        return read_patiently(shown(path), read)
     except OSError as error:
-        raise RejectedItem(f"{path} cannot be read ({error.strerror or error})") from error
+        raise RejectedItem(shown(f"{path} cannot be read ({error.strerror or error})")) from error
+
+
+_OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnreadableFileError)
 
 
 def is_of_the_file(error: Exception) -> bool:

@@ -1,0 +1,93 @@
+"""Writes to storage beside the training loop, which neither waits for them nor ends because of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger("piti")
+
+RETRY_SECONDS = 5.0
+
+
+class Publisher:
+    """One thread that makes writes. A write that fails is logged, counted and tried again.
+
+    Writes have names. A newer write takes the place of one of the same name that still waits, so a name must stand for
+    writes of which the newest says everything.
+    """
+
+    def __init__(self) -> None:
+        self.num_failed = 0
+        self._waiting: dict[str, Callable[[], None]] = {}
+        self._running: str | None = None
+        self._failed_in_a_row = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="piti-publisher", daemon=True)
+        self._thread.start()
+
+    def put(self, name: str, write: Callable[[], None]) -> None:
+        """Have `write()` called soon. Returns at once."""
+        with self._changed:
+            self._waiting[name] = write
+            self._changed.notify_all()
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until nothing waits, a write fails, or the time is over. Whether all is written."""
+        with self._changed:
+            before = self.num_failed
+            self._changed.wait_for(lambda: self._is_idle() or self.num_failed > before, timeout_seconds)
+            return self._is_idle()
+
+    def close(self, timeout_seconds: float = 30.0) -> list[str]:
+        """Flush and end. Names of the writes that are lost, which are logged too."""
+        self.flush(timeout_seconds)
+        with self._changed:
+            self._is_closed = True
+            lost = [*([self._running] if self._running else []), *self._waiting]
+            self._waiting.clear()
+            self._changed.notify_all()
+        if lost:
+            logger.warning("storage did not take %s: lost (%d writes failed in all)", ", ".join(lost), self.num_failed)
+        return lost
+
+    def _is_idle(self) -> bool:
+        return not self._waiting and self._running is None
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if self._is_closed:
+                    return
+                name = next(iter(self._waiting))
+                write = self._waiting.pop(name)
+                self._running = name
+            error: Exception | None = None
+            try:
+                write()
+            except Exception as raised:  # noqa: BLE001 - whatever storage and its clients raise
+                error = raised
+            with self._changed:
+                self._running = None
+                if error is None:
+                    self._recovered()
+                else:
+                    self._failed(name, write, error)
+                self._changed.notify_all()
+                if error is not None:
+                    self._changed.wait_for(lambda: self._is_closed, RETRY_SECONDS)
+
+    def _failed(self, name: str, write: Callable[[], None], error: Exception) -> None:
+        self.num_failed += 1
+        self._failed_in_a_row += 1
+        self._waiting.setdefault(name, write)
+        if self._failed_in_a_row == 1:
+            logger.warning("could not write %s (%s: %s); training goes on", name, type(error).__name__, error)
+
+    def _recovered(self) -> None:
+        if self._failed_in_a_row:
+            logger.warning("storage answers again, after %d failed writes", self._failed_in_a_row)
+        self._failed_in_a_row = 0

@@ -1,0 +1,113 @@
+"""A failure names its root cause, and is tried again as often as that makes sense."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError
+
+from piti.errors import DataError, first_line
+from piti.training import loop
+from piti.training.failures import Cause, Retries, WorkerError, root_cause
+from piti.training.loop import train
+from piti.training.workers import Workers
+
+
+def failure_of(pipeline: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, at_step: int = 3) -> WorkerError:
+    """What a worker raises where `error` happens in a step."""
+    accumulate = loop.accumulate_gradients
+
+    def fail(state: Any, *arguments: Any) -> Any:
+        if state.progress.step == at_step:
+            raise error
+        return accumulate(state, *arguments)
+
+    monkeypatch.setattr(loop, "accumulate_gradients", fail)
+    with pytest.raises(WorkerError) as caught:
+        train(pipeline.context("pretrain"), Workers())
+    travelled: WorkerError = pickle.loads(pickle.dumps(caught.value))
+    assert str(travelled) == str(caught.value)
+    return travelled
+
+
+def test_a_workers_error_says_what_where_and_with_which_pictures(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = failure_of(pipeline, monkeypatch, ValueError("bad shape\nand a long story"))
+    line = str(failure)
+    assert line.startswith("ValueError: bad shape (test_failures.py:")
+    assert "worker 0 on" in line
+    assert "step 3, pictures " in line
+    assert len(set(line.partition("pictures ")[2].removesuffix(")").split(", "))) == 4
+    assert "\n" not in line
+    assert failure.signature.startswith("ValueError at test_failures.py:")
+    assert failure.remedy is None
+
+
+def test_a_users_problem_is_not_wrapped(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise DataError("the shards are gone", "bring them back")
+
+    monkeypatch.setattr(loop, "accumulate_gradients", fail)
+    with pytest.raises(DataError, match="the shards are gone"):
+        train(pipeline.context("pretrain"), Workers())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_names_the_setting(pipeline: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    remedy = failure_of(pipeline, monkeypatch, error).remedy
+    assert remedy is not None
+    assert "lower training.pretrain.microbatch_size" in remedy
+    assert "models.base.activation_checkpointing" in remedy
+
+
+def worker_error(line: str, *, is_others_fault: bool = False) -> WorkerError:
+    return WorkerError(line, f"signature of {line}", None, is_others_fault)
+
+
+def test_the_root_cause_is_found_among_the_workers() -> None:
+    """Whatever their ranks: the user's problem, then a worker's own error, then a lost worker, then what follows of it."""
+    user, own = DataError("no shards"), worker_error("ValueError: x")
+    lost, follows = ActorDiedError(), worker_error("RuntimeError: Connection closed by peer", is_others_fault=True)
+    assert root_cause({0: follows, 1: lost, 2: own, 3: user}).error is user
+    assert root_cause({0: follows, 1: lost, 2: own}).line == "ValueError: x"
+    assert root_cause({0: follows, 1: lost}).line.startswith("worker 1 was lost: ActorDiedError")
+    assert root_cause({0: follows}) == Cause("RuntimeError: Connection closed by peer")
+    assert root_cause({1: OSError("no network")}).line == "OSError: no network (worker 1, before its first step)"
+
+
+def test_an_error_of_torch_distributed_is_recognised_as_anothers_fault(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]")
+    assert failure_of(pipeline, monkeypatch, error).is_others_fault
+
+
+def test_an_error_that_repeats_itself_is_tried_once_more() -> None:
+    retries = Retries(max_failures=3)
+    cause = Cause("ValueError: x", signature="ValueError at a.py:1")
+    assert retries.after(cause, step=100)
+    assert not retries.after(cause, step=100)
+    assert retries.repeats
+
+
+def test_other_failures_use_up_the_budget_and_progress_restores_it() -> None:
+    lost = Cause("worker 1 was lost")
+    retries = Retries(max_failures=2)
+    assert [retries.after(lost, step=-1) for _ in range(3)] == [True, True, False]
+    assert not retries.repeats
+    retries = Retries(max_failures=2)
+    assert all(retries.after(lost, step) for step in range(10))
+    error = Cause("x", signature="x")
+    assert all(retries.after(error, step) for step in range(10, 20)), "the same error, but with progress between"
+    assert first_line(ValueError("x")) == "ValueError: x"
