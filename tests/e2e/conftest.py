@@ -25,4 +25,4 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(prefect: Prefect, root: Path) -> FlowRun:
     """One full-train that went undisturbed."""
-    return prefect.watch("full-train", config="demo", overrides=tiny_overrides(root))
+    return prefect.watch("full-train", config="demo-sketch", overrides=tiny_overrides(root))

@@ -24,15 +24,15 @@ def asked(finished: FlowRun, prefect: Prefect, root: Path) -> dict[str, FlowRun]
     """Runs over the output of `finished`, all started at once: they do not wait for one another."""
     overrides = tiny_overrides(root)
     started = {
-        "again": prefect.start("full-train", config="demo", overrides=overrides),
-        "nothing new": prefect.start("evaluate", config="demo", overrides=overrides),
+        "again": prefect.start("full-train", config="demo-sketch", overrides=overrides),
+        "nothing new": prefect.start("evaluate", config="demo-sketch", overrides=overrides),
         "other guidance": prefect.start(
-            "evaluate", config="demo", overrides=tiny_overrides(root, sampling__guidance_scale=2.5)
+            "evaluate", config="demo-sketch", overrides=tiny_overrides(root, sampling__guidance_scale=2.5)
         ),
         "unknown": prefect.start(
-            "evaluate", config="demo", overrides=overrides, checkpoints=["/nowhere/step-00000001"]
+            "evaluate", config="demo-sketch", overrides=overrides, checkpoints=["/nowhere/step-00000001"]
         ),
-        "refused": prefect.start("train", config="demo", overrides=IMPOSSIBLE | {"root": str(root / "refused")}),
+        "refused": prefect.start("train", config="demo-sketch", overrides=IMPOSSIBLE | {"root": str(root / "refused")}),
     }
     return {name: prefect.wait(flow_run) for name, flow_run in started.items()}
 
@@ -49,7 +49,7 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert {finished.tasks[name] for name in HEAVY} == {"Completed"}
     (report,) = (root / "reports").iterdir()
     metrics = json.loads((report / "metrics.json").read_text())
-    assert {"fid", "kid", "lpips", "lpips_diversity"} <= set(metrics["metrics"])
+    assert {f"{kind}_efficientnet_lite0" for kind in ("fd", "kd", "pd", "pd_diversity")} == set(metrics["metrics"])
     assert metrics["num_samples"] == 8
     assert {"step", "checkpoint", "provenance"} <= set(metrics)
     assert "cannot be compared with published" in (report / "report.html").read_text()
@@ -58,7 +58,7 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert sum(key.startswith("curve-") for _, key in kinds) == 4
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").startswith("report-")]
     assert "data:image/png;base64," in page["data"]
-    assert "| fid |" in page["data"]
+    assert "| fd_efficientnet_lite0 |" in page["data"]
     assert any(key.startswith("link-") for _, key in kinds)
 
 
@@ -123,7 +123,7 @@ def test_piti_run_tells_where_the_report_is(finished: FlowRun, root: Path, stack
 
 
 def test_results_name_code_and_duration(finished: FlowRun, root: Path) -> None:
-    plan = Plan(load_config("demo", tiny_overrides(root)))
+    plan = Plan(load_config("demo-sketch", tiny_overrides(root)))
     for step in [*plan.preparation, *plan.training]:
         result = step.require_result()
         assert result["fingerprint"] == step.fingerprint

@@ -70,9 +70,9 @@ def broken_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupted(stack: RunningStack, prefect: Prefect, broken_root: Path) -> tuple[FlowRun, FlowRun]:
     """A run whose every job was killed, and that was then killed itself; and the run that took over."""
     overrides = interrupted_overrides(broken_root)
-    plan = Plan(load_config("demo", overrides))
+    plan = Plan(load_config("demo-sketch", overrides))
     assert plan.degrade is not None
-    first = prefect.start("train", config="demo", overrides=overrides)
+    first = prefect.start("train", config="demo-sketch", overrides=overrides)
     for step in (plan.shard, plan.degrade):
         kill_driver(broken_root, step, lambda output=Path(step.output): output.exists() and any(output.iterdir()))
     kill_driver(broken_root, plan.stage2, lambda: checkpoints_of(plan.stage2.output))
@@ -81,7 +81,7 @@ def interrupted(stack: RunningStack, prefect: Prefect, broken_root: Path) -> tup
     wait_for("its driver", lambda: driver_of(second), 60)
     stack.kill_serving_process()
     stack.up()
-    run = prefect.run("train", config="demo", overrides=overrides)
+    run = prefect.run("train", config="demo-sketch", overrides=overrides)
     assert [step.require_result() for step in data_and_stage1(plan)] == done_before, "a step was done again"
     return prefect.inspect(first), run
 
@@ -97,7 +97,7 @@ def data_and_stage1(plan: Plan) -> list[Step]:
 
 
 def test_a_new_run_attaches_to_the_job_and_goes_on(interrupted: tuple[FlowRun, FlowRun], broken_root: Path) -> None:
-    plan = Plan(load_config("demo", interrupted_overrides(broken_root)))
+    plan = Plan(load_config("demo-sketch", interrupted_overrides(broken_root)))
     _, run = interrupted
     assert run.state == "COMPLETED", run.message
     assert run.tasks["train stage1"] == "Cached"
@@ -110,7 +110,8 @@ def test_killed_data_jobs_leave_what_an_undisturbed_run_makes(
 ) -> None:
     """At one moment of each job; tests/unit/data/test_data_killed.py has ten, spread over the work."""
     whole, broken = (
-        Plan(load_config("demo", overrides)) for overrides in (tiny_overrides(root), interrupted_overrides(broken_root))
+        Plan(load_config("demo-sketch", overrides))
+        for overrides in (tiny_overrides(root), interrupted_overrides(broken_root))
     )
     for one, other in zip(whole.preparation, broken.preparation, strict=True):
         assert hashes(one.output) == hashes(other.output)
@@ -123,14 +124,14 @@ def endless_overrides(root: Path, **more: object) -> dict[str, object]:
 
 
 def pretraining(overrides: dict[str, object]) -> Step:
-    step = Plan(load_config("demo", overrides)).pretrain
+    step = Plan(load_config("demo-sketch", overrides)).pretrain
     assert step is not None
     return step
 
 
 def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> None:
     step = pretraining(overrides := endless_overrides(root))
-    flow_run = prefect.start("full-train", config="demo", overrides=overrides)
+    flow_run = prefect.start("full-train", config="demo-sketch", overrides=overrides)
     wait_for("pretraining", lambda: training_workers(stack))
     (job,) = job_folders(root, step)
     prefect.cancel(flow_run)
@@ -143,7 +144,7 @@ def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, f
 def pair(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> tuple[str, str, str]:
     """Two runs of one config, started at once, and the job that they share. The tests below take them apart, in order."""
     overrides = endless_overrides(root, training__pretrain__ema_rate=0.5)
-    first, second = (prefect.start("train", config="demo", overrides=overrides) for _ in range(2))
+    first, second = (prefect.start("train", config="demo-sketch", overrides=overrides) for _ in range(2))
     wait_for("both to follow", lambda: len(progress(prefect, first)) == len(progress(prefect, second)) == 1)
     wait_for("pretraining", lambda: training_workers(stack))
     (job,) = job_folders(root, pretraining(overrides))

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
-    config = load_config("demo", tiny_overrides(folder))
+    config = load_config("demo-sketch", tiny_overrides(folder))
     uri = str(folder / "shards")
     plans = plan_shards(open_source(config.data), config.data, config.seed)
     for plan in plans:
@@ -46,7 +46,7 @@ class Driver:
     """The process of a training job, as Ray's Jobs API starts it; its workers run on the shared stack's cluster."""
 
     def __init__(self, stack: RunningStack, root: Path, shards: str, stage: str = "pretrain", **more: Any) -> None:
-        self.config = load_config("demo", tiny_overrides(root, **more))
+        self.config = load_config("demo-sketch", tiny_overrides(root, **more))
         step = getattr(Plan(self.config), stage)
         self.spec = JobSpec(
             kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
@@ -151,7 +151,7 @@ def test_an_error_that_repeats_itself_is_tried_once_more_and_named(
     stack: RunningStack, shards: str, tmp_path: Path
 ) -> None:
     """A link to nowhere where the checkpoint should be: two attempts, then the cause in one line."""
-    step = Plan(load_config("demo", tiny_overrides(tmp_path))).pretrain
+    step = Plan(load_config("demo-sketch", tiny_overrides(tmp_path))).pretrain
     blocked = Path(step.output, "step-00000004")
     blocked.parent.mkdir(parents=True)
     blocked.symlink_to(tmp_path / "nowhere")
