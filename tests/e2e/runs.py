@@ -84,7 +84,13 @@ class Prefect:
         return found
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        response = self._client.request(method, self.environment["PREFECT_API_URL"] + path, json=body)
+        """What the server answers. One that is busy is asked again for a while, as Prefect's own clients do."""
+        deadline = time.monotonic() + 60
+        while True:
+            response = self._client.request(method, self.environment["PREFECT_API_URL"] + path, json=body)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                break
+            time.sleep(1)
         response.raise_for_status()
         return response.json() if response.content else None
 

@@ -47,7 +47,7 @@ def training_workers(stack: RunningStack) -> list[psutil.Process]:
 
 def kill_driver(root: Path, step: Step, when: Callable[[], object]) -> None:
     """SIGKILL to the process of the first job of a step, as soon as `when` gives something true."""
-    wait_for(f"a job for {step.name}", lambda: job_folders(root, step))
+    wait_for(f"a job for {step.name}", lambda: job_folders(root, step), 480)
     (job,) = job_folders(root, step)
     driver = wait_for(f"the driver of {step.name}", lambda: driver_of(job), poll_seconds=0.05)
     wait_for(f"work of {step.name}", when, 300, poll_seconds=0.005)
@@ -132,8 +132,8 @@ def pretraining(overrides: dict[str, object]) -> Step:
 def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> None:
     step = pretraining(overrides := endless_overrides(root))
     flow_run = prefect.start("full-train", config="demo-sketch", overrides=overrides)
-    wait_for("pretraining", lambda: training_workers(stack))
-    (job,) = job_folders(root, step)
+    (job,) = wait_for("a job", lambda: job_folders(root, step))
+    wait_for("pretraining", lambda: driver_of(job) and training_workers(stack))
     prefect.cancel(flow_run)
     wait_for("the job's end", lambda: driver_of(job) is None, 60)
     wait_for("the cancelled state", lambda: prefect.inspect(flow_run).state == "CANCELLED", 60)
@@ -146,8 +146,8 @@ def pair(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -
     overrides = endless_overrides(root, training__pretrain__ema_rate=0.5)
     first, second = (prefect.start("train", config="demo-sketch", overrides=overrides) for _ in range(2))
     wait_for("both to follow", lambda: len(progress(prefect, first)) == len(progress(prefect, second)) == 1)
-    wait_for("pretraining", lambda: training_workers(stack))
     (job,) = job_folders(root, pretraining(overrides))
+    wait_for("pretraining", lambda: driver_of(job) and training_workers(stack))
     return first, second, job
 
 

@@ -16,7 +16,7 @@ LAPTOP = Resources(cpus=2, gpus=0)
 
 
 def problems_of(root: Path, overrides: dict[str, Any]) -> list[str]:
-    config = load_config("demo", {"root": str(root / "root"), **overrides})
+    config = load_config("demo-sketch", {"root": str(root / "root"), **overrides})
     return [str(problem) for problem in [*config_problems(config), *size_problems(config, LAPTOP)]]
 
 
