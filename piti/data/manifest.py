@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # accepted, rejected (unusable), filtered (not wanted)
-        pa.field("reason", pa.string()),  # why it was rejected or filtered
+        pa.field("reason", pa.string()),  # why it was rejected or filtered, or what is odd about a sample
         pa.field("shard", pa.string()),  # name of the tar; null for an item that is not in one
         pa.field("offset", pa.int64()),  # of the sample's first header in the tar
         pa.field("size", pa.int64()),  # bytes, headers included

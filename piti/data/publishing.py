@@ -63,11 +63,13 @@ class ShardWriter:
         """Around writing the tar, which lies elsewhere than the shards where these are remote."""
         return storage.disk_space(self._name, self._aside_folder)
 
-    def add(self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int) -> None:
-        """Append a sample; see SampleTarWriter.add."""
+    def add(
+        self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int, oddity: str | None = None
+    ) -> None:
+        """Append a sample; see SampleTarWriter.add. `oddity`: what is implausible about it."""
         with self._space():
             self._tar.add(key, members)
-        self._rows.append(Row(key, self._split, "accepted", source, shard=self._name, width=width, height=height))
+        self._rows.append(Row(key, self._split, "accepted", source, oddity, self._name, width=width, height=height))
 
     def reject(self, key: str, reason: str, *, source: str) -> None:
         """Record an item that gives no sample."""

@@ -138,7 +138,7 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
                 writer.reject(item.key, str(reason), source=item.origin)
                 continue
             height, width = loaded.shape[:2]
-            writer.add(item.key, members, source=item.origin, width=width, height=height)
+            writer.add(item.key, members, source=item.origin, width=width, height=height, oddity=loaded.oddity)
         return writer.publish()
 
 

@@ -138,7 +138,7 @@ def _picture_samples(picture: Image.Image, pixels: Image.Image, bits: int, doubt
     if picture.mode == "F":
         return Samples(values, None, doubt=doubt)
     if picture.mode == "I":
-        is_unsigned = _tag(picture, _SAMPLE_FORMAT) not in (None, _SIGNED) and bits == 32
+        is_unsigned = picture.format == "TIFF" and bits == 32 and _tag(picture, _SAMPLE_FORMAT) != _SIGNED
         return Samples(values.view(np.uint32) if is_unsigned else values, None, doubt=doubt)
     if picture.mode not in ("1", "L") and not picture.mode.startswith("I;16"):
         return _grey_colours(picture.mode, values, bits, doubt)
