@@ -139,7 +139,8 @@ class RayJob:
         if self.status() is not None:
             return False
         spec = JobSpec.for_step(step, config, self.folder, self._cluster.session)
-        storage.create_bytes(self._spec_uri, spec.model_dump_json(indent=2).encode())  # or use the one that is there
+        # The spec of whoever claimed the attempt first stays.
+        storage.create_bytes(self._spec_uri, spec.model_dump_json(indent=2).encode(), private=True)
         command = [settings().job_python, "-m", "piti.jobs", step.kind, "--spec", self._spec_uri]
         try:
             self._client.submit_job(
