@@ -30,7 +30,6 @@ ASSETS = Path(__file__).resolve().parent / "assets"  # what the package ships
 _SHIPPED = "piti://"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _CHUNK_BYTES = 1 << 20
-_READ_SOON_BYTES = 1 << 17  # Linux's usual limit: of more at once, some devices read the beginning
 
 
 @contextmanager
@@ -127,24 +126,6 @@ def open_read(uri: str) -> IO[bytes]:
 def read_bytes(uri: str) -> bytes:
     with open_read(uri) as stream:
         return stream.read()
-
-
-def read_soon(path: str | Path, offset: int = 0, size_bytes: int | None = None) -> None:
-    """Have a disk begin to read a stretch of a local file (None: to its end), and do not wait for it.
-
-    Only a hint, which not every system takes: what is wrong with the file is for who reads it to say.
-    """
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with suppress(OSError, ValueError, OverflowError):  # such a file, name or place there is not
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for a pipe's other end
-        try:
-            file_bytes = os.fstat(descriptor).st_size
-            end = file_bytes if size_bytes is None else min(offset + size_bytes, file_bytes)
-            for start in range(offset, end, _READ_SOON_BYTES):
-                os.posix_fadvise(descriptor, start, min(_READ_SOON_BYTES, end - start), os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
 
 
 def read_text(uri: str) -> str:

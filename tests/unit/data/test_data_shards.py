@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -60,6 +61,24 @@ def test_the_webdataset_package_reads_the_tars(sketch_set: ShardSet, sketch_comp
         assert [sample["key"] for sample in samples] == shards.keys("train")
         assert all(suffixes <= set(sample["suffixes"]) for sample in samples)
         assert all(sample["about"] == sample["key"] for sample in samples)
+
+
+def test_the_pipeline_of_the_documentation_reads_the_shards(sketch_set: ShardSet) -> None:
+    """docs/data.md's own lines, but for the place of the shards."""
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = sketch_set.shard_names("train")
+    last = names[-1].removeprefix("train-").removesuffix(".tar")
+    urls = f"{sketch_set.uri}/train-{{000000..{last}}}.tar"
+    snippet, replaced = re.subn(r'^urls = ".*"$', f"urls = {urls!r}", snippet, flags=re.MULTILINE)
+    assert replaced == 1
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True)
+    rows = {row["key"]: row["source"] for row in sketch_set.manifest.to_pylist() if row["split"] == "train"}
+    expected = {f"{key} (64, 64) (64, 64) {source}" for key, source in rows.items()}
+    found = done.stdout.splitlines()
+    assert len(found) == len(expected)
+    assert set(found) == expected
+    assert found != [f"{key} (64, 64) (64, 64) {rows[key]}" for key in sketch_set.keys("train")], "it was shuffled"
 
 
 _READ_WITH_DATASETS = """
