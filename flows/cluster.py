@@ -108,7 +108,7 @@ class RayJob:
         folder = storage.join(config.root, "jobs", self.id)
         spec_uri = storage.join(folder, "spec.json")
         spec = JobSpec.for_step(step, config, folder)
-        storage.write_json(spec_uri, spec.model_dump(mode="json"))
+        storage.write_json(spec_uri, spec.model_dump(mode="json"), private=True)
         command = [settings().job_python, "-m", "piti.jobs", step.kind, "--spec", spec_uri]
         try:
             self._client.submit_job(

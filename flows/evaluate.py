@@ -13,6 +13,7 @@ from flows.parameters import Checkpoints, ConfigName, Overrides
 from flows.preflight import preflight
 from piti import storage
 from piti.checkpoints import checkpoints_of
+from piti.config.section import require_known_scheme
 from piti.errors import CheckpointError
 from piti.plan import Plan, Step
 
@@ -35,6 +36,7 @@ def choose_checkpoints(plan: Plan, wanted: str | list[str]) -> list[str]:
     """URIs of base checkpoints. Raises CheckpointError for one that does not exist, or if there are none at all."""
     if isinstance(wanted, list):
         for uri in wanted:
+            _require_supported(uri)
             evaluation_steps(plan, uri)  # raises for what is no whole checkpoint
         return [storage.absolute(uri) for uri in wanted]
     found = checkpoints_of(plan.stage2.output)
@@ -48,6 +50,13 @@ def choose_checkpoints(plan: Plan, wanted: str | list[str]) -> list[str]:
     if wanted == "latest":
         return found[-1:]
     return [uri for uri in found if evaluation_steps(plan, uri)[1].result() is None]
+
+
+def _require_supported(uri: str) -> None:
+    try:
+        require_known_scheme(uri)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {uri!r}: {error}", "copy it to one of these first") from error
 
 
 def evaluation_steps(plan: Plan, checkpoint: str) -> tuple[Step, Step]:

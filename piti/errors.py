@@ -50,7 +50,7 @@ def repair_advice(uri: str) -> str:
     """What to do about every kind of damage to a set of shards, companions included."""
     return (
         f"run `piti shards verify {uri} --repair`, then piti/prepare; where that finds nothing, --decode instead tells "
-        "what came damaged or does not fit the config"
+        "what was damaged before it was stored or does not fit the config"
     )
 
 

@@ -140,8 +140,8 @@ def read_json(uri: str) -> Any:
         raise DataError(f"{uri} is not valid JSON ({error})", "delete it and run again") from error
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Make `uri` hold `data`: wholly or not at all, whatever is killed when."""
+def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
+    """Make `uri` hold `data`: wholly or not at all, whatever is killed when. `private`: mode 600 where it is local."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         fs.pipe_file(path, data)
@@ -151,7 +151,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(aside, "wb") as stream:
+            mode = 0o600 if private else 0o666
+            with open(aside, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -160,9 +161,9 @@ def write_bytes(uri: str, data: bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
-def write_json(uri: str, value: Any) -> None:
+def write_json(uri: str, value: Any, private: bool = False) -> None:
     """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
-    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"), private)
 
 
 def publish_file(source: Path, uri: str) -> None:

@@ -1,4 +1,4 @@
-"""What a set of shards holds, for people: counts and sizes, labels, reasons of rejection, and a look at the pictures."""
+"""What `piti shards ls|show|stats` tell: counts, sizes, labels, reasons of rejection, and a contact sheet."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class SampleTarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hashed.is_given_up = True  # what tarfile still holds back after an error has nowhere to go
+        self._hashed.is_given_up = True  # after an error, what tarfile still buffers is dropped
         self._tar.close()
         self._file.close()
 

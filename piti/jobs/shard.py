@@ -20,7 +20,7 @@ from piti.job import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 
 _NAMED_REJECTIONS = 5
-_HED_GPU_SHARE = 0.25  # decoding and encoding beside the network keep about four tasks' CPUs busy
+_HED_GPU_SHARE = 0.25  # one GPU keeps up with about four tasks, which also decode and encode
 
 
 def run(context: JobContext) -> JobResult:

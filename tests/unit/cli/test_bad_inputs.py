@@ -104,7 +104,7 @@ OVERRIDES: list[tuple[str, str]] = [
     ("training.stage1.batch_size=15", "must be divisible by cluster.num_workers"),
     ("training.stage1.batch_sise=3", "did you mean 'training.stage1.batch_size'"),
     ("training.stage1.precision=fp16", "'fp32' or 'bf16'"),
-    ("training.pretrain=null", "give pretrained.base"),
+    ("pretrained.base=null", "give pretrained.base"),
     ("models.base.model_channels=33", "must be divisible by 32"),
     ("models.base.image_size=33", "must be"),
     ("models.base.condition_size=100", "condition_size"),
@@ -112,7 +112,7 @@ OVERRIDES: list[tuple[str, str]] = [
     ("models.base.dropout=2", "less than or equal to 1"),
     ("models.upsampler.super_resolution=false", "super_resolution"),
     ("data.modality=video", "data.modality"),
-    ("data.modality=mask", "num_classes is needed"),
+    ("data.num_classes=null", "num_classes is needed"),
     ("data.image_size=0", "greater than 0"),
     ("data.source.kind=imagenet", "kind"),
     ("data.source=7", "data.source"),
@@ -128,6 +128,8 @@ OVERRIDES: list[tuple[str, str]] = [
     ("cluster.use_gpu=perhaps", "valid boolean"),
     ("evaluation.inception=weights.pth", "evaluation.inception"),
     ("evaluation.inception={path: x, sha256: abc}", "evaluation.inception.sha256"),
+    ("pretrained.base.path=http://169.254.169.254/latest", "only local paths and s3://"),
+    ("evaluation.inception.path=zip::http://x/y", "only local paths and s3://"),
     ("pretrained.base.path=7", "pretrained.base.path: Input should be a valid string"),
 ]  # fmt: skip
 
