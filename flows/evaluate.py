@@ -93,7 +93,7 @@ def _upsamplers(plan: Plan) -> list[str]:
     return upsamplers
 
 
-def evaluate_checkpoints(plan: Plan, checkpoints: list[str]) -> list[str]:
+def evaluate_checkpoints(plan: Plan, checkpoints: list[str], after: steps.After = ()) -> list[str]:
     """Sample, score and report each. Returns the reports' URIs.
 
     A checkpoint that cannot be evaluated does not end the others: the log says why. Raises its error if it was the only
@@ -104,7 +104,7 @@ def evaluate_checkpoints(plan: Plan, checkpoints: list[str]) -> list[str]:
     failure: PitiError | None = None
     for checkpoint in checkpoints:
         try:
-            rows.append({"checkpoint": checkpoint, "report": _evaluate_checkpoint(plan, checkpoint)})
+            rows.append({"checkpoint": checkpoint, "report": _evaluate_checkpoint(plan, checkpoint, after)})
         except (CheckpointError, DataError, StepError) as error:
             logger.warning("%s is not evaluated: %s", checkpoint, error)
             failure = error
@@ -114,9 +114,9 @@ def evaluate_checkpoints(plan: Plan, checkpoints: list[str]) -> list[str]:
     return [row["report"] for row in rows]
 
 
-def _evaluate_checkpoint(plan: Plan, checkpoint: str) -> str:
+def _evaluate_checkpoint(plan: Plan, checkpoint: str, after: steps.After) -> str:
     name = storage.name(checkpoint)
     sample, score = evaluation_steps(plan, checkpoint)
-    steps.sample(plan, sample, name)
-    steps.score(plan, score, name)
-    return steps.report(score, name)
+    pictures = steps.sample(plan, sample, name, after=after)
+    scores = steps.score(plan, score, name, after=[pictures])
+    return steps.report(score, name, after=[scores])

@@ -70,7 +70,7 @@ def test_a_checkpoint_that_disappears_is_left_out(plan: Plan, monkeypatch: pytes
 def test_one_that_fails_does_not_end_the_others(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     tables: list[object] = []
 
-    def evaluated(plan: Plan, checkpoint: str) -> str:
+    def evaluated(plan: Plan, checkpoint: str, after: object) -> str:
         if checkpoint == "bad":
             raise DataError("bad is damaged")
         return f"report of {checkpoint}"
