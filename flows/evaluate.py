@@ -71,20 +71,20 @@ def evaluation_steps(plan: Plan, checkpoint: str) -> tuple[Step, Step]:
     return sample, plan.score(sample)
 
 
-def evaluate_checkpoints(plan: Plan, checkpoints: list[str]) -> list[str]:
+def evaluate_checkpoints(plan: Plan, checkpoints: list[str], after: steps.After = ()) -> list[str]:
     """Sample, score and report each. Returns the reports' URIs.
 
     The run's table artifact `reports` lists them too: `piti run` reads it, since a flow's result stays in its process.
     """
-    reports = [_evaluate_checkpoint(plan, checkpoint) for checkpoint in checkpoints]
+    reports = [_evaluate_checkpoint(plan, checkpoint, after) for checkpoint in checkpoints]
     rows = [{"checkpoint": one, "report": report} for one, report in zip(checkpoints, reports, strict=True)]
     create_table_artifact(rows, key="reports", description=f"reports of {plan.config.name}")
     return reports
 
 
-def _evaluate_checkpoint(plan: Plan, checkpoint: str) -> str:
+def _evaluate_checkpoint(plan: Plan, checkpoint: str, after: steps.After) -> str:
     name = storage.name(checkpoint)
     sample, score = evaluation_steps(plan, checkpoint)
-    steps.sample(plan, sample, name)
-    steps.score(plan, score, name)
-    return steps.report(score, name)
+    pictures = steps.sample(plan, sample, name, after=after)
+    scores = steps.score(plan, score, name, after=[pictures])
+    return steps.report(score, name, after=[scores])

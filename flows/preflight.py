@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -20,24 +21,32 @@ from piti.settings import settings as machine_settings
 from piti.weights import weights_problems
 
 
-@task(name="preflight", task_run_name="preflight {config}", cache_policy=NO_CACHE)
 def preflight(config: str, overrides: Overrides = None) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
+    return copy(_preflight(config, overrides))  # Prefect would draw an arrow to every step that gets the task's own
+
+
+@task(name="preflight", task_run_name="preflight {config}", cache_policy=NO_CACHE)
+def _preflight(config: str, overrides: Overrides = None) -> Plan:
     settings = load_config(config, overrides, machine_settings().allowed_folders())
     with shared_listings():
-        problems = [
-            *source_problems(settings),
-            *sampling_problems(settings),
-            *weights_problems(settings),
-            *pretrained_problems(settings),
-            *feature_network_problems(settings),
-            *cluster_problems(settings),
-        ]
+        problems = [*config_problems(settings), *cluster_problems(settings)]
         if problems:
             raise PreflightError(problems)
         plan = Plan(settings)
         get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
     return plan
+
+
+def config_problems(config: Config) -> list[PitiError]:
+    """What is wrong with dataset, respacings, weights, pretrained networks and disk."""
+    return [
+        *source_problems(config),
+        *sampling_problems(config),
+        *weights_problems(config),
+        *pretrained_problems(config),
+        *feature_network_problems(config),
+    ]
 
 
 def source_problems(config: Config) -> list[PitiError]:
@@ -105,6 +114,8 @@ def feature_network_problems(config: Config) -> list[PitiError]:
 
 def pretrained_problems(config: Config) -> list[PitiError]:
     """What is wrong with the weights that training begins from."""
+    if config.pretrained.base is None and config.pretrained.upsampler is None:
+        return []
     from piti.models import pretrained  # imports torch, which no other task needs
 
     return pretrained.pretrained_problems(config)
@@ -129,11 +140,15 @@ def sampling_problems(config: Config) -> list[PitiError]:
 def cluster_problems(config: Config) -> list[PitiError]:
     """Whether the cluster answers and is large enough."""
     try:
-        total = Cluster().resources()
+        return size_problems(config, Cluster().resources())
     except PitiError as error:
         return [error]
+
+
+def size_problems(config: Config, total: Resources) -> list[PitiError]:
+    """What a training job wants and a cluster of this size cannot give."""
     wanted = wanted_resources(config)
-    problems = []
+    problems: list[PitiError] = []
     if wanted.cpus > total.cpus:
         problems.append(
             PitiError(

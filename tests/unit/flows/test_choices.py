@@ -10,6 +10,7 @@ from flows.cluster import submission_prefix
 from flows.evaluate import choose_checkpoints, evaluation_steps
 from flows.full_train import require_done
 from piti import storage
+from piti.checkpoints import FORMAT
 from piti.config.presets import load_config
 from piti.errors import CheckpointError, PreflightError
 from piti.plan import Plan
@@ -22,7 +23,10 @@ def plan(tmp_path: Path) -> Plan:
 
 def add_checkpoint(run: str, step: int) -> str:
     uri = storage.join(run, f"step-{step:08d}")
-    storage.write_json(storage.join(uri, storage.MARKER), {"sha256": {"ema.safetensors": f"{run}{step}"}, "step": step})
+    storage.write_json(
+        storage.join(uri, storage.MARKER),
+        {"format": FORMAT, "sha256": {"ema.safetensors": f"{run}{step}"}, "step": step},
+    )
     return uri
 
 
@@ -61,7 +65,7 @@ def test_uris_are_checked(plan: Plan, tmp_path: Path) -> None:
     add_checkpoint(plan.upsampler.output, 5)
     mine = add_checkpoint(str(tmp_path / "elsewhere"), 1)
     assert choose_checkpoints(plan, [mine]) == [mine]
-    with pytest.raises(CheckpointError, match="/nowhere is no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="/nowhere is not a finished checkpoint"):
         choose_checkpoints(plan, [mine, "/nowhere"])
 
 
