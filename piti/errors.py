@@ -14,6 +14,8 @@ class PitiError(Exception):
     state: it is never retried, because trying again would fail the same way.
     """
 
+    retryable = False
+
     def __init__(self, problem: str, remedy: str | None = None) -> None:
         self.problem = problem
         self.remedy = remedy
@@ -34,6 +36,12 @@ class CheckpointError(PitiError):
 
 class StackError(PitiError):
     """A server this command needs is not running, or cannot be started."""
+
+
+class AbandonedError(PitiError):
+    """Nobody follows this job any more, so it ended. Another attempt goes on where it was."""
+
+    retryable = True
 
 
 class PreflightError(PitiError):

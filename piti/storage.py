@@ -161,6 +161,27 @@ def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
             aside.unlink(missing_ok=True)
 
 
+def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
+    """As `write_bytes`, but only where `uri` does not exist yet: of several callers at once, one gets True."""
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    target = local_path(uri)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    write_bytes(str(aside), data, private)
+    try:
+        os.link(aside, target)  # fails where the name is taken, unlike a rename
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
 def write_json(uri: str, value: Any, private: bool = False) -> None:
     """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"), private)

@@ -44,7 +44,9 @@ class RunningStack:
     def start(cls, home: Path, *options: str, program: Path = PITI, folder: Path | None = None) -> RunningStack:
         """`piti up` on free ports in `folder`, everything below `home`. `program`: which installation's `piti`."""
         # Wide enough that no table line is broken, whatever terminal the tests run in.
-        environment = {**os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1"}
+        environment = {
+            **os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        }  # fmt: skip
         environment["PREFECT_HOME"] = str(home / "prefect")  # whose profiles `piti up` adds to
         answer = run_piti("up", "--free-ports", *options, environment=environment, program=program, folder=folder)
         assert answer.returncode == 0, answer.stderr + answer.stdout

@@ -258,7 +258,10 @@ class EvaluationConfig(Section):
 
 class ClusterConfig(Section):
     """What a job asks of the Ray cluster. `num_workers` training workers, each with these resources (fewer in a stage
-    whose batch has fewer pictures)."""
+    whose batch has fewer pictures).
+
+    A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` lets it go on.
+    """
 
     num_workers: Positive = 1
     use_gpu: bool = False
@@ -266,6 +269,7 @@ class ClusterConfig(Section):
     loader_workers: Annotated[int, Field(ge=0)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 3
     max_attempts: Positive = 3
+    abandoned_job_seconds: Annotated[float, Field(gt=0)] | Literal["never"] = 600.0
 
 
 class Config(Section):

@@ -102,10 +102,13 @@ class SampleTarWriter:
         """Append a sample; `members` maps a suffix without its leading dot (`cond.png`) to content.
 
         Members are stored in the order of their suffixes. Raises ValueError for a key that readers would split
-        elsewhere, and for a name or a content that is too long for a tar header.
+        elsewhere, and for a name that is too long for a plain tar header.
         """
         if not key or "." in key or "/" in key or len(key) > 80:
             raise ValueError(f"{key!r} cannot be a sample's key")
+        for suffix in members:
+            if len(f"{key}.{suffix}") > tarfile.LENGTH_NAME:
+                raise ValueError(f"{key}.{suffix} is too long for a tar header")
         self._tar.write({"__key__": key, **members})
         self._edges.append(self._tar.tarstream.offset)
         self._hashed.samples.add_end(self._edges[-1])

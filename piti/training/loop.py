@@ -12,7 +12,7 @@ from piti.checkpoints import checkpoint_uri, prune_checkpoints
 from piti.config import Stage
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
-from piti.errors import PitiError
+from piti.errors import AbandonedError, PitiError
 from piti.job import JobContext, JobResult
 from piti.provenance import code_versions
 from piti.training.ema import ema_rate_at
@@ -36,7 +36,8 @@ def train(
     """Train the stage that `context.spec` names, to its end, and return the job's result.
 
     Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
-    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite. Any
+    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite;
+    AbandonedError, after a checkpoint, where nobody follows the run any more. Any
     other error of the loop is raised as a WorkerError that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)
@@ -98,8 +99,13 @@ def _loop(run: Run, state: TrainingState, batches: Iterator[dict[str, Any]]) -> 
         ends_phase = progress.step in settings.phase_ends
         if ends_phase or progress.step % settings.validate_every_steps == 0:
             run.validate()
-        if ends_phase or progress.step % settings.checkpoint_every_steps == 0:
+        is_abandoned = progress.step % settings.log_every_steps == 0 and run.is_abandoned()
+        if ends_phase or progress.step % settings.checkpoint_every_steps == 0 or is_abandoned:
             run.checkpoint()
+
+        # Stop: at the end, or where nobody waits for the run any more.
+        if is_abandoned and progress.step < settings.total_steps:
+            raise run.abandoned()
 
 
 class Run:
@@ -115,6 +121,14 @@ class Run:
         self._report = report
         self._validation = Validation(state.stage, context.spec.inputs["shards"], degraded_input(context), workers)
         self._began_seconds = time.monotonic() - state.progress.seconds
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody follows this run any more; every worker asks, and gets the same answer."""
+        return bool(self.workers.agree(self.workers.is_first and self._context.is_abandoned()))
+
+    def abandoned(self) -> AbandonedError:
+        """What such a run ends with."""
+        return self._context.abandoned()
 
     def validate(self) -> None:
         """Measure the averaged weights' losses."""

@@ -32,6 +32,7 @@ _READ_BY_PILLOW = (
 )
 _PICTURES_ALL_THE_SAME = ".heic .heif .hif .jxl"  # listed, so that each is rejected with a reason instead of vanishing
 PICTURE_SUFFIXES = frozenset(f"{_READ_BY_PILLOW} {_PICTURES_ALL_THE_SAME}".split())
+_UNLABELLED = 255
 _DEPTH_METRES = 0.5, 300.0  # what shards tell apart
 _SAME_ASPECT = 0.02  # relative difference of width / height up to which picture and condition show the same frame
 
@@ -149,7 +150,9 @@ class FileItem(NamedTuple):
                 return "lines are taken to be dark, as less than half of the sketch is: see data.sketch.invert"
             return "more than half of the sketch is lines: see data.sketch.invert" if values.mean() > 127 else None
         if self.reading.modality == "mask":
-            return "the label map holds a single label: see data.source" if values.min() == values.max() else None
+            found = values[values != _UNLABELLED]
+            is_single = found.size == 0 or found.min() == found.max()
+            return "the label map holds a single label, 255 (unlabelled) aside: see data.source" if is_single else None
         known = values[values > 0].clip(*_DEPTH_METRES)
         if known.min() == known.max():
             return "depth is the same everywhere from 0.5 m to 300 m: see data.source.depth_unit_metres"

@@ -163,7 +163,8 @@ def _grey_colours(mode: str, values: NDArray[Any], bits: int, doubt: str | None)
     has_alpha = mode in ("LA", "RGBA") and bool((values[..., -1] == 255).all())
     colours = values[..., :-1] if has_alpha else values
     if not (has_alpha or mode == "RGB") or (colours != colours[..., :1]).any():
-        raise RejectedItem(f"condition holds colours ({mode}), not numbers in one channel")
+        reason = f"condition holds colours ({mode}), not numbers in one channel"
+        raise RejectedItem(reason if doubt is None else f"{reason}; it is {doubt}")
     if bits > 8:
         doubt = doubt or f"a picture of several channels of {bits} bits, of which 8 can be read: store one channel"
     return Samples(colours[..., 0], 255, doubt=doubt)

@@ -229,6 +229,11 @@ def test_a_refusal_says_why_and_which_numbers_were_found() -> None:
     ):
         with pytest.raises(RejectedItem, match=reason):
             measurements.labels(write(labels))
+    for kind in (np.float16, np.float64, np.uint64):
+        with pytest.raises(RejectedItem, match="TIFF of a kind that is not read: store 8, 16 or 32 bits"):
+            measurements.depth(by_tifffile()(labels.astype(kind)), 0.001)
+    with pytest.raises(RejectedItem, match=r"holds colours .RGB.*; it is a lossy file .WEBP."):
+        measurements.depth(by_pillow("WEBP")(np.dstack([labels, labels.T, labels])), 0.001)
     with pytest.raises(RejectedItem, match="depth is a lossy file"):
         measurements.depth(by_pillow("JPEG")(labels), 0.001)
     with pytest.raises(RejectedItem, match="normal map is a lossy file"):

@@ -74,9 +74,13 @@ def test_bright_lines_are_as_expected(shard_conditions: Callable[..., ShardSet])
         np.testing.assert_array_equal(found, INK)
 
 
-def test_labels_that_are_all_one_are_told_of(shard_conditions: Callable[..., ShardSet]) -> None:
-    shards = shard_conditions([np.full((80, 96), 3, np.uint8)] * 6, modality="mask", num_classes=5)
-    assert odd_samples(shards.uri) == ["6 of 6 samples: the label map holds a single label: see data.source"]
+@pytest.mark.parametrize("labels", [np.full((80, 96), 3, np.uint8), np.where(INK, 255, 0).astype(np.uint8)])
+def test_labels_that_are_all_one_are_told_of(labels: np.ndarray, shard_conditions: Callable[..., ShardSet]) -> None:
+    """Binary masks of 0 and 255, too: 255 means unlabelled."""
+    shards = shard_conditions([labels] * 6, modality="mask", num_classes=5)
+    assert odd_samples(shards.uri) == [
+        "6 of 6 samples: the label map holds a single label, 255 (unlabelled) aside: see data.source"
+    ]
 
 
 def test_a_few_maps_of_one_label_are_not(shard_conditions: Callable[..., ShardSet]) -> None:

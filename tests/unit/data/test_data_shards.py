@@ -228,6 +228,11 @@ def test_keys_that_readers_would_misread_are_refused(tmp_path: Path, key: str) -
         writer.add(key, {"txt": b"x"})
 
 
+def test_a_name_that_does_not_fit_a_tar_header_is_refused(tmp_path: Path) -> None:
+    with SampleTarWriter(tmp_path / "a.tar") as writer, pytest.raises(ValueError, match="too long for a tar header"):
+        writer.add("x" * 80, {"y" * 30: b""})
+
+
 def test_no_manifest_no_shards(sketch_set: ShardSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished set"):
         ShardSet(str(tmp_path))

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_bytes_and_json_come_back(root: str) -> None:
     storage.remove(storage.join(root, "a"))
     assert not storage.exists(uri)
     assert storage.list_names(storage.join(root, "a")) == []
+
+
+def test_one_of_many_creates_a_file(root: str) -> None:
+    uri = storage.join(root, "a", "claim.json")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: storage.create_bytes(uri, f"{number}".encode() * 1000), range(8)))
+    assert sum(won) == 1
+    assert storage.read_bytes(uri) == f"{won.index(True)}".encode() * 1000
+    assert storage.list_names(storage.join(root, "a")) == ["claim.json"]
 
 
 def test_json_is_strict(root: str) -> None:

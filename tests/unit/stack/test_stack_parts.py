@@ -323,6 +323,26 @@ def test_a_public_prefect_server_needs_a_password(
         prefect_plugin.refuse_open_server(arguments)
 
 
+@pytest.mark.parametrize(
+    ("command", "asks"),
+    [
+        ("deployment run piti/train", True),
+        ("--no-prompt deploy --all", True),
+        ("flow-run cancel 7", True),
+        ("flow-run execute 7", False),
+        ("11111111-2222-3333-4444-555555555555", False),
+        ("worker start --pool piti", False),
+        ("server start", False),
+        ("profile use piti", False),
+        ("deployment run --help", False),
+        ("", False),
+    ],
+)
+def test_only_commands_of_people_are_ended_where_no_server_answers(command: str, asks: bool) -> None:
+    """The process of a flow run waits for a server that is away, as Prefect does."""
+    assert prefect_plugin.asks(command.split()) is asks
+
+
 def test_a_public_ray_dashboard_needs_a_token(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
