@@ -142,14 +142,14 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(cluster: None, sh
 
 
 def test_an_error_that_repeats_itself_is_tried_once_more_and_named(cluster: None, shards: str, tmp_path: Path) -> None:
-    """A link to nowhere where the checkpoint should be: two attempts, then the cause in one line."""
+    """A link to nowhere where the last checkpoint should be: two attempts, then the cause in one line."""
     context = context_of(tmp_path, shards, cluster__max_failures=3, training__pretrain__checkpoint_every_steps=4)
-    blocked = storage.local_path(storage.join(context.spec.output, "step-00000004"))
+    blocked = storage.local_path(storage.join(context.spec.output, "step-00000006"))
     blocked.parent.mkdir(parents=True)
     blocked.symlink_to(tmp_path / "nowhere")
     lines: list[str] = []
     context.info = lines.append  # type: ignore[method-assign]
-    with pytest.raises(PitiError, match=r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 4"):
+    with pytest.raises(PitiError, match=r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 6"):
         job.run(context)
     assert len(lines) == 1
     assert "restart 1 of 3" in lines[0]
