@@ -2,36 +2,92 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
-from eval.pictures import Pictures, WeightsError, batches
+from eval.pictures import NetworkIdentity, Pictures, WeightsError, batches
+from eval.resize import ResizeProtocol, resize
 from eval.torchvision_operators import ensure_torchvision_importable
+from eval.weight_files import checked_sha256, load_state_dict_file, one_line
 
-# Published files carry the beginning of their sha256 in their name; figures are comparable with this one only:
 # weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity, converted from the TensorFlow Inception of FID.
+# Published files carry the beginning of their sha256 in their name; figures are comparable with this one only.
 INCEPTION_SHA256_PREFIX = "6726825d"
+INCEPTION_SIDE_PIXELS = 299
 
 
 class FeatureExtractor(Protocol):
-    """uint8 (N,3,H,W) -> float32 (N, num_features).
+    """uint8 (N,3,H,W) -> float32 (N, num_features)."""
 
-    `comparable` says whether figures made with it may be compared with published ones.
-    """
-
-    name: str
-    weights_sha256: str
-    comparable: bool
+    identity: NetworkIdentity
     num_features: int
 
     def __call__(self, pictures: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a set of pictures. Raises ValueError where they are not all finite, or not a matrix.
+
+    Args:
+        values: float64 (N, D) on the CPU, in the pictures' order.
+        network: what made them.
+        picture_size: height and width of the pictures in pixels.
+    """
+
+    values: Tensor
+    network: NetworkIdentity
+    picture_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.dtype != torch.float64:
+            raise ValueError(f"features must be float64 (N, D), not {self.values.dtype} {tuple(self.values.shape)}")
+        broken = int((~self.values.isfinite()).any(dim=1).sum())
+        if broken:
+            raise ValueError(f"features of {broken} of {len(self.values)} pictures are not finite")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def size_in_words(self) -> str:
+        """Height and width of the pictures: `256x256`."""
+        return "x".join(str(side) for side in self.picture_size)
+
+
+def check_comparable_sets(generated: Features, truth: Features, figure: str, fewest: int) -> None:
+    """Raises ValueError where two sets differ in network or size of pictures, or one has fewer than `fewest`."""
+    if generated.network != truth.network:
+        raise ValueError(
+            f"{figure}: features of different networks: {generated.network.name} ({generated.network.resize}) and "
+            f"{truth.network.name} ({truth.network.resize})"
+        )
+    if generated.picture_size != truth.picture_size:
+        raise ValueError(
+            f"{figure}: generated pictures are {generated.size_in_words}, the truth is {truth.size_in_words} pixels: "
+            "bring them to one size"
+        )
+    for features in (generated, truth):
+        if len(features) < fewest:
+            raise ValueError(f"{figure} needs at least {fewest} pictures in a set, there are {len(features)}")
+
+
+def features_of(pictures: Pictures, extractor: FeatureExtractor, batch_size: int = 32) -> Features:
+    """Features of pictures. Raises ValueError for no pictures, and for features that are not finite."""
+    size: tuple[int, int] | None = None
+    parts = []
+    with torch.inference_mode():
+        for batch in batches(pictures, batch_size):
+            size = (batch.shape[2], batch.shape[3])
+            parts.append(extractor(batch).double().cpu())
+    if size is None:
+        raise ValueError("there are no pictures")
+    return Features(torch.cat(parts), extractor.identity, size)
 
 
 class InceptionFeatures(nn.Module):
@@ -40,17 +96,20 @@ class InceptionFeatures(nn.Module):
     Args:
         path: the file in torch-fidelity's layout.
         sha256: what the file's content must hash to; None accepts any file that fits.
+        resize: how pictures get to 299x299, see `eval.resize`.
     Raises WeightsError if the file is missing, damaged, of another layout, or has another hash.
     """
 
     num_features = 2048
 
-    def __init__(self, path: Path, sha256: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, path: Path, sha256: str | None = None, resize: ResizeProtocol = "torch-fidelity", device: str = "cpu"
+    ) -> None:
         super().__init__()
         ensure_torchvision_importable()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        self.weights_sha256 = checked_sha256(path, sha256)
+        digest = checked_sha256(path, sha256)
         load_state_dict_file(path)  # refuses a pickle with code in it, which the constructor below would run
         try:
             network = FeatureExtractorInceptionV3(
@@ -59,90 +118,27 @@ class InceptionFeatures(nn.Module):
         except RuntimeError as error:
             raise WeightsError(f"{path} is no InceptionV3 in torch-fidelity's layout: {one_line(error)}") from error
         self.network: nn.Module = network.to(device)
-        self.comparable = self.weights_sha256.startswith(INCEPTION_SHA256_PREFIX)
-        self.name = "InceptionV3 (FID)" if self.comparable else "InceptionV3 with weights other than the published"
+        published = digest.startswith(INCEPTION_SHA256_PREFIX)
+        self.identity = NetworkIdentity(
+            "InceptionV3 (FID)" if published else "InceptionV3 with weights other than the published",
+            "inception_v3" if published else f"inception_v3_{digest[:8]}",
+            digest,
+            published,
+            resize,
+        )
+        self._protocol = resize
 
     def forward(self, pictures: Tensor) -> Tensor:
         device = next(self.network.parameters()).device
-        return cast(Tensor, self.network(pictures.to(device))[0])
+        x = (resize(pictures.to(device), INCEPTION_SIDE_PIXELS, self._protocol) - 128) / 128
+        for layer in _up_to_pooling(self.network):
+            x = layer(x)
+        return x.flatten(1)
 
 
-class UntrainedFeatures(nn.Module):
-    """A small convolutional network with seeded random weights, for where the published weights cannot be had.
-
-    It sees colour, contrast and texture at four scales, so that noise, blur and mode collapse show; but its
-    figures mean something only beside figures from the same seed, and it says so (`comparable` is False).
-    """
-
-    widths = (16, 32, 32, 32)
-    num_features = sum(widths)
-    comparable = False
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.layers = nn.ModuleList()
-        channels = 3
-        for width in self.widths:
-            layer: nn.Conv2d = skip_init(nn.Conv2d, channels, width, 3, stride=2, padding=1, bias=False)  # type: ignore[no-untyped-call]
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            self.layers.append(layer)
-            channels = width
-        self.requires_grad_(False)
-        self.name = f"untrained network (seed {seed})"
-        self.weights_sha256 = parameters_sha256(self)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        x = pictures.float() / 127.5 - 1
-        pooled = []
-        for layer in self.layers:
-            x = F.relu(layer(x))
-            pooled.append(x.mean(dim=(2, 3)))
-        return torch.cat(pooled, dim=1)
-
-
-def features_of(pictures: Pictures, extractor: FeatureExtractor, batch_size: int = 32) -> Tensor:
-    """Features float64 (N, num_features) on the CPU, in the pictures' order. Raises ValueError for no pictures."""
-    with torch.inference_mode():
-        parts = [extractor(batch).double().cpu() for batch in batches(pictures, batch_size)]
-    if not parts:
-        raise ValueError("there are no pictures")
-    return torch.cat(parts)
-
-
-def checked_sha256(path: Path, expected: str | None) -> str:
-    """Hex sha256 of a file. Raises WeightsError if it is missing or has another hash than expected."""
-    try:
-        with open(path, "rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"weights file {path} cannot be read ({error.strerror})") from error
-    if expected is not None and actual != expected:
-        raise WeightsError(f"{path} has sha256 {actual}, expected {expected}")
-    return actual
-
-
-def load_state_dict_file(path: Path) -> dict[str, Tensor]:
-    """Read a file of named tensors, never running code from it. Raises WeightsError if it is not one."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path} is not a readable file of weights: {one_line(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} does not hold a plain mapping of names to tensors")
-    return cast(dict[str, Tensor], state)
-
-
-def parameters_sha256(network: nn.Module) -> str:
-    """Hex sha256 over names, shapes and values of a network's state, to pin seeded weights as files are pinned."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def one_line(error: Exception, limit: int = 300) -> str:
-    """An exception's text on one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _up_to_pooling(network: nn.Module) -> Iterator[nn.Module]:
+    """torch-fidelity's layers in the order that its own `forward` calls them in, which begins with a resize."""
+    for name, layer in network.named_children():
+        yield layer
+        if name == "AvgPool":
+            return

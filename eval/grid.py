@@ -19,12 +19,19 @@ _BACKGROUND, _INK = (255, 255, 255), (70, 75, 85)
 
 @dataclass(frozen=True)
 class PictureGrid:
-    """Rows of uint8 (H,W,3) pictures under common headings. Sizes may differ between columns."""
+    """Rows of uint8 (H,W,3) pictures under common headings. Sizes may differ between columns.
+
+    Args:
+        labels: a name for each row.
+        notes: a remark for each row, or none at all.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[PictureArray]]
     labels: Sequence[str]
     caption: str = ""
+    title: str = "Pictures"
+    notes: Sequence[str] = ()
 
 
 def grid_png(grid: PictureGrid, cell_pixels: int = 160) -> bytes:

@@ -2,63 +2,74 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor
 
-from eval.features import FeatureExtractor, features_of
-from eval.pictures import Metric, Pictures, percentile_bounds
+from eval.features import FeatureExtractor, Features, check_comparable_sets, features_of
+from eval.pictures import Metric, Pictures, normal_bounds
 
+FEWEST_PICTURES = 3  # leaving one out must leave two
+INTERVAL_FROM_PICTURES = 48  # see `kid_from_features`
 _BLOCK_ROWS = 2048
 
 
-def kid(
-    generated: Pictures, truth: Pictures, extractor: FeatureExtractor, *, bootstrap_samples: int = 200, seed: int = 0
-) -> Metric:
+def kid(generated: Pictures, truth: Pictures, extractor: FeatureExtractor) -> Metric:
     """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3: unbiased at any number of pictures.
 
     About 0 for equal distributions (it can be slightly negative), larger is worse. The whole sets are used at once,
     whose expectation is that of the published mean over subsets of 1000, with less noise.
-    Raises ValueError for fewer than four pictures in a set.
+    Raises ValueError for pictures of different sizes and for fewer than three in a set.
     """
-    return kid_from_features(
-        features_of(generated, extractor), features_of(truth, extractor), bootstrap_samples=bootstrap_samples, seed=seed
+    return kid_from_features(features_of(generated, extractor), features_of(truth, extractor))
+
+
+def kid_from_features(generated: Features, truth: Features) -> Metric:
+    """Kernel distance with its standard error by the jackknife, which errs towards too large an error.
+
+    Raises ValueError as `kid` does, and for features of different networks.
+    """
+    name = generated.network.figure("kid", "kd")
+    check_comparable_sets(generated, truth, name, FEWEST_PICTURES)
+    a, b = generated.values, truth.values
+    within_a, within_b = _row_sums(a, a, diagonal=False), _row_sums(b, b, diagonal=False)
+    across_a, across_b = _row_sums(a, b), _row_sums(b, a)
+    value = _distance(within_a, within_b, across_a)
+    error = math.hypot(
+        _jackknife_error(within_a, across_a, float(within_b.sum()), len(b)),
+        _jackknife_error(within_b, across_b, float(within_a.sum()), len(a)),
     )
-
-
-def kid_from_features(generated: Tensor, truth: Tensor, *, bootstrap_samples: int = 200, seed: int = 0) -> Metric:
-    """Kernel distance of features float64 (N,D) and (M,D).
-
-    Resampling with replacement would compare pictures with themselves, so the interval comes from random halves
-    (without replacement) of both sets: their variance estimates that of the whole sets' value.
-    """
-    for features in (generated, truth):
-        if len(features) < 4:
-            raise ValueError(f"KID needs at least 4 pictures in a set, there are {len(features)}")
-    value = kernel_distance(generated, truth)
-    rng = np.random.default_rng(seed)
-    estimates = np.array([kernel_distance(_half(generated, rng), _half(truth, rng)) for _ in range(bootstrap_samples)])
-    low, high = percentile_bounds(estimates - estimates.mean())
-    return Metric(value, value + low, value + high)
+    smallest = min(len(a), len(b))
+    if smallest < INTERVAL_FROM_PICTURES:
+        note = f"unbiased; no interval: {smallest} pictures, fewer than {INTERVAL_FROM_PICTURES}"
+        return Metric(name, value, standard_error=error, note=note, network=generated.network)
+    low, high = normal_bounds(value, error)
+    return Metric(name, value, low, high, error, "unbiased at any number of pictures", generated.network)
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of features (N,D) and (M,D)."""
-    within = _kernel_sum(a, a, diagonal=False) / (len(a) * (len(a) - 1))
-    within += _kernel_sum(b, b, diagonal=False) / (len(b) * (len(b) - 1))
-    return within - 2 * _kernel_sum(a, b, diagonal=True) / (len(a) * len(b))
+    """Unbiased estimate of the squared maximum mean discrepancy of features float64 (N,D) and (M,D)."""
+    return _distance(_row_sums(a, a, diagonal=False), _row_sums(b, b, diagonal=False), _row_sums(a, b))
 
 
-def _kernel_sum(a: Tensor, b: Tensor, diagonal: bool) -> float:
-    """Sum of the kernel over all pairs; without `diagonal`, over pairs of different pictures of one set."""
+def _distance(within_a: Tensor, within_b: Tensor, across: Tensor) -> float:
+    """From sums of kernels: of each picture of a, b with the others of its set, and of each of a with all of b."""
+    n, m = len(within_a), len(within_b)
+    same = within_a.sum() / (n * (n - 1)) + within_b.sum() / (m * (m - 1))
+    return float(same - 2 * across.sum() / (n * m))
+
+
+def _jackknife_error(within: Tensor, across: Tensor, other_total: float, m: int) -> float:
+    """Standard error that stems from one set of n: the distance without each of its pictures, from sums alone."""
+    n = len(within)
+    without = (within.sum() - 2 * within) / ((n - 1) * (n - 2)) + other_total / (m * (m - 1))
+    without = without - 2 * (across.sum() - across) / ((n - 1) * m)
+    return float(((n - 1) / n * (without - without.mean()).square().sum()).sqrt())
+
+
+def _row_sums(a: Tensor, b: Tensor, diagonal: bool = True) -> Tensor:
+    """Sum of the kernel of each row of a with all of b, (N,); without `diagonal` a row is not paired with itself."""
     num_features = a.shape[1]
-    total = 0.0
-    for rows in torch.split(a, _BLOCK_ROWS):
-        total += float(((rows @ b.T) / num_features + 1).pow(3).sum())
-    if not diagonal:
-        total -= float((a.square().sum(dim=1) / num_features + 1).pow(3).sum())
-    return total
-
-
-def _half(features: Tensor, rng: np.random.Generator) -> Tensor:
-    return features[torch.from_numpy(rng.permutation(len(features))[: len(features) // 2])]
+    sums = torch.cat([((rows @ b.T) / num_features + 1).pow(3).sum(dim=1) for rows in torch.split(a, _BLOCK_ROWS)])
+    return sums if diagonal else sums - (a.square().sum(dim=1) / num_features + 1).pow(3)

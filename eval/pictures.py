@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 PictureArray: TypeAlias = NDArray[np.uint8]
 Pictures: TypeAlias = PictureArray | Iterable[PictureArray]
@@ -22,13 +24,77 @@ class WeightsError(Exception):
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A figure with the bounds of its 95 % confidence interval. `note` says in words what to bear in mind."""
+class NetworkIdentity:
+    """What a figure was measured with.
 
+    Args:
+        name: for people.
+        slug: for names of figures: `fd_<slug>`.
+        comparable: whether its figures may be compared with published ones; only then do they get the published name.
+        resize: how pictures were brought to the network's size.
+    """
+
+    name: str
+    slug: str
+    weights_sha256: str
+    comparable: bool
+    resize: str
+
+    def figure(self, published: str, otherwise: str) -> str:
+        """What a figure is called: by its published name through the published network, else by what it is."""
+        return published if self.comparable else f"{otherwise}_{self.slug}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure, and all that has to be known to read it.
+
+    Args:
+        name: `fid` only through the published network; `fd_efficientnet_lite0`, say, through another.
+        low, high: the 95 % confidence interval, None where no honest one can be given.
+        note: what to bear in mind, in words: bias, why there is no interval.
+        network: what it was measured with, None for a figure that needs no network.
+    Raises ValueError for a number that is not finite.
+    """
+
+    name: str
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+    standard_error: float | None = None
     note: str | None = None
+    network: NetworkIdentity | None = None
+
+    def __post_init__(self) -> None:
+        for what in ("value", "low", "high", "standard_error"):
+            number = getattr(self, what)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"the {what} of {self.name} is {number}")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"{self.name} has one bound only ({self.low} to {self.high})")
+
+
+def normal_bounds(value: float, standard_error: float) -> tuple[float, float]:
+    """The central 95 % of a normal distribution."""
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * standard_error
+    return value - half, value + half
+
+
+def mean_metric(name: str, values: NDArray[np.float64], network: NetworkIdentity | None = None) -> Metric:
+    """Mean of independent values (N,) with Student's interval; a single value has none.
+
+    Raises ValueError if there are none, or one is not finite.
+    """
+    if values.size == 0:
+        raise ValueError(f"{name}: there is nothing to average")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(values))} of {values.size} values are not finite")
+    mean = float(values.mean())
+    if values.size == 1:
+        return Metric(name, mean, note="one value, so no interval", network=network)
+    error = float(values.std(ddof=1)) / math.sqrt(values.size)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, values.size - 1)) * error
+    return Metric(name, mean, mean - half, mean + half, error, network=network)
 
 
 def batches(pictures: Pictures, batch_size: int) -> Iterator[torch.Tensor]:
@@ -50,25 +116,6 @@ def batches(pictures: Pictures, batch_size: int) -> Iterator[torch.Tensor]:
             waiting = []
     if waiting:
         yield _stack(waiting)
-
-
-def percentile_bounds(estimates: NDArray[np.float64]) -> tuple[float, float]:
-    """Bounds of the central 95 % of resampled estimates (B,)."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(estimates, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def mean_with_bounds(values: NDArray[np.float64], bootstrap_samples: int, seed: int) -> Metric:
-    """Mean of independent values (N,) with its percentile bootstrap interval.
-
-    Raises ValueError if there are none.
-    """
-    if values.size == 0:
-        raise ValueError("there is nothing to average")
-    draws = np.random.default_rng(seed).integers(0, values.size, (bootstrap_samples, values.size))
-    low, high = percentile_bounds(values[draws].mean(axis=1))
-    return Metric(float(values.mean()), low, high)
 
 
 def _single(pictures: Pictures) -> Iterator[PictureArray]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
-from eval.curves import LossCurve, loss_curve_svg
+from eval.curves import LossCurve, loss_curve_uri
 from eval.grid import PictureGrid, data_uri
 from eval.pictures import Metric
 
@@ -19,17 +18,31 @@ _MISSING = "–"
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A measured figure with its name and what it means in words. `better` is "lower" or "higher"."""
+    """A measured figure with its heading and what it means in words.
+
+    Args:
+        better: "lower" or "higher".
+        published: the score that it should reproduce, if somebody published one.
+    """
 
     name: str
     meaning: str
     metric: Metric
     better: str = "lower"
+    published: float | None = None
+
+    @property
+    def comparability(self) -> str:
+        """What its network makes it good for, in words."""
+        network = self.metric.network
+        if network is None:
+            return "needs no network"
+        return "comparable with published figures" if network.comparable else "compares only with itself"
 
 
 @dataclass(frozen=True)
 class StageDistance:
-    """How far one network's pictures are from the truth: LPIPS, and root mean square in levels of 0..255.
+    """How far one network's pictures are from the truth: perceptual, and root mean square in levels of 0..255.
 
     `lpips_gain`: by how much they are closer than the network's before, picture by picture; None for the first.
     """
@@ -48,8 +61,10 @@ class ReportData:
         facts: (what, value) pairs: config, data, code commit, checkpoint, sampler, networks ...
         warnings: sentences that stand above everything else.
         comparison: distances to the truth from the least to the most trained network.
-        grids: pictures side by side, each with its caption.
+        grids: pictures side by side, each with its title and caption.
+        data: (what, number) of the data behind it: samples, rejected items ...
         timings: (what, seconds).
+        command: what reproduces the report, to be typed into a shell.
         seeds: (picture key, seed).
     """
 
@@ -64,6 +79,8 @@ class ReportData:
     timings: Sequence[tuple[str, float]]
     config_text: str
     seeds: Sequence[tuple[str, int]]
+    data: Sequence[tuple[str, str]] = ()
+    command: str = ""
 
 
 def render_report(report: ReportData) -> str:
@@ -80,11 +97,12 @@ def render_report(report: ReportData) -> str:
         "percent": format_percent,
         "duration": format_duration,
         "data_uri": data_uri,
-        "curve": lambda curve: Markup(loss_curve_svg(curve)),
+        "curve_uri": loss_curve_uri,
+        "interval": format_interval,
     }
-    worst = max((row.rmse.value for row in report.comparison if math.isfinite(row.rmse.value)), default=0.0)
+    worst = max((row.rmse.value for row in report.comparison), default=0.0)
     template = environment.get_template("report.html.jinja")
-    return template.render(report=report, longest_bar=worst or 1.0, isfinite=math.isfinite)
+    return template.render(report=report, longest_bar=worst or 1.0)
 
 
 def format_number(value: float | None) -> str:
@@ -92,6 +110,13 @@ def format_number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return _MISSING
     return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def format_interval(metric: Metric) -> str:
+    """The 95 % interval, or that there is none."""
+    if metric.low is None or metric.high is None:
+        return "no interval"
+    return f"{format_number(metric.low)} to {format_number(metric.high)}"
 
 
 def format_percent(value: float | None) -> str:

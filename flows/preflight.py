@@ -30,6 +30,7 @@ def preflight(config: str, overrides: Overrides = None) -> Plan:
             *sampling_problems(settings),
             *weights_problems(settings),
             *pretrained_problems(settings),
+            *feature_network_problems(settings),
             *cluster_problems(settings),
         ]
         if problems:
@@ -91,6 +92,15 @@ def _parameters_upper_bound(config: Config, stage: str) -> float:
     """A rough count of parameters: the published 338 M scaled by width squared."""
     model = config.models.upsampler if stage == "upsampler" else config.models.base
     return 351e6 * (model.model_channels / 192) ** 2 + 30e6 * (model.encoder_width / 512) ** 2
+
+
+def feature_network_problems(config: Config) -> list[PitiError]:
+    """What is wrong with files of feature networks; without any, the libraries that open them are not even loaded."""
+    if config.evaluation.inception is None and config.evaluation.lpips_trunk is None:
+        return []
+    from piti.evaluation import networks
+
+    return networks.network_problems(config)
 
 
 def pretrained_problems(config: Config) -> list[PitiError]:

@@ -72,10 +72,9 @@ def report(step: Step, checkpoint_name: str) -> str:
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
     rows = [_metric_row(name, metric) for name, metric in result["metrics"].items()]
-    table = "\n".join(["| metric | value | 95 % interval |", "|---|---|---|", *rows])
-    comparable = (
-        "" if result.get("comparable") else "\n**Untrained feature networks: not comparable with published figures.**\n"
-    )
+    heading = ["| figure | value | 95 % interval | network, resize | comparable | note |", "|---|---|---|---|---|---|"]
+    table = "\n".join([*heading, *rows])
+    comparable = "" if result.get("comparable") else "\n**Not all figures are comparable with published ones.**\n"
     markdown = (
         f"# Evaluation of {checkpoint_name}\n\n{table}\n{comparable}\n{picture}\n\nWhole report: `{result['report']}`"
     )
@@ -178,7 +177,10 @@ def _picture(uri: str, title: str) -> str:
 
 def _metric_row(name: str, metric: dict[str, Any]) -> str:
     def number(key: str) -> str:
-        value = metric.get(key)
-        return "-" if value is None else f"{value:.4g}"
+        return f"{metric[key]:.4g}"
 
-    return f"| {name} | {number('value')} | {number('low')} .. {number('high')} |"
+    interval = "none" if metric["low"] is None else f"{number('low')} .. {number('high')}"
+    network = metric.get("network") or {"name": "none", "resize": "none", "comparable": True, "weights_sha256": ""}
+    measured = f"{network['name']}, {network['resize']}, `{network['weights_sha256'][:12]}`"
+    comparable = "yes" if network["comparable"] else "only with itself"
+    return f"| {name} | {number('value')} | {interval} | {measured} | {comparable} | {metric.get('note', '')} |"

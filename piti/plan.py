@@ -20,6 +20,7 @@ from piti.config import Config, Stage, StageConfig, WeightsRef
 from piti.data.sources import open_source
 from piti.errors import DataError
 from piti.provenance import FORMAT_VERSIONS
+from piti.weights import weights_digest
 
 JobKind = Literal["shard", "degrade", "train", "sample", "score"]
 
@@ -177,10 +178,11 @@ class Plan:
         return self._step("sample", "sample", "evaluations", content, inputs)
 
     def score(self, sample: Step) -> Step:
-        """Metrics and report of sampled pictures."""
+        """Metrics and report of sampled pictures. Feature networks count by their content, wherever they lie."""
+        evaluation = self.config.evaluation
         content = {
-            "evaluation": _dump(self.config.evaluation),
-            "untrained": self.config.allow_untrained_feature_networks,
+            "evaluation": _dump(evaluation, exclude={"inception", "lpips_trunk"}),
+            "networks": [weights_digest(ref) for ref in (evaluation.inception, evaluation.lpips_trunk)],
             "samples": sample.fingerprint,
         }
         inputs = {**sample.inputs, "samples": sample.output}

@@ -54,6 +54,17 @@ def open_weights(ref: WeightsRef, key: str, origin: str = "them") -> Iterator[We
         yield WeightsFile(path, ref.path, found)
 
 
+def weights_digest(ref: WeightsRef | None) -> str | None:
+    """What a weights file's content is known by in fingerprints: its pin, or else its sha256 as found. None for None.
+
+    Raises CheckpointError if a file without a pin is missing.
+    """
+    if ref is None or ref.sha256 is not None:
+        return None if ref is None else ref.sha256
+    with open_weights(ref, ref.path) as file:
+        return file.sha256
+
+
 def feature_networks(config: Config) -> list[NeededWeights]:
     """The fixed networks that losses and metrics look through."""
     evaluation, upsampler = config.evaluation, config.training.upsampler
@@ -70,7 +81,7 @@ def feature_networks(config: Config) -> list[NeededWeights]:
 def weights_problems(config: Config) -> list[PitiError]:
     """Every feature network's file that is missing, misplaced or other than its sha256 says.
 
-    A feature network without weights is a problem unless the config allows untrained ones (demo.yaml does).
+    A feature network without weights is a problem unless the config allows stand-ins (demo.yaml does).
     `piti.models.pretrained.pretrained_problems` looks at the weights that training begins from.
     """
     problems: list[PitiError] = [
@@ -78,7 +89,7 @@ def weights_problems(config: Config) -> list[PitiError]:
             f"{needed.key} is not set", f"download {needed.origin} and set {needed.key}.path to where you put it"
         )
         for needed in feature_networks(config)
-        if needed.ref is None and not config.allow_untrained_feature_networks
+        if needed.ref is None and not config.allow_stand_in_networks
     ]
     hed = NeededWeights("data.sketch.weights", config.data.sketch.weights, "network-bsds500.pytorch")
     for needed in (*feature_networks(config), hed):

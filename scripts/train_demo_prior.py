@@ -1,6 +1,9 @@
 """Train the demo's prior on a folder of photographs: one process, the stages' own training code, no Prefect, no Ray.
 
     scripts/train-demo-prior base --photographs DIR [--device cuda]
+    scripts/train-demo-prior upsampler --photographs DIR [--device cuda]
+    scripts/train-demo-prior check --photographs DIR      does it follow its condition?
+    scripts/train-demo-prior export                       into piti/assets, in half precision
 
 A second start resumes at the newest checkpoint. Crops are cut once and kept in memory.
 """
@@ -8,27 +11,35 @@ A second start resumes at the newest checkpoint. Crops are cut once and kept in 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import safetensors.torch
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from degradations import bsr_degrade
+from eval.retrieval import truth_ranks
 from piti import storage
 from piti.checkpoints import newest_whole_checkpoint, prune_checkpoints
 from piti.config import Config, Stage
 from piti.config.presets import load_config
 from piti.data.conditions import StoredCondition, paint_condition
 from piti.data.palette import NUM_CLASSES, palette_labels
+from piti.evaluation.cascade import Order, draw_base, draw_upsampled
+from piti.models.checkpoints import load_model
 from piti.provenance import code_versions
 from piti.seeds import seed_of
 from piti.training.ema import ema_rate_at
 from piti.training.gradients import accumulate_gradients
+from piti.training.randomness import normal_pictures
 from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers
@@ -143,10 +154,77 @@ def about(state: TrainingState, config: Config) -> dict[str, object]:
     }  # fmt: skip
 
 
+def check(config: Config, folder: Path, count: int) -> dict[str, Any]:
+    """How far the newest checkpoints follow their conditions, on crops of the photographs' validation parts.
+
+    `losses`: by timestep, the base's loss with the right condition and with one of another crop. `base_top5`: share of
+    drawn base pictures whose own truth is among the five nearest of `count`. `psnr_db`: of the upsampler and of bicubic
+    enlargement, from degraded pictures.
+    """
+    crops = make_crops(config, folder, "validation", count, degraded=True)
+    cpu, figures = torch.device("cpu"), {}
+    stage = TrainingStage("pretrain", config)
+    base = load_model(newest(config, "base"), config.models.base).eval()
+    examples = stage.examples(crops, cpu)
+    noise = normal_pictures(range(count), examples.pictures.shape[1:], config.seed, "check")
+    with torch.no_grad():
+        for t in (100, 300, 500, 700, 900):
+            figures[t] = [
+                round(float(stage.diffusion.training_losses(
+                    lambda x_t, time, given=given: base(x_t, time, condition=given), examples.pictures,
+                    torch.full((count,), t), noise)["mse"].mean()), 4)
+                for given in (examples.condition, examples.condition.roll(1, 0))
+            ]  # fmt: skip
+    orders = [Order(str(index), 0, condition) for index, condition in enumerate(examples.condition)]
+    drawn = draw_base(base, orders, config)
+    ranks = truth_ranks(levels(drawn), levels(examples.pictures))
+    stage = TrainingStage("upsampler", config)
+    upsampler = load_model(newest(config, "upsampler"), config.models.upsampler).eval()
+    examples = stage.examples(crops, cpu)
+    assert examples.low_res is not None
+    orders = [Order(str(index), 0, condition) for index, condition in enumerate(examples.condition)]
+    sharp = draw_upsampled(upsampler, orders, examples.low_res, config)
+    enlarged = F.interpolate(examples.low_res, scale_factor=config.scale, mode="bicubic", align_corners=False)
+    return {
+        "pictures": count,
+        "losses": {t: {"right": right, "shuffled": shuffled} for t, (right, shuffled) in figures.items()},
+        "base_top5": float((ranks < 5).mean()),
+        "psnr_db": {"upsampler": psnr(sharp, examples.pictures), "bicubic": psnr(enlarged, examples.pictures)},
+    }
+
+
+def levels(pictures: Tensor) -> NDArray[np.uint8]:
+    """float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
+    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def psnr(pictures: Tensor, truths: Tensor) -> float:
+    """Mean over pictures in [-1, 1], in dB."""
+    errors = (pictures.clamp(-1, 1) - truths).square().flatten(1).mean(dim=1) / 4
+    return round(float((-10 * errors.log10()).mean()), 2)
+
+
+def newest(config: Config, network: str) -> str:
+    uri = newest_whole_checkpoint(storage.join(config.root, network))
+    if uri is None:
+        raise SystemExit(f"there is no checkpoint of the {network} below {config.root}: train it first")
+    return uri
+
+
+def export(config: Config, network: str) -> str:
+    """Write the newest checkpoint's averaged weights in half precision into the package; its path and sha256."""
+    model = load_model(newest(config, network), getattr(config.models, network))
+    state = {key: value.detach().half().contiguous().clone() for key, value in model.state_dict().items()}
+    path = storage.ASSETS / f"demo-{network}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    safetensors.torch.save_file(state, path)
+    return f"{path} {storage.sha256_file(str(path))}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=sorted(STAGES))
-    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("what", choices=["base", "upsampler", "check", "export"])
+    parser.add_argument("--photographs", type=Path, help="a folder of pictures, for all but export")
     parser.add_argument("--config", default="demo-prior")
     parser.add_argument("--crops", type=int, default=12000)
     parser.add_argument("--device", default="cpu")
@@ -155,7 +233,15 @@ def main() -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     config = load_config(arguments.config)
-    print(train(config, arguments.network, arguments.photographs, arguments.crops, arguments.device))
+    if arguments.what == "export":
+        for network in STAGES:
+            print(export(config, network))
+    elif arguments.photographs is None:
+        parser.error("--photographs is needed")
+    elif arguments.what == "check":
+        print(json.dumps(check(config, arguments.photographs, config.sampling.num_samples or 48), indent=1))
+    else:
+        print(train(config, arguments.what, arguments.photographs, arguments.crops, arguments.device))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
 from piti.config.section import Positive, Section, Share, WeightsRef, require_known_scheme
 
 Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
+FigureKind = Literal["fid", "kid", "lpips", "lpips_diversity"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 STAGE_LABELS: dict[str, str] = {
     "untrained": "untrained", "pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2",
@@ -238,13 +239,18 @@ class SamplingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model."""
+    """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model.
+
+    `resize` is how pictures get to the size that the network of FID and KID sees, by the library that does it so.
+    `published` has scores to reproduce, by kind of figure; the report shows them beside figures that compare.
+    """
 
     inception: WeightsRef | None = None
     lpips_trunk: WeightsRef | None = None
+    resize: Literal["torch-fidelity", "clean-fid"] = "torch-fidelity"
     compare_stages: bool = False
     grid_samples: Positive = 8
-    bootstrap_samples: Positive = 200
+    published: dict[FigureKind, float] = Field(default_factory=dict)
 
 
 class ClusterConfig(Section):
@@ -274,7 +280,7 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
-    allow_untrained_feature_networks: bool = False
+    allow_stand_in_networks: bool = False
 
     @field_validator("root")
     @classmethod

@@ -7,7 +7,6 @@ nor the number of workers changes it, and networks of different stages begin fro
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,13 +22,12 @@ from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
 from piti.data.shards import DamagedSample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
+from piti.errors import DataError, repair_advice
 from piti.evaluation.picture_sets import Drawing, Part, PictureSetName, write_pictures
 from piti.models import Latent, PITIModel, build_model, round_weights
 from piti.models.checkpoints import load_model
 from piti.seeds import stable_hash
 from piti.training.workers import autocast
-
-logger = logging.getLogger("piti")
 
 Network = Literal["base", "upsampler"]
 
@@ -122,8 +120,8 @@ class Cascade:
     def draw_part(self, part: Part, output: str) -> int:
         """Draw a part and publish its tars in `output`. Returns how many pictures each holds.
 
-        Conditions whose sample is damaged are left out, with a warning. Raises CheckpointError or DataError for
-        inputs that are missing or damaged.
+        Raises CheckpointError or DataError for inputs that are missing or damaged: figures of fewer pictures than
+        asked for would be other figures.
         """
         pictures: dict[PictureSetName, dict[str, NDArray[np.uint8]]] = {product: {} for product in part.products}
         waiting = self._orders(part)
@@ -140,8 +138,8 @@ class Cascade:
             try:
                 example = self._examples.example(number, None)
             except DamagedSample as error:
-                logger.warning("left out damaged sample %s: %s", self._examples.keys[number], error)
-                continue
+                key, shards = self._examples.keys[number], self._inputs["shards"]
+                raise DataError(f"{shards}: sample {key} is damaged: {error}", repair_advice(shards)) from error
             condition = unit_range(example.condition)
             for variant in part.variants:
                 yield Order(example.key, variant, condition)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import Metric, lpips_distance, lpips_diversity
-from eval.features import FeatureExtractor, features_of
+from eval import Metric
+from eval.features import FeatureExtractor, Features, features_of
 from eval.fid import fid_from_features
-from eval.grid import PictureGrid
 from eval.kid import kid_from_features
-from eval.lpips import PerceptualNetwork, lpips_distances
-from eval.pictures import mean_with_bounds
+from eval.lpips import PerceptualNetwork, diversity_distances, lpips_distances
+from eval.pictures import mean_metric
 from eval.pixels import pixel_distances
+from piti import storage
 from piti.config import Config
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
+from piti.data.manifest import MANIFEST
 from piti.errors import DataError
 from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName
+from piti.evaluation.stored_arrays import StoredArrays
 
-FEWEST_PICTURES = 4  # what an unbiased kernel distance between halves of both sets needs at least
+FEWEST_PICTURES = 4
 STAGE_SETS: tuple[PictureSetName, ...] = ("untrained", "stage1", "base")  # at the base network's size
+_NAMED_AT_MOST = 10
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ class Truth:
 class Evaluation:
     """Generated pictures in the folder `samples` and the truth in `shards`.
 
-    Conditions of which any set lacks a picture (a damaged sample) are left out of all of them.
-    Raises DataError where pictures are damaged, or too few.
+    `keys` are the conditions that `sampling.num_samples` asks for, in the order of the validation split. Every set but
+    `diversity` must have a picture of each. Raises DataError where pictures are missing (naming them) or damaged, or
+    too few.
     """
 
     def __init__(self, config: Config, shards: str, samples: str) -> None:
@@ -51,13 +56,28 @@ class Evaluation:
         self.stage_sets = [name for name in STAGE_SETS if len(self.sets[name])]
         self._reader = ExampleReader(shards, "validation", config.data, None, config.scale)
         self._numbers = {key: number for number, key in enumerate(self._reader.keys)}
-        compared = [self.sets[name] for name in ("final", *self.stage_sets)]
-        self.keys = [key for key in self._reader.keys if all(key in pictures for pictures in compared)]
+        self._shards = shards
+        self.keys = list(self._reader.keys[: config.sampling.num_samples])
         if len(self.keys) < FEWEST_PICTURES:
             raise DataError(
-                f"{samples} has {len(self.keys)} pictures to measure, at least {FEWEST_PICTURES} are needed",
+                f"there are {len(self.keys)} pictures to measure, at least {FEWEST_PICTURES} are needed",
                 "raise sampling.num_samples, or give the source more validation pictures",
             )
+        self._check_complete(samples)
+
+    def _check_complete(self, samples: str) -> None:
+        wanted = dict.fromkeys(("final", "base", *self.stage_sets), self.keys)
+        if self._config.evaluation.compare_stages:
+            wanted |= dict.fromkeys(STAGE_SETS, self.keys)
+        wanted["diversity"] = self.keys[: self._config.sampling.diversity_conditions]
+        for name, keys in wanted.items():
+            missing = [key for key in keys if key not in self.sets[name]]
+            if missing:
+                named = ", ".join(missing[:_NAMED_AT_MOST]) + (" ..." if len(missing) > _NAMED_AT_MOST else "")
+                raise DataError(
+                    f"{samples}: {len(missing)} of {len(keys)} pictures of the set {name} are missing: {named}",
+                    f"delete {storage.join(samples, storage.MARKER)} and run again: what is missing is drawn",
+                )
 
     def truth(self, key: str) -> Truth:
         """The ground truth of a condition."""
@@ -66,73 +86,120 @@ class Evaluation:
         condition = condition_picture(example.condition.numpy(), self._config.data.modality)
         return Truth(example.image.permute(1, 2, 0).contiguous().numpy(), _levels(small), condition)
 
-    def metrics(self, extractor: FeatureExtractor, network: PerceptualNetwork) -> dict[str, Metric]:
-        """`fid`, `kid`, `lpips` of the final pictures and, where several were drawn of one condition, `lpips_diversity`."""
-        draws, seed = self._config.evaluation.bootstrap_samples, self._config.seed
-        features = features_of(self._generated("final"), extractor)
-        true_features = features_of(self._truths(), extractor)
-        metrics = {
-            "fid": fid_from_features(features, true_features, bootstrap_samples=draws, seed=seed),
-            "kid": kid_from_features(features, true_features, bootstrap_samples=draws, seed=seed),
-            "lpips": lpips_distance(
-                self._generated("final"), self._truths(), network, bootstrap_samples=draws, seed=seed
-            ),
+    def generated(self, name: PictureSetName) -> Iterator[NDArray[np.uint8]]:
+        """The pictures of a set, in the order of `keys`: uint8 (H,W,3)."""
+        return (self.sets[name].picture(key) for key in self.keys)
+
+    def truths(self, small: bool = False) -> Iterator[NDArray[np.uint8]]:
+        """The truth in the order of `keys`, `small` at the base network's size: uint8 (H,W,3)."""
+        for key in self.keys:
+            truth = self.truth(key)
+            yield truth.small if small else truth.picture
+
+    def describe(self, name: PictureSetName) -> dict[str, Any]:
+        """What a set's pictures are, for `StoredArrays`: the pictures themselves, and which of them."""
+        keys = self.keys[: self._config.sampling.diversity_conditions] if name == "diversity" else self.keys
+        return {"pictures": self.sets[name].digest(keys)}
+
+    def describe_truth(self, side: int) -> dict[str, Any]:
+        """What the truth is, for `StoredArrays`: shards, how they are read, at which size, and which of them."""
+        return {
+            "shards": storage.sha256_file(storage.join(self._shards, MANIFEST)),
+            "data": self._config.data.model_dump(mode="json", exclude={"source"}),
+            "keys": storage.sha256_bytes("\n".join(self.keys).encode("utf-8", "surrogateescape")),
+            "side": side,
         }
-        diverse = self.sets["diversity"]
+
+
+class Measurement:
+    """Figures of an evaluation. Networks see pictures whose features and distances are not stored yet, no others."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        config: Config,
+        extractor: FeatureExtractor,
+        network: PerceptualNetwork,
+        stored: StoredArrays,
+    ) -> None:
+        self._evaluation = evaluation
+        self._sides = config.models.base.image_size, config.models.upsampler.image_size
+        self._extractor = extractor
+        self._network = network
+        self._stored = stored
+
+    def metrics(self) -> dict[str, Metric]:
+        """By kind (`piti.evaluation.figures`): `fid`, `kid`, `lpips` of the final pictures, `lpips_diversity` where drawn."""
+        side = self._sides[1]
+        generated = self._features(self._evaluation.describe("final"), lambda: self._evaluation.generated("final"))
+        truth = self._features(self._evaluation.describe_truth(side), self._evaluation.truths)
+        identity = self._network.identity
+        metrics = {
+            "fid": fid_from_features(generated, truth),
+            "kid": kid_from_features(generated, truth),
+            "lpips": mean_metric(identity.figure("lpips", "pd"), self.distances(), identity),
+        }
+        diverse = self._evaluation.sets["diversity"]
         if len(diverse):
+            about = {"diversity": self._evaluation.describe("diversity"), "network": asdict(identity)}
             groups = (diverse.variants(key) for key in diverse.keys)
-            metrics["lpips_diversity"] = lpips_diversity(groups, network, bootstrap_samples=draws, seed=seed)
+            values = self._stored.get(about, lambda: diversity_distances(groups, self._network))
+            metrics["lpips_diversity"] = mean_metric(
+                identity.figure("lpips_diversity", "pd_diversity"), values, identity
+            )
         return metrics
 
-    def comparison(self, network: PerceptualNetwork) -> dict[str, dict[str, Metric]]:
+    def distances(self, name: PictureSetName = "final") -> NDArray[np.float64]:
+        """Perceptual distance of each picture of a set to its truth, in the order of the evaluation's keys."""
+        small = name != "final"
+        about = {
+            "distances": self._evaluation.describe(name),
+            "truth": self._evaluation.describe_truth(self._sides[0 if small else 1]),
+            "network": asdict(self._network.identity),
+        }
+        return self._stored.get(
+            about,
+            lambda: lpips_distances(self._evaluation.generated(name), self._evaluation.truths(small), self._network),
+        )
+
+    def comparison(self) -> dict[str, dict[str, Metric]]:
         """Distances to the truth at the base network's size for each set of that size: untrained, stage1, base.
 
         `lpips` and `rmse` (levels of 0..255); after the first set also `lpips_gain`, by how much it is closer than
         the set before it: conditions and noise are the same, so the mean of the pictures' own differences.
         """
-        draws, seed = self._config.evaluation.bootstrap_samples, self._config.seed
         comparison: dict[str, dict[str, Metric]] = {}
+        identity = self._network.identity
+        name = identity.figure("lpips", "pd")
         previous: NDArray[np.float64] | None = None
-        for name in self.stage_sets:
-            lpips = lpips_distances(self._generated(name), self._truths(small=True), network)
-            rmse = pixel_distances(self._generated(name), self._truths(small=True))
-            measured = {"lpips": lpips, "rmse": rmse}
+        for picture_set in self._evaluation.stage_sets:
+            distances = self.distances(picture_set)
+            rmse = pixel_distances(self._evaluation.generated(picture_set), self._evaluation.truths(small=True))
+            comparison[picture_set] = {
+                "lpips": mean_metric(name, distances, identity),
+                "rmse": mean_metric("rmse", rmse),
+            }
             if previous is not None:
-                measured["lpips_gain"] = previous - lpips
-            comparison[name] = {kind: mean_with_bounds(values, draws, seed) for kind, values in measured.items()}
-            previous = lpips
+                comparison[picture_set]["lpips_gain"] = mean_metric(f"{name}_gain", previous - distances, identity)
+            previous = distances
         return comparison
 
-    def final_grid(self) -> PictureGrid:
-        """Condition, base, generated and true pictures of the first conditions."""
-        base, final = self._config.models.base.image_size, self._config.models.upsampler.image_size
-        rows = []
-        for key in self._shown:
-            truth = self.truth(key)
-            pictures = self.sets["base"].picture(key), self.sets["final"].picture(key)
-            rows.append([truth.condition, *pictures, truth.picture])
-        columns = ["condition", f"base {base}x{base}", f"generated {final}x{final}", "ground truth"]
-        return PictureGrid(columns, rows, self._shown, "The first conditions of the validation split, not chosen.")
+    def _features(self, about: dict[str, Any], pictures: Callable[[], Iterator[NDArray[np.uint8]]]) -> Features:
+        """Features of pictures of the upsampler's size, in float32 as the network gives them."""
+        identity = self._extractor.identity
+        values = self._stored.get(
+            {"features": about, "network": asdict(identity), "dtype": "float32"},
+            lambda: features_of(pictures(), self._extractor).values.float().numpy(),
+        )
+        return Features(torch.from_numpy(values).double(), identity, (self._sides[1], self._sides[1]))
 
-    def stages_grid(self, labels: Sequence[str]) -> PictureGrid:
-        """The same conditions and noise through the networks of `stage_sets`, beside the truth at their size."""
-        rows = [
-            [*(self.sets[name].picture(key) for name in self.stage_sets), self.truth(key).small] for key in self._shown
-        ]
-        caption = "What the base network draws from the same condition and the same noise as its training goes on."
-        return PictureGrid([*labels, "ground truth"], rows, self._shown, caption)
 
-    @property
-    def _shown(self) -> list[str]:
-        return self.keys[: self._config.evaluation.grid_samples]
-
-    def _generated(self, name: PictureSetName) -> Iterator[NDArray[np.uint8]]:
-        return (self.sets[name].picture(key) for key in self.keys)
-
-    def _truths(self, small: bool = False) -> Iterator[NDArray[np.uint8]]:
-        for key in self.keys:
-            truth = self.truth(key)
-            yield truth.small if small else truth.picture
+def spread(values: NDArray[np.float64], count: int) -> dict[str, Sequence[int]]:
+    """Numbers of the pictures with the `count` smallest, middle and largest distances (N,), each in rising order."""
+    order = [int(number) for number in np.argsort(values, kind="stable")]
+    count = min(count, len(order) // 3)
+    middle = (len(order) - count) // 2
+    return {"best": order[:count], "median": order[middle : middle + count], "worst": order[len(order) - count :]}
 
 
 def _levels(picture: Tensor) -> NDArray[np.uint8]:

@@ -10,9 +10,10 @@ A tar appears whole, and its content follows from the sample step's inputs, so a
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -156,6 +157,16 @@ class PictureSet:
     def keys(self) -> list[str]:
         """Keys of the conditions, in the order they were drawn in."""
         return list(self._encoded)
+
+    def digest(self, keys: Sequence[str]) -> str:
+        """Hex sha256 of the keys and of all their pictures as stored. Raises KeyError for a key without a picture."""
+        digest = hashlib.sha256()
+        for key in keys:
+            digest.update(f"{key}\n".encode("utf-8", "surrogateescape"))
+            for variant, data in sorted(self._encoded[key].items()):
+                digest.update(f"{variant} {len(data)}\n".encode())
+                digest.update(data)
+        return digest.hexdigest()
 
     def picture(self, key: str) -> NDArray[np.uint8]:
         """The picture of a condition, the first where there are several: uint8 (H,W,3) RGB."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,28 +11,25 @@ from typing import Any
 
 import yaml
 
-from eval import Metric
 from eval.curves import LossCurve
-from eval.features import FeatureExtractor
 from eval.grid import PictureGrid
-from eval.lpips import PerceptualNetwork
+from eval.pictures import NetworkIdentity
 from eval.report import MetricRow, ReportData, StageDistance
 from piti import storage
 from piti.checkpoints import Checkpoint
 from piti.config import STAGE_LABELS, STAGES, Config, Stage
+from piti.data.inspection import count_reasons
+from piti.data.shards import ShardSet
 from piti.evaluation.cascade import picture_seed
+from piti.evaluation.figures import FIGURES, metric_from_json
 from piti.evaluation.picture_sets import describe_sampling
 from piti.job import JobSpec
 from piti.plan import fingerprint
 from piti.provenance import code_commit, code_versions
 from piti.training.metrics import read_metrics
 
-_METRIC_WORDS = {
-    "fid": ("FID", "lower", "distance between the feature statistics of the generated pictures and of the truth"),
-    "kid": ("KID", "lower", "the same with a polynomial kernel, unbiased at any number of pictures"),
-    "lpips": ("LPIPS", "lower", "mean perceptual distance of each generated picture to its ground truth"),
-    "lpips_diversity": ("LPIPS diversity", "higher", "mean perceptual distance between pictures of one condition"),
-}
+CONFIG_FILE = "config.yaml"
+_REASONS_SHOWN = 10
 
 
 def loss_curve(stage: Stage, records: Sequence[Mapping[str, Any]], begins_as: str = "untrained") -> LossCurve:
@@ -59,7 +57,7 @@ def loss_curves(config: Config, inputs: Mapping[str, str]) -> list[LossCurve]:
     ]
 
 
-def provenance(spec: JobSpec, extractor: FeatureExtractor, network: PerceptualNetwork) -> dict[str, Any]:
+def provenance(spec: JobSpec, extractor: NetworkIdentity, network: NetworkIdentity) -> dict[str, Any]:
     """All that is needed to say where a figure came from; JSON-able."""
     config = spec.config
     settings = config.model_dump(mode="json", exclude={"root", "cluster"})
@@ -70,17 +68,11 @@ def provenance(spec: JobSpec, extractor: FeatureExtractor, network: PerceptualNe
         "step_fingerprint": spec.fingerprint,
         "code_commit": code_commit(),
         **describe_sampling(config),
-        "extractor": _network(extractor),
-        "perceptual_network": _network(network),
+        "extractor": asdict(extractor),
+        "perceptual_network": asdict(network),
         "comparable": extractor.comparable and network.comparable,
         "versions": code_versions(),
     }
-
-
-def metric_values(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
-    """Metrics as JSON: {"value", "low", "high"} and a note where there is one; null for what is not finite."""
-    return {name: {key: _json(value) for key, value in asdict(metric).items() if value is not None or key != "note"}
-            for name, metric in metrics.items()}  # fmt: skip
 
 
 def stage_labels(names: Sequence[str], checkpoint: Checkpoint) -> list[str]:
@@ -88,26 +80,23 @@ def stage_labels(names: Sequence[str], checkpoint: Checkpoint) -> list[str]:
     return [f"{checkpoint.label} (this checkpoint)" if name == "base" else STAGE_LABELS[name] for name in names]
 
 
-def report_data(
-    spec: JobSpec,
-    checkpoint: Checkpoint,
-    origin: Mapping[str, Any],
-    metrics: Mapping[str, Metric],
-    comparison: Mapping[str, Mapping[str, Metric]],
-    grids: Sequence[PictureGrid],
-    keys: Sequence[str],
-) -> ReportData:
-    """Everything that the report's page shows. `origin` is what `provenance` returns."""
-    config = spec.config
+def report_data(spec: JobSpec, stored: Mapping[str, Any], grids: Sequence[PictureGrid]) -> ReportData:
+    """Everything that the report's page shows, from `stored` (metrics.json), pictures, and the results of earlier steps."""
+    config, origin = spec.config, stored["provenance"]
+    checkpoint = Checkpoint.at(stored["checkpoint"])
     side = config.models.upsampler.image_size
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    comparison = {
+        name: {kind: metric_from_json(value) for kind, value in distances.items()}
+        for name, distances in stored["comparison"].items()
+    }
     labels = stage_labels(list(comparison), checkpoint)
     return ReportData(
         title=f"Evaluation of {config.name}: {checkpoint.label}, step {checkpoint.step}",
-        subtitle=f"{len(keys)} pictures of {side}×{side} from {config.data.modality} conditions · {when}",
+        subtitle=f"{stored['num_samples']} pictures of {side}×{side} from {config.data.modality} conditions · {when}",
         facts=_facts(spec, checkpoint, origin),
         warnings=_warnings(origin),
-        metrics=[_metric_row(name, metric) for name, metric in metrics.items()],
+        metrics=metric_rows(config, stored["kinds"], stored["metrics"]),
         curves=loss_curves(config, spec.inputs),
         comparison=[
             StageDistance(label, distances["lpips"], distances["rmse"], distances.get("lpips_gain"))
@@ -116,8 +105,23 @@ def report_data(
         grids=grids,
         timings=_timings(spec.inputs),
         config_text=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        seeds=[(key, picture_seed(config.seed, key)) for key in keys],
+        seeds=[(key, picture_seed(config.seed, key)) for key in stored["per_picture"]["lpips"]],
+        data=_data_facts(spec.inputs["shards"]),
+        command=_command(spec, checkpoint),
     )
+
+
+def metric_rows(config: Config, kinds: Mapping[str, str], metrics: Mapping[str, Mapping[str, Any]]) -> list[MetricRow]:
+    """Rows of figures. `kinds` maps the kinds of `FIGURES` to names in `metrics` (JSON)."""
+    rows = []
+    for kind, figure in FIGURES.items():
+        if kind not in kinds:
+            continue
+        metric = metric_from_json(metrics[kinds[kind]])
+        comparable = metric.network is None or metric.network.comparable
+        published = config.evaluation.published.get(kind) if comparable else None
+        rows.append(MetricRow(figure.label(metric), figure.meaning, metric, figure.better, published))
+    return rows
 
 
 def _facts(spec: JobSpec, checkpoint: Checkpoint, origin: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -135,27 +139,36 @@ def _facts(spec: JobSpec, checkpoint: Checkpoint, origin: Mapping[str, Any]) -> 
         ("upsampler sampler", sampler["upsampler"]),
         ("classifier-free guidance", f"scale {guidance['scale']:g}, {normalized}"),
         ("seeds", f"config seed {config.seed}; a picture's is a hash of (seed, key, variant, network), listed below"),
-        *((label, _network_words(origin[name])) for name, label in
-          (("extractor", "network of FID and KID"), ("perceptual_network", "network of LPIPS"))),
         ("libraries", ", ".join(f"{name} {version}" for name, version in origin["versions"].items() if name != "commit")),
     ]  # fmt: skip
 
 
 def _warnings(origin: Mapping[str, Any]) -> list[str]:
-    if origin["comparable"]:
-        return []
     names = [
         network["name"] for network in (origin["extractor"], origin["perceptual_network"]) if not network["comparable"]
     ]
+    if not names:
+        return []
     return [
-        f"These figures cannot be compared with published ones: they were measured with {' and '.join(names)}. "
-        "They only tell better from worse between runs of this project that were measured with the same networks."
+        f"Figures measured with {' and '.join(names)} cannot be compared with published ones. "
+        "They compare only with themselves: with figures of this project that were measured with the same networks."
     ]
 
 
-def _metric_row(name: str, metric: Metric) -> MetricRow:
-    label, better, meaning = _METRIC_WORDS[name]
-    return MetricRow(label, meaning, metric, better)
+def _command(spec: JobSpec, checkpoint: Checkpoint) -> str:
+    """What evaluates the same checkpoint again, under the config that is stored beside the report."""
+    arguments = (f"config={storage.join(spec.output, CONFIG_FILE)}", f"checkpoints={json.dumps([checkpoint.uri])}")
+    return " ".join(
+        ["prefect deployment run piti/evaluate", *(f"-p {shlex.quote(argument)}" for argument in arguments)]
+    )
+
+
+def _data_facts(uri: str) -> list[tuple[str, str]]:
+    """Samples of each split, and what was not used and why."""
+    shards = ShardSet(uri)
+    facts = [(f"{split} split", f"{shards.num_samples(split)} pictures") for split in shards.splits]
+    facts += [(status, f"{count}: {reason}") for status, reason, count in count_reasons(shards)[:_REASONS_SHOWN]]
+    return facts
 
 
 def _timings(inputs: Mapping[str, str]) -> list[tuple[str, float]]:
@@ -179,15 +192,3 @@ def _diffusion_loss(record: Mapping[str, Any]) -> float | None:
         return None if record["mse"] is None or record["vb"] is None else record["mse"] + record["vb"]
     loss: float | None = record.get("loss")
     return loss
-
-
-def _network(network: FeatureExtractor | PerceptualNetwork) -> dict[str, Any]:
-    return {"name": network.name, "weights_sha256": network.weights_sha256, "comparable": network.comparable}
-
-
-def _network_words(network: Mapping[str, Any]) -> str:
-    return f"{network['name']}, weights sha256 {network['weights_sha256']}"
-
-
-def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

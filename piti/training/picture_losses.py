@@ -137,7 +137,7 @@ class PictureLosses:
         self._workers = workers
         self._perceptual: PerceptualLoss | None = None
         if settings.perceptual_weight > 0:
-            if settings.vgg19 is None and not config.allow_untrained_feature_networks:
+            if settings.vgg19 is None and not config.allow_stand_in_networks:
                 raise ConfigError(
                     f"{_KEY} is not set", f"download {_ORIGIN} and set {_KEY}.path, or set perceptual_weight to 0"
                 )

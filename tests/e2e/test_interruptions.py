@@ -57,8 +57,8 @@ def training_workers(stack: RunningStack) -> list[psutil.Process]:
 
 def test_killed_driver_and_killed_serving_process(stack: RunningStack, prefect: Prefect, root: Path) -> None:
     overrides = tiny_overrides(root, **{"training__stage2__phases.0.steps": 160})
-    plan = Plan(load_config("demo", overrides))
-    interrupted = run_id(prefect.start("full-train", config="demo", overrides=overrides).stdout)
+    plan = Plan(load_config("demo-sketch", overrides))
+    interrupted = run_id(prefect.start("full-train", config="demo-sketch", overrides=overrides).stdout)
     wait_for("a first checkpoint of stage 2", lambda: checkpoints_of(plan.stage2.output), 300)
     done_before = {
         step.name: step.require_result() for step in (plan.shard, plan.degrade, plan.pretrain, plan.stage1) if step
@@ -73,7 +73,7 @@ def test_killed_driver_and_killed_serving_process(stack: RunningStack, prefect: 
 
     stack.kill_serving_process()
     stack.up()
-    run = prefect.run("full-train", config="demo", overrides=overrides)
+    run = prefect.run("full-train", config="demo-sketch", overrides=overrides)
     assert run.state == "COMPLETED", run.message
     assert len(job_folders(root, plan.stage2)) == 2, "the new run was to attach to the job, not to start another"
     result = plan.stage2.require_result()
@@ -87,9 +87,9 @@ def test_killed_driver_and_killed_serving_process(stack: RunningStack, prefect: 
 
 def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, root: Path) -> None:
     overrides = tiny_overrides(root, seed=1, **{"training__pretrain__phases.0.steps": 100_000})
-    plan = Plan(load_config("demo", overrides))
+    plan = Plan(load_config("demo-sketch", overrides))
     assert plan.pretrain is not None
-    flow_run = run_id(prefect.start("full-train", config="demo", overrides=overrides).stdout)
+    flow_run = run_id(prefect.start("full-train", config="demo-sketch", overrides=overrides).stdout)
     wait_for("a checkpoint of pretraining", lambda: checkpoints_of(plan.pretrain.output), 180)
     assert training_workers(stack)
     (job,) = job_folders(root, plan.pretrain)

@@ -33,7 +33,6 @@ def tiny_overrides(root: Path, **more: Any) -> dict[str, Any]:
         "sampling.upsampler_respacing": "3",
         "sampling.diversity_conditions": 2,
         "evaluation.grid_samples": 4,
-        "evaluation.bootstrap_samples": 20,
     }
     for stage, steps in {"pretrain": 6, "stage1": 4, "stage2": 6, "upsampler": 4}.items():
         overrides |= {

@@ -93,7 +93,7 @@ def plan_of(root: Path) -> tuple[Any, Plan]:
     overrides = {
         "root": str(root), "data.source": source, "data.samples_per_shard": 6, "degradation.variants": 3,
     }  # fmt: skip
-    config = load_config("demo", overrides)
+    config = load_config("demo-sketch", overrides)
     return config, Plan(config)
 
 

@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
-    config = load_config("demo", tiny_overrides(folder))
+    config = load_config("demo-sketch", tiny_overrides(folder))
     uri = str(folder / "shards")
     plans = plan_shards(open_source(config.data), config.data, config.seed)
     for plan in plans:
@@ -62,7 +62,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def context_of(root: Path, shards: str, stage: str = "pretrain", **more: Any) -> JobContext:
-    config = load_config("demo", tiny_overrides(root, **more))
+    config = load_config("demo-sketch", tiny_overrides(root, **more))
     step = getattr(Plan(config), stage)
     spec = JobSpec(
         kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,

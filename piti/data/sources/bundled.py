@@ -3,6 +3,7 @@
 Each photograph is divided once: its right third belongs to validation, the rest to training, so that no pixel of a
 validation crop is ever trained on. The motorcycle is a stereo pair of one scene: the left view is divided like the
 others, the right view is for training only, and only as far as none of the left view's validation third is in it.
+Sketches are detected in the crops; label maps are their own colours in 64 classes (`palette_labels`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piti.config import BundledSourceConfig, DataConfig
-from piti.data.items import Item, LoadedItem, Split
+from piti.data.items import Item, LoadedItem, RawCondition, Split
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ PHOTOGRAPHS = (
     "motorcycle_left.png", "motorcycle_right.png",
 )  # fmt: skip
 _TRAINING_ONLY = "motorcycle_right.png"
+_PALETTE_CLASSES, _PALETTE_VERSION = 64, 1  # of piti.data.palette, whose import costs time that plans do not have
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class BundledItem:
     split: Split
     index: int
     identity: str
+    labelled: bool = False
 
     @property
     def photograph(self) -> str:
@@ -75,8 +78,13 @@ class BundledItem:
         picture = _photograph(self.photograph)
         box = self.box(*picture.image.shape[:2])
         crop = np.ascontiguousarray(picture.image[box.top : box.bottom, box.left : box.right])
-        where = {"photograph": self.photograph, "box": [box.left, box.top, box.right, box.bottom]}
-        return LoadedItem(crop, None, where, lossy=picture.lossy)
+        where: dict[str, object] = {"photograph": self.photograph, "box": [box.left, box.top, box.right, box.bottom]}
+        condition = None
+        if self.labelled:
+            from piti.data.palette import PALETTE, palette_labels
+
+            condition, where = RawCondition(palette_labels(crop)), {**where, "labels": PALETTE}
+        return LoadedItem(crop, condition, where, lossy=picture.lossy)
 
     def box(self, height: int, width: int) -> Box:
         """The square that this crop shows of its photograph of `height` x `width` pixels."""
@@ -100,6 +108,7 @@ class BundledSource:
     def __init__(self, config: BundledSourceConfig, data: DataConfig) -> None:
         self._config = config
         self._modality = data.modality
+        self._num_classes = data.num_classes
 
     def fingerprint(self) -> str:
         sizes = [f"{name}:{path.stat().st_size if path.is_file() else 'missing'}" for name, path in _paths()]
@@ -111,16 +120,24 @@ class BundledSource:
         if missing:
             remedy = "pip install --force-reinstall scikit-image"
             problems.append(DataError(f"scikit-image's photographs {', '.join(missing)} are not installed", remedy))
-        if self._modality != "sketch":
+        if self._modality == "geometry":
             problem = f"data.source bundled has no conditions for modality {self._modality}"
-            problems.append(DataError(problem, "use modality sketch, which is detected in the pictures"))
+            problems.append(DataError(problem, "use modality sketch or mask, which are made from the pictures"))
+        if self._modality == "mask" and self._num_classes != _PALETTE_CLASSES:
+            problem = (
+                f"data.source bundled has label maps of {_PALETTE_CLASSES} colours, not of {self._num_classes} classes"
+            )
+            problems.append(DataError(problem, f"set data.num_classes to {_PALETTE_CLASSES}"))
         return problems
 
     def items(self, split: Split) -> Iterator[Item]:
         count = self._config.train_crops if split == "train" else self._config.validation_crops
+        labelled = self._modality == "mask"
         identity = f"{_FORMAT_VERSION}/{version('scikit-image')}"
+        if labelled:
+            identity += f"/palette-{_PALETTE_VERSION}"
         for index in range(count):
-            yield BundledItem(split, index, identity)
+            yield BundledItem(split, index, identity, labelled)
 
 
 def region(photograph: str, split: Split, height: int, width: int) -> Box:

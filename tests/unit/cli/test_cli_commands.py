@@ -23,7 +23,7 @@ TINY = [
     "models.base.attention_resolutions=[8]", "models.base.encoder_width=32", "models.base.encoder_layers=1",
     "models.base.encoder_heads=2",
 ]  # fmt: skip
-TINY_OPTIONS = ["--config", "demo", *(part for setting in TINY for part in ("--set", setting))]
+TINY_OPTIONS = ["--config", "demo-sketch", *(part for setting in TINY for part in ("--set", setting))]
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_config_list_names_the_presets() -> None:
         (["config", "show", "nowhere/my.yaml"], "no config file"),
         (["shards", "verify", "/nowhere/shards"], "/nowhere/shards"),
         (["checkpoints", "inspect", "/nowhere/base.pt"], "/nowhere/base.pt"),
-        (["checkpoints", "export", "/nowhere/step-1", "/nowhere/out.pt", "--config", "demo"], "/nowhere/step-1"),
+        (["checkpoints", "export", "/nowhere/step-1", "/nowhere/out.pt", "--config", "demo-sketch"], "/nowhere/step-1"),
         (["checkpoints", "import", "/nowhere/base.pt", "/nowhere/out", *TINY_OPTIONS], "/nowhere/base.pt"),
         (["run", "full-train"], "piti up"),
         (["run", "full-train", "-p", "start_from"], "piti up"),
@@ -109,7 +109,7 @@ def test_a_damaged_record_is_an_error_and_not_a_traceback(tmp_path: Path, conten
 
 def test_exported_and_imported_weights_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     sizes = load_config(
-        "demo", {key: yaml.safe_load(value) for key, value in (item.split("=") for item in TINY)}
+        "demo-sketch", {key: yaml.safe_load(value) for key, value in (item.split("=") for item in TINY)}
     ).models.base
     model = build_model(sizes, seed=3)
     published, ours, again = tmp_path / "published.pt", tmp_path / "step-00000000", tmp_path / "again.pt"
@@ -133,7 +133,7 @@ def test_import_and_export_never_overwrite(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_this_machine_fit_and_says_what_is_not_running() -> None:
-    answer = piti("doctor", "--config", "demo")
+    answer = piti("doctor", "--config", "demo-sketch")
     assert answer.exit_code == 0, answer.stdout
     lines = {line.split()[1]: line for line in answer.stdout.splitlines()}
     assert lines["prefect"].startswith("note")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from piti.config import DataConfig
-from piti.data.sources import open_source
+from piti.data.conditions import label_colors
+from piti.data.palette import NUM_CLASSES, PALETTE
+from piti.data.sources import bundled, open_source
 from piti.data.sources.bundled import BundledItem, _photograph, region
 
 
@@ -73,8 +77,8 @@ def test_problems_and_fingerprint(data: DataConfig) -> None:
     source = open_source(data)
     assert source.problems() == []
     assert source.fingerprint() == open_source(data).fingerprint()
-    wrong = DataConfig.model_validate({"source": {"kind": "bundled"}, "modality": "mask", "num_classes": 5})
-    assert "no conditions for modality mask" in str(open_source(wrong).problems()[0])
+    wrong = DataConfig.model_validate({"source": {"kind": "bundled"}, "modality": "geometry"})
+    assert "no conditions for modality geometry" in str(open_source(wrong).problems()[0])
 
 
 def test_configs_and_plans_import_nothing_heavy() -> None:
@@ -83,3 +87,28 @@ def test_configs_and_plans_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_label_maps_are_the_crops_own_colours(data: DataConfig) -> None:
+    """Painted in the middles of its quarters, a label map is within half a quarter of its photograph, and nearer than most."""
+    labelled = data.model_copy(update={"modality": "mask", "num_classes": NUM_CLASSES})
+    assert open_source(labelled).problems() == []
+    loaded = [item.load() for item in list(open_source(labelled).items("validation"))[:16]]
+    colors = label_colors(NUM_CLASSES).astype(np.float64) + 32
+
+    def small(picture: NDArray[Any]) -> NDArray[Any]:
+        height, width = (side // 8 * 8 for side in picture.shape[:2])
+        return picture[:height, :width].reshape(8, height // 8, 8, width // 8, 3).mean(axis=(1, 3))
+
+    painted = [small(colors[item.condition.values]) for item in loaded if item.condition is not None]
+    truths = [small(item.image.astype(np.float64)) for item in loaded]
+    errors = np.array([[np.abs(mine - truth).mean() for truth in truths] for mine in painted])
+    assert errors.diagonal().max() < 32
+    assert (errors < errors.diagonal()[:, None]).sum(axis=1).max() <= 2  # crops of one photograph are alike
+
+
+def test_label_maps_have_64_classes(data: DataConfig) -> None:
+    fewer = data.model_copy(update={"modality": "mask", "num_classes": 10})
+    (problem,) = open_source(fewer).problems()
+    assert "64" in str(problem)
+    assert (NUM_CLASSES, PALETTE["version"]) == (bundled._PALETTE_CLASSES, bundled._PALETTE_VERSION)

@@ -142,8 +142,8 @@ def test_config_and_preflight_look_at_the_detector(ref: WeightsRef, tmp_path: Pa
         ({"data.sketch.threshold": 0.5}, "do nothing with detector canny"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load_config("demo", overrides)
+            load_config("demo-sketch", overrides)
     there = {"data.sketch.detector": "hed", "data.sketch.weights": ref.model_dump()}
-    assert weights_problems(load_config("demo", there)) == []
+    assert weights_problems(load_config("demo-sketch", there)) == []
     gone = {"data.sketch.detector": "hed", "data.sketch.weights.path": str(tmp_path / "none.pth")}
-    assert "data.sketch.weights: there is no file" in str(weights_problems(load_config("demo", gone))[0])
+    assert "data.sketch.weights: there is no file" in str(weights_problems(load_config("demo-sketch", gone))[0])

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("without_ray")
 
 def small_config(root: Path, source: dict[str, Any], **data: Any) -> Config:
     settings = {"source": source, "modality": "sketch", "image_size": 128, "samples_per_shard": 6, **data}
-    return load_config("demo", {"root": str(root), "data": settings})
+    return load_config("demo-sketch", {"root": str(root), "data": settings})
 
 
 def run(module: Any, step: Step, config: Config, folder: Path) -> Any:

@@ -150,7 +150,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbe
     overrides = {
         "root": str(root), "data.source": source, "data.samples_per_shard": 6, "degradation.variants": 3,
     }  # fmt: skip
-    config = load_config("demo", overrides)
+    config = load_config("demo-sketch", overrides)
     plan, jobs = Plan(config), Jobs()
     seconds = {}
     for name in ("shard", "degrade"):

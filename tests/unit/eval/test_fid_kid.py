@@ -1,42 +1,33 @@
-"""FID and KID against closed forms, against the libraries' own figures, and on real differences between pictures."""
+"""FID and KID against closed forms and the libraries' own figures, and on real differences between pictures."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from skimage import data as photographs
-from skimage.transform import resize
 
-from eval import UntrainedFeatures, fid, kid
-from eval.fid import fid_from_features, frechet_distance
-from eval.kid import kernel_distance, kid_from_features
+from eval import EfficientNetFeatures, Features, Metric, features_of, fid_from_features, kid_from_features
+from eval.fid import frechet_distance, frechet_standard_error
+from eval.kid import kernel_distance
 from eval.torchvision_operators import ensure_torchvision_importable
+from tests.unit.eval.damage import blurred, crops, jpeg, noisy, tinted
+from tests.unit.eval.feature_sets import PUBLISHED, STAND_IN, correlated, features, gaussian
 
-
-def crops(count: int, seed: int, side: int = 48) -> np.ndarray:
-    """Random crops of real photographs, uint8 (count, side, side, 3)."""
-    rng = np.random.default_rng(seed)
-    sources = [photographs.astronaut(), photographs.coffee(), photographs.chelsea()]
-    sources = [(resize(picture, (200, 200)) * 255).astype(np.uint8) for picture in sources]
-    places = rng.integers(0, 200 - side, (count, 2))
-    return np.stack([sources[i % 3][y : y + side, x : x + side] for i, (y, x) in enumerate(places)])
-
-
-def with_noise(pictures: np.ndarray, deviation: float) -> np.ndarray:
-    noise = np.random.default_rng(9).normal(0, deviation, pictures.shape)
-    return np.clip(pictures + noise, 0, 255).astype(np.uint8)
+Measure = Callable[[Features, Features], Metric]
 
 
 @pytest.fixture(scope="module")
-def extractor() -> UntrainedFeatures:
-    return UntrainedFeatures(seed=0)
+def extractor() -> EfficientNetFeatures:
+    return EfficientNetFeatures()
 
 
-def gaussian(count: int, mean: float, deviation: np.ndarray, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(count, len(deviation), generator=generator, dtype=torch.float64)
-    return normal * torch.from_numpy(deviation) + mean
+def torchmetrics_fid(a: torch.Tensor, b: torch.Tensor) -> float:
+    ensure_torchvision_importable()
+    from torchmetrics.image.fid import _compute_fid
+
+    means, covariances = [x.mean(dim=0) for x in (a, b)], [torch.cov(x.T) for x in (a, b)]
+    return float(_compute_fid(means[0], covariances[0], means[1], covariances[1]))
 
 
 def test_fid_of_gaussian_features_is_the_closed_form() -> None:
@@ -44,70 +35,97 @@ def test_fid_of_gaussian_features_is_the_closed_form() -> None:
     deviation_a, deviation_b = np.array([1.0, 2.0, 0.5, 3.0]), np.array([2.0, 1.0, 0.5, 1.0])
     exact = 4 * 0.7**2 + float(np.square(deviation_a - deviation_b).sum())
     a, b = gaussian(40_000, 0.7, deviation_a, 1), gaussian(40_000, 0.0, deviation_b, 2)
-    metric = fid_from_features(a, b, bootstrap_samples=40)
+    metric = fid_from_features(features(a), features(b))
     assert metric.value == pytest.approx(exact, rel=0.02)
-    assert metric.note is None
+    assert metric.low is not None
+    assert metric.high is not None
+    assert metric.low < exact < metric.high
 
 
-@pytest.mark.parametrize("count", [20, 300])
-def test_own_frechet_distance_equals_torchmetrics(count: int) -> None:
-    """With fewer and with more pictures than features, the resamples' formula gives the value's figure (1e-6)."""
-    rng = np.random.default_rng(3)
-    mix = rng.normal(size=(32, 32))
-    a = torch.from_numpy(rng.normal(size=(count, 32)) @ mix)
-    b = torch.from_numpy(rng.normal(size=(count + 7, 32)) + 0.3)
-    assert frechet_distance(a, b) == pytest.approx(fid_from_features(a, b, bootstrap_samples=2).value, rel=1e-6)
+@pytest.mark.parametrize(("count", "num_features"), [(20, 64), (64, 64), (300, 64), (48, 512)])
+def test_fid_equals_torchmetrics_and_torch_fidelity(count: int, num_features: int) -> None:
+    """Fewer, as many and more pictures than features: 1e-4 of both libraries' figures."""
+    ensure_torchvision_importable()
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    a, b = correlated(count, num_features, 1), correlated(count + 7, num_features, 2) * 1.2 + 0.1
+    own = fid_from_features(features(a), features(b)).value
+    statistics = [{"mu": x.mean(dim=0).numpy(), "sigma": np.cov(x.numpy(), rowvar=False)} for x in (a, b)]
+    reference = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert own == pytest.approx(reference, rel=1e-4)
+    assert own == pytest.approx(torchmetrics_fid(a, b), rel=1e-4)
 
 
-def test_fid_of_a_set_with_itself_is_zero_and_grows_with_noise(extractor: UntrainedFeatures) -> None:
-    pictures = crops(60, seed=1)
-    same = fid(pictures, pictures, extractor, bootstrap_samples=10).value
-    noisy = [fid(with_noise(pictures, sigma), pictures, extractor, bootstrap_samples=10).value for sigma in (5, 20, 60)]
-    assert same < 1e-6 * noisy[0] + 1e-6
-    assert noisy[0] < noisy[1] < noisy[2]
+@pytest.mark.parametrize("part", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("count", [40, 400])
+def test_nearly_equal_sets_have_the_closed_form(part: float, count: int) -> None:
+    """For b = (1 + e) a the distance is e^2 (|mu|^2 + Tr S): 1e-6 of it, down to distances of 1e-6."""
+    a = correlated(count, 96, 5)
+    exact = part**2 * float(a.mean(dim=0).square().sum() + torch.cov(a.T).trace())
+    assert frechet_distance(a, (1 + part) * a) == pytest.approx(exact, rel=1e-6)
 
 
-def test_collapse_shows_in_fid_and_kid(extractor: UntrainedFeatures) -> None:
-    """One picture sixty times is farther from the truth than sixty other crops of the same photographs."""
-    truth, others = crops(60, seed=1), crops(60, seed=2)
-    collapsed = np.repeat(others[:1], 60, axis=0)
-    for measure in (fid, kid):
-        assert measure(collapsed, truth, extractor).low > measure(others, truth, extractor).high
+def test_features_that_do_not_vary_or_repeat_are_no_problem() -> None:
+    """Singular covariances with more pictures than features: the closed form, and no interval."""
+    a = torch.cat([gaussian(200, 0.0, np.ones(3), 1)] * 2, dim=1)
+    a = torch.cat([a, torch.full((200, 2), 7.0, dtype=torch.float64)], dim=1)
+    metric = fid_from_features(features(a), features(1.1 * a))
+    exact = 0.01 * float(a.mean(dim=0).square().sum() + torch.cov(a.T).trace())
+    assert metric.value == pytest.approx(exact, rel=1e-6)
+    assert metric.low is None
 
 
-def test_small_sets_are_called_biased_and_large_ones_not() -> None:
-    deviation = np.ones(2)
-    small = fid_from_features(gaussian(100, 0, deviation, 1), gaussian(3000, 0, deviation, 2), bootstrap_samples=5)
-    large = fid_from_features(gaussian(2048, 0, deviation, 1), gaussian(3000, 0, deviation, 2), bootstrap_samples=5)
-    assert small.note is not None
-    assert "100 pictures" in small.note
-    assert large.note is None
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.3)])
+def test_fid_interval_covers_the_mean_of_sets_as_large(shift: float, scale: float) -> None:
+    """Two pictures a feature, the fewest that have an interval: it covers in at least 90 of 100 cases.
 
-
-def test_fid_interval_covers_the_spread_of_fresh_draws() -> None:
-    """The width of the 95 % interval is that of fresh sets of the same size, within a factor of 1.6."""
-    deviation = np.ones(8)
-    truth = gaussian(400, 0.0, deviation, 100)
-    fresh = [
-        frechet_distance(gaussian(400, 0.5, deviation, seed), gaussian(400, 0, deviation, 200 + seed))
-        for seed in range(200)
+    It does not cover the distance of infinitely many pictures, and `note` says so.
+    """
+    deviation = torch.arange(1, 25, dtype=torch.float64).pow(-0.35).numpy()
+    pairs = [
+        (gaussian(48, shift, deviation * scale, seed), gaussian(48, 0.0, deviation, 1000 + seed)) for seed in range(150)
     ]
-    low, high = np.quantile(fresh, [0.025, 0.975])
-    metric = fid_from_features(gaussian(400, 0.5, deviation, 7), truth, bootstrap_samples=200)
-    assert 1 / 1.6 < (metric.high - metric.low) / (high - low) < 1.6
+    values = np.array([frechet_distance(a, b) for a, b in pairs])
+    errors = np.array([frechet_standard_error(a, b) for a, b in pairs])
+    covered = np.abs(values - values.mean()) < 1.96 * errors
+    assert covered.mean() >= 0.9
+    assert errors.mean() < 1.6 * values.std()
 
 
-def test_kid_is_unbiased_for_equal_distributions() -> None:
-    """The mean over 200 pairs of small sets of one distribution is 0 within three standard errors."""
-    deviation = np.ones(6)
-    values = np.array(
-        [
-            kernel_distance(gaussian(20, 0, deviation, seed), gaussian(30, 0, deviation, 1000 + seed))
-            for seed in range(200)
-        ]
-    )
+def test_forty_eight_pictures_have_no_interval_and_every_set_its_bias_note() -> None:
+    few = fid_from_features(features(correlated(48, 64, 1)), features(correlated(48, 64, 2)))
+    assert (few.low, few.high, few.standard_error) == (None, None, None)
+    assert few.note is not None
+    assert "biased upwards" in few.note
+    assert "48 pictures" in few.note
+    assert "no interval: that takes 128 pictures" in few.note
+    many = fid_from_features(features(correlated(400, 8, 1)), features(correlated(400, 8, 2)))
+    assert many.low is not None
+    assert "biased upwards" in str(many.note)
+
+
+def test_kid_is_unbiased_for_equal_distributions_and_its_interval_covers() -> None:
+    """Over 200 pairs of sets of one distribution the mean is 0 within three standard errors, 90 % of intervals hold 0."""
+    sets = [
+        (gaussian(60, 0, np.ones(6), seed), gaussian(70, 0, np.ones(6), 1000 + seed)) for seed in range(200)
+    ]  # fmt: skip
+    metrics = [kid_from_features(features(a), features(b)) for a, b in sets]
+    values = np.array([metric.value for metric in metrics])
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))
     assert (values < 0).any()
+    assert np.mean([metric.low <= 0 <= metric.high for metric in metrics]) >= 0.9  # type: ignore[operator]
+
+
+def test_kid_interval_is_as_wide_as_the_spread_of_fresh_draws() -> None:
+    """The mean standard error is the deviation of 150 fresh sets, within a factor of 1.3."""
+    fresh = [
+        kid_from_features(
+            features(gaussian(100, 0.3, np.ones(8), seed)), features(gaussian(100, 0, np.ones(8), 500 + seed))
+        )
+        for seed in range(150)
+    ]
+    errors = [metric.standard_error for metric in fresh if metric.standard_error is not None]
+    assert 1 / 1.3 < np.mean(errors) / np.std([metric.value for metric in fresh]) < 1.3
 
 
 def test_kid_equals_torchmetrics_kernel() -> None:
@@ -118,23 +136,67 @@ def test_kid_equals_torchmetrics_kernel() -> None:
     assert kernel_distance(a, b) == pytest.approx(float(poly_mmd(a, b)), rel=1e-9)
 
 
-def test_kid_interval_covers_the_spread_of_fresh_draws() -> None:
-    deviation = np.ones(8)
-    fresh = [
-        kernel_distance(gaussian(200, 0.3, deviation, seed), gaussian(200, 0, deviation, 500 + seed))
-        for seed in range(200)
-    ]
-    low, high = np.quantile(fresh, [0.025, 0.975])
-    metric = kid_from_features(gaussian(200, 0.3, deviation, 7), gaussian(200, 0, deviation, 900))
-    assert 1 / 1.6 < (metric.high - metric.low) / (high - low) < 1.6
+@pytest.mark.parametrize(("network", "names"), [(PUBLISHED, ["fid", "kid"]), (STAND_IN, ["fd_efficientnet_lite0", "kd_efficientnet_lite0"])])  # fmt: skip
+def test_only_the_published_network_gives_the_published_name(network: object, names: list[str]) -> None:
+    a, b = (features(gaussian(60, 0, np.ones(4), seed), network) for seed in (1, 2))  # type: ignore[arg-type]
+    metrics = [fid_from_features(a, b), kid_from_features(a, b)]
+    assert [metric.name for metric in metrics] == names
+    assert all(metric.network == network for metric in metrics)
 
 
-def test_iterables_of_any_grouping_give_the_same_figure(extractor: UntrainedFeatures) -> None:
+@pytest.mark.parametrize("measure", [fid_from_features, kid_from_features])
+def test_what_cannot_be_compared_is_refused(measure: Measure) -> None:
+    values = gaussian(60, 0, np.ones(4), 1)
+    with pytest.raises(ValueError, match="generated pictures are 64x64, the truth is 256x256"):
+        measure(features(values, side=64), features(values))
+    with pytest.raises(ValueError, match="different networks"):
+        measure(features(values, STAND_IN), features(values))
+    with pytest.raises(ValueError, match=r"needs at least \d pictures in a set, there are 1"):
+        measure(features(values[:1]), features(values))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_feature_that_is_not_finite_is_an_error(broken: float) -> None:
+    values = gaussian(60, 0, np.ones(4), 1)
+    values[7, 2] = broken
+    with pytest.raises(ValueError, match="features of 1 of 60 pictures are not finite"):
+        features(values)
+
+
+def test_a_metric_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(ValueError, match="the value of fid is nan"):
+        Metric("fid", math.nan)
+    with pytest.raises(ValueError, match="one bound only"):
+        Metric("fid", 1.0, low=0.5)
+
+
+def test_known_damage_moves_both_figures_the_right_way(extractor: EfficientNetFeatures) -> None:
+    """Noise, blur, JPEG, tint, each in three strengths: monotonic; a collapse is farther than other photographs' crops."""
+    truth, others = crops(12, seed=1), crops(12, seed=2)
+    reference = features_of(truth, extractor)
+    for series in (
+        [noisy(truth, deviation) for deviation in (5, 20, 60)],
+        [blurred(truth, sigma) for sigma in (0.7, 1.5, 4)],
+        [jpeg(truth, quality) for quality in (80, 30, 5)],
+        [tinted(truth, shift) for shift in (10, 30, 80)],
+    ):
+        damaged = [features_of(pictures, extractor) for pictures in series]
+        for measure in (fid_from_features, kid_from_features):
+            values = [measure(some, reference).value for some in damaged]
+            assert values == sorted(values)
+    collapsed = features_of(np.repeat(others[:1], 12, axis=0), extractor)
+    fresh = features_of(others, extractor)
+    for measure in (fid_from_features, kid_from_features):
+        assert measure(collapsed, reference).value > measure(fresh, reference).value
+    assert fid_from_features(reference, reference).value < 1e-6
+
+
+def test_iterables_of_any_grouping_give_the_same_features(extractor: EfficientNetFeatures) -> None:
     """Single pictures, odd groups and one array are the same set."""
-    pictures, truth = crops(20, seed=3), crops(20, seed=4)
-    whole = fid(pictures, truth, extractor, bootstrap_samples=5)
-    grouped = fid(iter([pictures[0], pictures[1:8], pictures[8:]]), iter(truth), extractor, bootstrap_samples=5)
-    assert grouped.value == pytest.approx(whole.value, rel=1e-5)
+    pictures = crops(12, seed=3)
+    whole = features_of(pictures, extractor)
+    grouped = features_of(iter([pictures[0], pictures[1:8], pictures[8:]]), extractor, batch_size=5)
+    torch.testing.assert_close(grouped.values, whole.values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +204,10 @@ def test_iterables_of_any_grouping_give_the_same_figure(extractor: UntrainedFeat
     [
         (np.zeros((4, 8, 8, 3), np.float32), "uint8"),
         (np.zeros((4, 3, 8, 8), np.uint8), "uint8"),
-        (np.zeros((1, 8, 8, 3), np.uint8), "at least 2"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((9, 8, 3), np.uint8)], "differ in size"),
         ([], "no pictures"),
     ],
 )
-def test_what_is_not_a_set_of_pictures_is_refused(pictures: object, says: str, extractor: UntrainedFeatures) -> None:
+def test_what_is_not_a_set_of_pictures_is_refused(pictures: object, says: str, extractor: EfficientNetFeatures) -> None:
     with pytest.raises(ValueError, match=says):
-        fid(pictures, crops(3, 1, side=8), extractor)  # type: ignore[arg-type]
+        features_of(pictures, extractor)  # type: ignore[arg-type]

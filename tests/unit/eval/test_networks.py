@@ -1,14 +1,16 @@
-"""Feature networks: weights files are checked and read exactly; untrained ones are seeded and say what they are."""
+"""Feature networks: weights files are checked and read exactly, and give what the libraries give."""
 
 import hashlib
-import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from eval import InceptionFeatures, LpipsNetwork, UntrainedFeatures, WeightsError
+from eval import EfficientNetFeatures, InceptionFeatures, LpipsNetwork, WeightsError
+from eval.efficientnet import EfficientNetLite0
+from eval.resize import RESIZE_PROTOCOLS, resize
 from eval.torchvision_operators import ensure_torchvision_importable
 
 
@@ -48,9 +50,63 @@ def test_inception_reads_its_file_and_says_it_is_not_the_published_one(inception
     features = extractor(noise_pictures(2, 32))
     assert features.shape == (2, 2048)
     assert not torch.allclose(features[0], features[1])
-    assert extractor.weights_sha256 == digest
-    assert not extractor.comparable
-    assert "other than the published" in extractor.name
+    torch.testing.assert_close(features, extractor.network(noise_pictures(2, 32))[0], rtol=0, atol=0)
+    identity = extractor.identity
+    assert (identity.weights_sha256, identity.comparable, identity.resize) == (digest, False, "torch-fidelity")
+    assert identity.figure("fid", "fd") == f"fd_inception_v3_{digest[:8]}"
+    assert "other than the published" in identity.name
+
+
+def test_resized_as_clean_fid_the_features_are_clean_fids(inception_file: Path) -> None:
+    """Pictures of 299 pixels need no resize: both protocols give torch-fidelity's features of clean-fid's picture."""
+    extractor = InceptionFeatures(inception_file, resize="clean-fid")
+    picture = noise_pictures(1, 64)
+    quantized = resize(picture, 299, "clean-fid").round().to(torch.uint8)
+    expected = extractor.network(quantized)[0]
+    assert extractor.identity.resize == "clean-fid"
+    assert float((extractor(picture) - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize("side", [64, 256, 400])
+def test_resizing_is_that_of_the_libraries(side: int) -> None:
+    """Within one level of torch-fidelity's and clean-fid's own functions, which differ by more between themselves."""
+    ensure_torchvision_importable()
+    from cleanfid.resize import make_resizer
+    from skimage import data
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    photograph = np.ascontiguousarray(data.astronaut()[100 : 100 + side, 100 : 100 + side])
+    picture = torch.from_numpy(photograph).permute(2, 0, 1)[None]
+    clean = make_resizer("PIL", False, "bicubic", (299, 299))(photograph)
+    own = {name: resize(picture, 299, name) for name in RESIZE_PROTOCOLS}
+    assert float((own["clean-fid"][0].permute(1, 2, 0) - torch.from_numpy(clean)).abs().max()) <= 1
+    theirs = interpolate_bilinear_2d_like_tensorflow1x(picture.float(), size=(299, 299), align_corners=False)
+    assert float((own["torch-fidelity"] - theirs).abs().max()) <= 1
+    assert float((own["torch-fidelity"] - own["clean-fid"]).abs().max()) > 5
+    with pytest.raises(ValueError, match="no resize protocol 'nearest'"):
+        resize(picture, 299, "nearest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "classes"), [("chelsea", {281, 282, 285}), ("coffee", {967}), ("rocket", {657, 744})])
+def test_the_stand_in_recognises_photographs(name: str, classes: set[int]) -> None:
+    """ImageNet's tabby, tiger cat and Egyptian cat; espresso; missile and projectile: among the best three guesses."""
+    from skimage import data
+
+    photograph = getattr(data, name)()
+    side = min(photograph.shape[:2])
+    top, left = (photograph.shape[0] - side) // 2, (photograph.shape[1] - side) // 2
+    picture = torch.from_numpy(np.ascontiguousarray(photograph[top : top + side, left : left + side]))
+    with torch.inference_mode():
+        guesses = EfficientNetLite0()(picture.permute(2, 0, 1)[None])[0].topk(3).indices
+    assert classes & set(guesses.tolist())
+
+
+def test_the_stand_in_says_that_it_compares_only_with_itself() -> None:
+    extractor = EfficientNetFeatures(resize="torch-fidelity")
+    assert extractor(noise_pictures(2, 32)).shape == (2, extractor.num_features)
+    assert not extractor.identity.comparable
+    assert extractor.identity.resize == "torch-fidelity"
+    assert extractor.identity.figure("fid", "fd") == "fd_efficientnet_lite0"
 
 
 def test_a_wrong_hash_names_both(inception_file: Path) -> None:
@@ -79,23 +135,6 @@ def test_missing_truncated_and_foreign_files_are_refused(network: type, inceptio
         network(foreign)
 
 
-def test_untrained_networks_are_functions_of_their_seed_and_leave_the_global_generator_alone() -> None:
-    torch.manual_seed(5)
-    before = torch.random.get_rng_state()
-    first, again, other = UntrainedFeatures(0), UntrainedFeatures(0), UntrainedFeatures(1)
-    lpips_first, lpips_again, lpips_other = LpipsNetwork(seed=0), LpipsNetwork(seed=0), LpipsNetwork(seed=1)
-    assert torch.equal(before, torch.random.get_rng_state())
-    pictures = noise_pictures(2, 64)
-    assert torch.equal(first(pictures), again(pictures))
-    assert not torch.equal(first(pictures), other(pictures))
-    a, b = pictures[:1], pictures[1:]
-    assert torch.equal(lpips_first(a, b), lpips_again(a, b))
-    assert lpips_first.weights_sha256 == lpips_again.weights_sha256 != lpips_other.weights_sha256
-    for network in (first, lpips_first):
-        assert not network.comparable
-        assert "untrained" in network.name
-
-
 def test_lpips_trunk_in_torchvision_layout_gives_the_lpips_package_figure(tmp_path: Path) -> None:
     """The same trunk put into lpips.LPIPS by hand measures the same distance: every layer lands in its place."""
     ensure_torchvision_importable()
@@ -107,7 +146,11 @@ def test_lpips_trunk_in_torchvision_layout_gives_the_lpips_package_figure(tmp_pa
     path = tmp_path / "alexnet.pth"
     torch.save(trunk.state_dict(), path)
     network = LpipsNetwork(path)
-    reference = LpipsNetwork(seed=3).network
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision as older releases wanted it
+        reference = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
     for name, layers in (("slice1", (0,)), ("slice2", (3,)), ("slice3", (6,)), ("slice4", (8,)), ("slice5", (10,))):
         for layer in layers:
             reference.get_submodule(f"net.{name}.{layer}").load_state_dict(trunk.features[layer].state_dict())
@@ -115,19 +158,15 @@ def test_lpips_trunk_in_torchvision_layout_gives_the_lpips_package_figure(tmp_pa
     scaled = pictures.float() / 127.5 - 1
     expected = reference(scaled[:1], scaled[1:]).flatten()
     assert network(pictures[:1], pictures[1:]).item() == pytest.approx(expected.item(), rel=1e-6)
-    assert network.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_lpips_heads_are_the_published_ones() -> None:
-    """The wheel's linear heads are in place: their weights are what its file holds."""
-    import lpips
-
-    file = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
-    heads = torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
-    own = LpipsNetwork().network.state_dict()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert network.identity.weights_sha256 == digest
+    assert network.identity.figure("lpips", "pd") == f"pd_alexnet_{digest[:8]}"
+    with pytest.raises(ValueError, match="at least 32 pixels a side, not 16x16"):
+        network(noise_pictures(1, 16), noise_pictures(1, 16))
+    heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", map_location="cpu", weights_only=True)
+    own = network.network.state_dict()
     assert len(heads) == 5
-    for name, value in heads.items():
-        assert torch.equal(own[name], value)
+    assert all(torch.equal(own[name], value) for name, value in heads.items())
 
 
 def test_the_operators_are_declared_once_and_torchvision_works() -> None:

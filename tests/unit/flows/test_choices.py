@@ -17,7 +17,7 @@ from piti.plan import Plan
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return Plan(load_config("demo", {"root": str(tmp_path)}))
+    return Plan(load_config("demo-sketch", {"root": str(tmp_path)}))
 
 
 def add_checkpoint(run: str, step: int) -> str:
@@ -77,7 +77,7 @@ def test_start_from_needs_what_comes_before(plan: Plan) -> None:
 
 
 def test_jobs_of_different_outputs_never_share_an_id(tmp_path: Path) -> None:
-    here, there = (Plan(load_config("demo", {"root": str(tmp_path / name)})) for name in ("a", "b"))
+    here, there = (Plan(load_config("demo-sketch", {"root": str(tmp_path / name)})) for name in ("a", "b"))
     assert here.shard.fingerprint == there.shard.fingerprint
     assert submission_prefix(here.shard) != submission_prefix(there.shard)
     assert submission_prefix(here.shard) != submission_prefix(here.degrade)

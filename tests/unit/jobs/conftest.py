@@ -40,7 +40,6 @@ OVERRIDES = {
     "sampling.diversity_conditions": 3,
     "sampling.diversity_samples": 2,
     "evaluation.grid_samples": 3,
-    "evaluation.bootstrap_samples": 20,
 }  # fmt: skip
 
 
@@ -59,7 +58,7 @@ def write_small_checkpoint(folder: str, config: ModelConfig, seed: int, stage: s
 @pytest.fixture(scope="session")
 def small_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("small-pipeline")
-    return load_config("demo", {**OVERRIDES, "root": str(root)})
+    return load_config("demo-sketch", {**OVERRIDES, "root": str(root)})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,10 @@ from PIL import Image
 
 from piti import storage
 from piti.config import Config
+from piti.config.presets import load_config
 from piti.errors import CheckpointError, DataError
-from piti.evaluation.picture_sets import Part, PictureSet
+from piti.evaluation.measurement import Evaluation
+from piti.evaluation.picture_sets import Part, PictureSet, write_pictures
 from piti.job import JobContext, JobSpec
 from piti.jobs import sample, score
 
@@ -108,16 +112,22 @@ def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: Spec
     spec = job_spec("score", samples=sampled.output)
     result = score.run(JobContext(spec))
     metrics = json.loads(storage.read_text(storage.join(spec.output, "metrics.json")))
-    assert set(metrics["metrics"]) == {"fid", "kid", "lpips", "lpips_diversity"}
+    assert list(metrics["metrics"]) == [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
+    assert list(metrics["kinds"]) == ["fid", "kid", "lpips", "lpips_diversity"]
     for metric in metrics["metrics"].values():
-        assert metric["low"] <= metric["value"] <= metric["high"]
-    assert "biased" in metrics["metrics"]["fid"]["note"]
-    assert metrics["num_samples"] == 6
+        assert metric["network"]["slug"] == "efficientnet_lite0"
+        assert len(metric["network"]["weights_sha256"]) == 64
+        assert not metric["network"]["comparable"]
+    frechet, perceptual = (metrics["metrics"][f"{name}_efficientnet_lite0"] for name in ("fd", "pd"))
+    assert "biased" in frechet["note"]
+    assert frechet["low"] is None
+    assert frechet["network"]["resize"] == "clean-fid"
+    assert perceptual["low"] <= perceptual["value"] <= perceptual["high"]
+    assert metrics["num_samples"] == len(metrics["per_picture"]["lpips"]) == 6
     assert (metrics["checkpoint"], metrics["step"]) == (spec.inputs["checkpoint"], 20)
     origin = metrics["provenance"]
     assert not origin["comparable"]
-    assert "untrained" in origin["extractor"]["name"]
-    assert len(origin["extractor"]["weights_sha256"]) == 64
+    assert origin["extractor"]["slug"] == "efficientnet_lite0"
     assert origin["data_fingerprint"] == "shards"
     assert origin["versions"]["torch"]
     comparison = metrics["comparison"]
@@ -129,45 +139,88 @@ def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: Spec
     grid = np.asarray(Image.open(storage.local_path(result["grid"])))
     assert grid.shape[2] == 3
     page = storage.read_text(result["report"])
-    for words in ("cannot be compared", "stage 2 (this checkpoint)", "−50 %", spec.inputs["checkpoint"], "dpm++"):
+    for words in (
+        "compare only with themselves", "stage 2 (this checkpoint)", "−50 %", spec.inputs["checkpoint"], "dpm++",
+        "fd_efficientnet_lite0", "Best pictures", "Worst pictures", "validation split", "piti/evaluate -p config=",
+    ):  # fmt: skip
         assert words in page
+    assert ">FID<" not in page
+    assert load_config(storage.join(spec.output, "config.yaml")) == spec.config
     assert storage.read_json(storage.join(spec.folder, "progress.json"))["message"] == "done"
 
 
-def test_scoring_the_same_pictures_again_gives_the_same_metrics(sampled: JobSpec, job_spec: SpecMaker) -> None:
+def test_another_grid_computes_nothing_again(sampled: JobSpec, job_spec: SpecMaker) -> None:
+    """Features and distances are stored: a second report has the same figures, and no network saw a picture for it."""
     spec = job_spec("score", samples=sampled.output)
-    first = score.score(JobContext(spec))["metrics"]
-    assert score.score(JobContext(spec))["metrics"] == first
+    first = score.score(JobContext(spec))
+    evaluation = spec.config.evaluation.model_copy(update={"grid_samples": 1})
+    other = job_spec("score", config=spec.config.model_copy(update={"evaluation": evaluation}), samples=sampled.output)
+    second = score.score(JobContext(other))
+    assert second["arrays_computed"] == 0
+    assert second["metrics"] == first["metrics"]
+    with Image.open(storage.local_path(second["grid"])) as sheet:
+        assert sheet.height < 250
+
+
+def test_damaged_stored_features_are_computed_again(sampled: JobSpec, job_spec: SpecMaker) -> None:
+    spec = job_spec("score", samples=sampled.output)
+    first = score.score(JobContext(spec))
+    for path in Path(spec.config.root, "features").glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:50])
+    second = score.score(JobContext(spec))
+    assert second["arrays_computed"] > 0
+    assert second["metrics"] == first["metrics"]
 
 
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
-    """The whole way from shards to metrics: with the truth in place of generated pictures, FID and LPIPS are 0."""
-    from piti.evaluation.measurement import Evaluation
-    from piti.evaluation.picture_sets import write_pictures
-
+    """The whole way from shards to metrics: with the truth in place of generated pictures, distances are 0."""
     evaluation = Evaluation(sampled.config, sampled.inputs["shards"], sampled.output)
+    perfect = str(tmp_path / "perfect")
     for product, small in (("final", False), ("base", True)):
         truths = {key: evaluation.truth(key) for key in evaluation.keys}
         pictures = {key: truth.small if small else truth.picture for key, truth in truths.items()}
-        write_pictures(str(tmp_path / "perfect" / f"{product}-000000.tar"), pictures)
-    result = score.score(JobContext(job_spec("score", samples=str(tmp_path / "perfect"))))
-    assert result["metrics"]["lpips"]["value"] == 0
-    assert result["metrics"]["fid"]["value"] < 1e-5
+        write_pictures(storage.join(perfect, f"{product}-000000.tar"), pictures)
+    result = score.score(JobContext(job_spec("score", config=only_final(sampled.config), samples=perfect)))
+    assert result["metrics"]["pd_efficientnet_lite0"]["value"] == 0
+    assert result["metrics"]["fd_efficientnet_lite0"]["value"] < 1e-5
     assert {name: distance["value"] for name, distance in result["comparison"]["base"].items()} == {
         "lpips": 0,
         "rmse": 0,
     }
-    assert "lpips_diversity" not in result["metrics"]
+    assert "pd_diversity_efficientnet_lite0" not in result["metrics"]
+
+
+def only_final(config: Config) -> Config:
+    """Without diversity and without the comparison of stages."""
+    return config.model_copy(
+        update={
+            "sampling": config.sampling.model_copy(update={"diversity_conditions": 0}),
+            "evaluation": config.evaluation.model_copy(update={"compare_stages": False}),
+        }
+    )
+
+
+@pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity"])
+def test_missing_pictures_are_named(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, lost: str) -> None:
+    samples = tmp_path / "samples"
+    shutil.copytree(sampled.output, samples)
+    for path in samples.glob(f"{lost}-*.tar"):
+        path.unlink()
+    key = PictureSet(sampled.output, "final").keys[0]
+    with pytest.raises(DataError, match=rf"pictures of the set {lost} are missing: {re.escape(key)}"):
+        score.score(JobContext(job_spec("score", samples=str(samples))))
 
 
 def test_without_weights_scoring_is_refused_unless_the_config_allows_it(sampled: JobSpec, job_spec: SpecMaker) -> None:
-    config = sampled.config.model_copy(update={"allow_untrained_feature_networks": False})
+    config = sampled.config.model_copy(update={"allow_stand_in_networks": False})
     spec = job_spec("score", config=config, samples=sampled.output)
     with pytest.raises(CheckpointError, match=r"evaluation\.inception is not set, .* set evaluation\.inception\.path"):
         score.run(JobContext(spec))
     assert not Path(spec.output).exists()
 
 
-def test_too_few_pictures_are_refused(job_spec: SpecMaker, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has 0 pictures to measure"):
-        score.score(JobContext(job_spec("score", samples=str(tmp_path))))
+def test_too_few_pictures_are_refused(sampled: JobSpec, job_spec: SpecMaker) -> None:
+    sampling = sampled.config.sampling.model_copy(update={"num_samples": 3})
+    config = sampled.config.model_copy(update={"sampling": sampling})
+    with pytest.raises(DataError, match="there are 3 pictures to measure"):
+        score.score(JobContext(job_spec("score", config=config, samples=sampled.output)))

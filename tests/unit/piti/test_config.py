@@ -78,7 +78,7 @@ def test_the_value_of_a_variable_never_reaches_an_error(
 ) -> None:
     monkeypatch.setenv("PITI_DATA", "hunter2")
     with pytest.raises(ConfigError) as caught:
-        load_config("demo", overrides)
+        load_config("demo-sketch", overrides)
     assert "hunter2" not in str(caught.value)
     assert not isinstance(caught.value.__cause__, RecursionError)
 
@@ -87,7 +87,7 @@ def test_other_variables_of_the_environment_stay_there(monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     for key in ("seed", "root"):
         with pytest.raises(ConfigError, match=r"\$AWS_SECRET_ACCESS_KEY, which configs may not use") as caught:
-            load_config("demo", {key: "$AWS_SECRET_ACCESS_KEY"})
+            load_config("demo-sketch", {key: "$AWS_SECRET_ACCESS_KEY"})
         assert "hunter2" not in str(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_other_variables_of_the_environment_stay_there(monkeypatch: pytest.Monke
 def test_credentials_in_addresses_are_refused_and_not_repeated(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PITI_ROOT", "s3://key:hunter2@bucket")
     with pytest.raises(ConfigError, match="root holds a user's password or token") as caught:
-        load_config("demo", {"root": root})
+        load_config("demo-sketch", {"root": root})
     assert "hunter2" not in str(caught.value)
 
 
@@ -129,42 +129,42 @@ def test_file_that_is_no_yaml_mapping(tmp_path: Path, text: str) -> None:
 )
 def test_mistakes_are_named(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config("demo", overrides)
+        load_config("demo-sketch", overrides)
     assert message in str(caught.value)
 
 
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config("demo", {"seeed": 1, "data.image_sise": 3})
+        load_config("demo-sketch", {"seeed": 1, "data.image_sise": 3})
     assert "'seeed'" in str(caught.value)
     assert "'data.image_sise'" in str(caught.value)
 
 
 def test_overrides_reach_lists_and_new_branches() -> None:
-    config = load_config("demo", {"training.stage1.phases.1.steps": 7, "pretrained.base.path": "/w/base.pt"})
+    config = load_config("demo-sketch", {"training.stage1.phases.1.steps": 7, "pretrained.base.path": "/w/base.pt"})
     assert config.training.stage1.phases[1].steps == 7
     assert config.pretrained.base is not None
 
 
 def test_environment_variables_are_expanded_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PITI_ROOT", "/scratch")
-    assert load_config("demo", {"root": "$PITI_ROOT/x"}).root == "/scratch/x"
-    assert load_config("demo", {"root": "${PITI_ROOT}y"}).root == "/scratchy"
+    assert load_config("demo-sketch", {"root": "$PITI_ROOT/x"}).root == "/scratch/x"
+    assert load_config("demo-sketch", {"root": "${PITI_ROOT}y"}).root == "/scratchy"
     monkeypatch.setenv("PITI_CONFIG_VARIABLES", "SCRATCH_FOLDER, NOT_SET_ANYWHERE")
     monkeypatch.setenv("SCRATCH_FOLDER", "/other")
-    assert load_config("demo", {"root": "$SCRATCH_FOLDER/x"}).root == "/other/x"
+    assert load_config("demo-sketch", {"root": "$SCRATCH_FOLDER/x"}).root == "/other/x"
     with pytest.raises(ConfigError, match="NOT_SET_ANYWHERE"):
-        load_config("demo", {"root": "$NOT_SET_ANYWHERE/x"})
+        load_config("demo-sketch", {"root": "$NOT_SET_ANYWHERE/x"})
 
 
 def test_relative_root_is_taken_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config("demo", {"root": "out"}).root == str(tmp_path / "out")
+    assert load_config("demo-sketch", {"root": "out"}).root == str(tmp_path / "out")
 
 
 def test_phases_follow_each_other() -> None:
     stage = load_config(
-        "demo", {"training.stage1.phases.0.steps": 3, "training.stage1.phases.1.steps": 2}
+        "demo-sketch", {"training.stage1.phases.0.steps": 3, "training.stage1.phases.1.steps": 2}
     ).training.stage1
     rates = [stage.phase_at(step).learning_rate for step in range(stage.total_steps)]
     assert rates == [stage.phases[0].learning_rate] * 3 + [stage.phases[1].learning_rate] * 2
@@ -194,7 +194,7 @@ def test_presets_of_datasets_have_the_published_settings(preset: str, monkeypatc
 
 
 def test_a_config_survives_json() -> None:
-    config = load_config("demo")
+    config = load_config("demo-sketch")
     assert Config.model_validate(config.model_dump(mode="json")) == config
 
 
@@ -212,5 +212,5 @@ def test_known_keys_cover_what_the_demo_sets() -> None:
 
 def test_unipc_wants_its_spacing() -> None:
     with pytest.raises(ConfigError, match=r"unipc with base_respacing '250' overshoots.*logsnr50"):
-        load_config("demo", {"sampling.base_sampler": "unipc", "sampling.base_respacing": "250"})
-    load_config("demo", {"sampling.base_sampler": "unipc", "sampling.base_respacing": "logsnr50"})
+        load_config("demo-sketch", {"sampling.base_sampler": "unipc", "sampling.base_respacing": "250"})
+    load_config("demo-sketch", {"sampling.base_sampler": "unipc", "sampling.base_respacing": "logsnr50"})

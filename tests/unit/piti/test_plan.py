@@ -15,7 +15,7 @@ from piti.plan import Plan
 
 
 def prints(overrides: dict[str, Any] | None = None) -> dict[str, str]:
-    plan = Plan(load_config("demo", overrides))
+    plan = Plan(load_config("demo-sketch", overrides))
     return {step.name: step.fingerprint for step in [*plan.preparation, *plan.training]}
 
 
@@ -54,7 +54,7 @@ def test_a_pretrained_base_replaces_pretraining() -> None:
 def test_pictures_degraded_as_they_are_read_need_no_step() -> None:
     online = {"degradation.variants": 0}
     assert set(prints(online)) == ALL - {"degrade"}
-    plan = Plan(load_config("demo", online))
+    plan = Plan(load_config("demo-sketch", online))
     assert plan.degrade is None
     assert "degraded" not in plan.upsampler.inputs
     assert prints({**online, "degradation.recipe": "full"})["upsampler"] != prints(online)["upsampler"]
@@ -69,7 +69,7 @@ def test_evaluation_follows_the_checkpoint_and_the_sampler(tmp_path: Path) -> No
     base, upsampler = write_checkpoint(str(tmp_path / "a"), "1"), write_checkpoint(str(tmp_path / "b"), "2")
 
     def both(overrides: dict[str, Any] | None = None) -> tuple[str, str]:
-        plan = Plan(load_config("demo", overrides))
+        plan = Plan(load_config("demo-sketch", overrides))
         sample = plan.sample(base, upsampler)
         return sample.fingerprint, plan.score(sample).fingerprint
 
@@ -90,11 +90,11 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
     (tmp_path / "step-00000300" / "model.safetensors").write_bytes(b"half")
     assert [storage.name(uri) for uri in checkpoints_of(str(tmp_path))] == ["step-00000020", "step-00000100"]
     with pytest.raises(CheckpointError, match="not a finished checkpoint"):
-        Plan(load_config("demo")).sample(str(tmp_path / "step-00000300"), str(tmp_path / "step-00000100"))
+        Plan(load_config("demo-sketch")).sample(str(tmp_path / "step-00000300"), str(tmp_path / "step-00000100"))
 
 
 def test_a_step_that_is_not_done_says_so(tmp_path: Path) -> None:
-    step = Plan(load_config("demo", {"root": str(tmp_path)})).shard
+    step = Plan(load_config("demo-sketch", {"root": str(tmp_path)})).shard
     assert step.result() is None
     with pytest.raises(DataError, match="shard is not done"):
         step.require_result()

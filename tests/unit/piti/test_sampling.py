@@ -14,7 +14,7 @@ from piti.models import build_model, round_weights
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_one_pass_over_both_conditions_is_what_two_passes_give(scale: float) -> None:
-    preset = load_config("demo")
+    preset = load_config("demo-sketch")
     sampling = {"base_sampler": "ddim", "base_respacing": "3", "guidance_scale": scale, "precision": "fp32"}
     config = preset.model_copy(update={"sampling": preset.sampling.model_copy(update=sampling)})
     model = build_model(config.models.base, seed=0).eval().requires_grad_(False)
@@ -38,7 +38,7 @@ def test_one_pass_over_both_conditions_is_what_two_passes_give(scale: float) -> 
 
 
 def test_pictures_are_drawn_from_rounded_weights() -> None:
-    preset = load_config("demo")
+    preset = load_config("demo-sketch")
     sampling = {"base_sampler": "dpm++", "base_respacing": "2", "precision": "bf16"}
     config = preset.model_copy(update={"sampling": preset.sampling.model_copy(update=sampling)})
     model = build_model(config.models.base, seed=0).eval().requires_grad_(False)

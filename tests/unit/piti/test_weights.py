@@ -14,7 +14,7 @@ from piti.weights import weights_problems
 
 def found(overrides: dict[str, Any]) -> list[str]:
     """All that preflight says of a config's weights."""
-    config = load_config("demo", overrides)
+    config = load_config("demo-sketch", overrides)
     return [str(problem) for problem in (*weights_problems(config), *pretrained_problems(config))]
 
 
@@ -22,9 +22,20 @@ def test_the_demo_needs_no_weights() -> None:
     assert found({}) == []
 
 
+def test_the_demos_prior_is_shipped_pinned_and_fits() -> None:
+    config = load_config("demo")
+    assert config.pretrained.base is not None
+    assert config.pretrained.base.path.startswith("piti://"), "independent of where the package lies"
+    assert [str(problem) for problem in (*weights_problems(config), *pretrained_problems(config))] == []
+    altered = load_config("demo", {"pretrained.base.sha256": "0" * 64})
+    assert [str(problem) for problem in pretrained_problems(altered)] != []
+    shipped = sum(path.stat().st_size for path in storage.ASSETS.glob("*.safetensors"))
+    assert 0 < shipped < 25_000_000
+
+
 def test_without_permission_every_missing_network_is_named() -> None:
     problems = [
-        str(problem) for problem in weights_problems(load_config("demo", {"allow_untrained_feature_networks": False}))
+        str(problem) for problem in weights_problems(load_config("demo-sketch", {"allow_stand_in_networks": False}))
     ]
     assert len(problems) == 3
     for key in ("evaluation.inception", "evaluation.lpips_trunk", "training.upsampler.vgg19"):
@@ -33,7 +44,7 @@ def test_without_permission_every_missing_network_is_named() -> None:
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     weights = tmp_path / "base.pt"
-    export_piti(build_model(load_config("demo").models.base, seed=0), str(weights))
+    export_piti(build_model(load_config("demo-sketch").models.base, seed=0), str(weights))
     right = {"pretrained.base.path": str(weights), "pretrained.base.sha256": storage.sha256_file(str(weights))}
     assert found(right) == []
     wrong = {**right, "pretrained.base.sha256": "0" * 64, "evaluation.inception.path": str(tmp_path / "nowhere.pth")}
@@ -44,7 +55,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_width_and_other_files_are_found_before_training(tmp_path: Path) -> None:
-    base = load_config("demo").models.base
+    base = load_config("demo-sketch").models.base
     wide, nonsense = tmp_path / "wide.pt", tmp_path / "nonsense.pt"
     export_piti(build_model(base.model_copy(update={"model_channels": 64}), seed=0), str(wide))
     nonsense.write_bytes(b"weights")

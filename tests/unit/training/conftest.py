@@ -72,7 +72,7 @@ class Pipeline:
     def config(self, **overrides: Any) -> Config:
         """The small config; dots in `overrides` are written as two underscores."""
         more = {key.replace("__", "."): value for key, value in overrides.items()}
-        return load_config("demo", {"root": str(self._root), **SMALL, **more})
+        return load_config("demo-sketch", {"root": str(self._root), **SMALL, **more})
 
     def context(self, stage: str, run: str | None = None, **overrides: Any) -> JobContext:
         """What a job of `stage` is told; `run` names the folder, for more than one run of the same."""
@@ -105,7 +105,7 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """URIs of shards and of their degraded companions."""
     folder = tmp_path_factory.mktemp("small")
     shards, degraded = str(folder / "shards"), str(folder / "degraded")
-    config = load_config("demo", {"root": str(folder), **SMALL})
+    config = load_config("demo-sketch", {"root": str(folder), **SMALL})
     data = config.data
     plans = plan_shards(open_source(data), data, config.seed)
     for plan in plans:

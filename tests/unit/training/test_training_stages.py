@@ -120,4 +120,4 @@ def test_a_stage_before_it_that_is_not_finished_is_said(pipeline: Any) -> None:
 def test_perceptual_loss_without_weights_needs_permission(pipeline: Any) -> None:
     """Only a config that allows untrained feature networks may train the upsampler without VGG19's weights."""
     with pytest.raises(ConfigError, match=r"training\.upsampler\.vgg19"):
-        train(pipeline.context("upsampler", allow_untrained_feature_networks=False), Workers())
+        train(pipeline.context("upsampler", allow_stand_in_networks=False), Workers())

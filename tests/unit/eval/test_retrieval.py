@@ -1,0 +1,29 @@
+"""Ranks of truths: perfect for the truths themselves, by chance for unrelated pictures, and as counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eval.retrieval import truth_ranks
+
+
+def test_pictures_that_are_their_truths_come_first() -> None:
+    truths = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    assert truth_ranks(truths, truths).tolist() == [0] * 20
+
+
+def test_unrelated_pictures_rank_by_chance() -> None:
+    rng = np.random.default_rng(1)
+    pictures, truths = (rng.integers(0, 256, (400, 16, 16, 3), dtype=np.uint8) for _ in range(2))
+    share = (truth_ranks(pictures, truths) < 40).mean()
+    assert share == pytest.approx(0.1, abs=0.06)  # four standard deviations of 400 draws
+
+
+def test_ranks_count_the_nearer_truths() -> None:
+    """Flat pictures of levels 0, 100, 200; the first picture is nearer to the second and third truth than to its own."""
+    pictures, truths = (
+        np.stack([np.full((64, 64, 3), level, dtype=np.uint8) for level in levels])
+        for levels in ((160, 100, 90), (0, 100, 200))
+    )
+    assert truth_ranks(pictures, truths).tolist() == [2, 0, 2]
