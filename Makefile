@@ -8,7 +8,7 @@ TEST_PROCESSES ?= 2
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test lint format lock clean
+.PHONY: help setup demo down test lint audit format lock clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -40,6 +40,9 @@ lint: setup ## ruff, the floors of the house, mypy
 	$(BIN)/ruff format --check . scripts/check-architecture
 	$(BIN)/python scripts/check-architecture
 	$(BIN)/mypy
+
+audit: setup ## licences and known vulnerabilities of the pinned dependencies
+	@$(BIN)/python scripts/audit.py
 
 format: setup ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

@@ -1,51 +1,94 @@
-"""What happens when a flow run is cancelled: its Ray jobs are stopped, so that their resources are free again."""
+"""What a cancelled run leaves behind: its Ray jobs are stopped, unless another run waits for them.
+
+A job that nobody stops, because nothing served the deployments when the run was cancelled or deleted, is stopped when
+the serving process starts again, and otherwise ends by itself (piti.job.Lease).
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterKey,
-    ArtifactFilterType,
-)
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
+from prefect.states import Cancelled, Running
 
-from flows.cluster import Cluster
+from flows.cluster import Cluster, RayJob
+from piti.job import RENEW_SECONDS, Followers
 
 logger = logging.getLogger("piti")
 
+_SILENCE_SECONDS = 2.5 * RENEW_SECONDS  # a follower that gives no sign for so long is dead
+
 
 def stop_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
-    """Stop every job that this flow run followed, unless another live flow run follows it too.
+    """Stop every job that this run followed, unless another live run follows it too.
 
-    The hook runs in the serving process, on a freshly loaded flow: all it has is the run's id. The progress
-    artifacts of a run carry the ids of its jobs as keys.
+    Prefect's hook: it runs in the serving process once the run's own process is gone.
     """
+    for job in Cluster().running_jobs():
+        if str(flow_run.id) in job.followers.names():
+            give_up(job, str(flow_run.id))
+
+
+def stop_unwanted_jobs() -> None:
+    """Stop the jobs all of whose runs were cancelled or deleted while nothing served the deployments."""
     with get_client(sync_client=True) as client:
-        keys = _progress_keys(client, flow_run.id)
-        mine = [key for key in keys if not _followed_by_others(client, key, flow_run.id)]
-    cluster = Cluster()
-    for key in mine:
-        if cluster.job(key).stop():
-            logger.info("stopped Ray job %s", key)
+        for job in Cluster().running_jobs():
+            runs = {who: _run(client, who) for who in job.followers.names()}
+            if runs and all(run is None or _is_cancelled(run) for run in runs.values()):
+                for who, run in runs.items():
+                    job.followers.leave(who)
+                    if run is not None and run.state is not None and not run.state.is_final():
+                        client.set_flow_run_state(run.id, Cancelled(message="its jobs are stopped"), force=True)
+                _stop(job)
 
 
-def _progress_keys(client: SyncPrefectClient, flow_run_id: UUID) -> list[str]:
-    wanted = ArtifactFilter(
-        flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]), type=ArtifactFilterType(any_=["progress"])
-    )
-    artifacts = client.read_artifacts(artifact_filter=wanted, limit=200)
-    return sorted({artifact.key for artifact in artifacts if artifact.key and artifact.key.startswith("piti-")})
+def is_wanted(client: SyncPrefectClient, who: str) -> bool:
+    """Whether a run was neither cancelled nor deleted. The run itself asks, so it is alive: one marked Crashed, because
+    the server was away and missed its heartbeats, is Running again.
+    """
+    run = _run(client, who)
+    if run is not None and run.state is not None and run.state.is_crashed():
+        client.set_flow_run_state(run.id, Running(message="the server had missed its heartbeats"), force=True)
+    return run is not None and not _is_cancelled(run)
 
 
-def _followed_by_others(client: SyncPrefectClient, key: str, flow_run_id: UUID) -> bool:
-    artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])), limit=200)
-    others = {artifact.flow_run_id for artifact in artifacts if artifact.flow_run_id} - {flow_run_id}
-    states = (client.read_flow_run(other).state for other in others)
-    return any(state is not None and state.is_running() for state in states)
+def give_up(job: RayJob, who: str) -> None:
+    """`who` follows the job no longer; nobody else does: stop it."""
+    job.followers.leave(who)
+    if _has_live_follower(job.followers):
+        logger.info("Ray job %s goes on: another run waits for it", job.id)
+    else:
+        _stop(job)
+
+
+def _stop(job: RayJob) -> None:
+    if job.stop():
+        logger.info("stopped Ray job %s", job.id)
+
+
+def _has_live_follower(followers: Followers) -> bool:
+    """Whether any follower gives a sign within the next seconds; at once where there is none."""
+    before, deadline = followers.signs(), time.monotonic() + _SILENCE_SECONDS
+    while before and time.monotonic() < deadline:
+        time.sleep(1.0)
+        if any(before.get(who) != sign for who, sign in followers.signs().items()):
+            return True
+    return False
+
+
+def _run(client: SyncPrefectClient, who: str) -> FlowRun | None:
+    """The flow run behind a follower; None if it was deleted."""
+    try:
+        return client.read_flow_run(UUID(who))
+    except (ObjectNotFound, ValueError):
+        return None
+
+
+def _is_cancelled(run: FlowRun) -> bool:
+    return run.state is not None and (run.state.is_cancelled() or run.state.is_cancelling())

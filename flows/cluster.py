@@ -2,6 +2,9 @@
 
 A job's id is `piti-<step>-<hash of its output>-<attempt>`, so that whoever wants a step's output finds the job
 that is making it. What the job is told and what it tells lies in `<root>/jobs/<id>/` (piti.job).
+
+One attempt is one job: its spec.json is created once, and Ray takes each id once, so of two runs that want the same
+output at the same moment one submits the job and the other attaches to it.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from ray.util.state import list_nodes
 
 from piti import storage
 from piti.config import Config
-from piti.errors import PitiError, StackError, first_line
-from piti.job import JobSpec
+from piti.errors import DataError, PitiError, StackError, first_line
+from piti.job import RENEW_SECONDS, Followers, JobSpec
 from piti.plan import Step
 from piti.settings import settings
 
@@ -59,6 +62,7 @@ class Cluster:
         self.url = url or settings().ray_jobs_url
         try:
             self._client = JobSubmissionClient(self.url)
+            self.session = str(self._client._do_request("GET", "/api/version").json()["session_name"])
         except (ConnectionError, RuntimeError, requests.RequestException) as error:
             raise StackError(
                 f"no Ray cluster answers at {self.url} ({first_line(error)})", "start one with `piti up`"
@@ -70,24 +74,37 @@ class Cluster:
         totals = [node.resources_total or {} for node in nodes]
         return Resources(sum(total.get("CPU", 0.0) for total in totals), sum(total.get("GPU", 0.0) for total in totals))
 
-    def job(self, submission_id: str) -> RayJob:
-        return RayJob(self, submission_id)
+    def running_jobs(self) -> list[RayJob]:
+        """This project's jobs that have not ended, whoever started them."""
+        found = [(entry, (entry.metadata or {}).get("folder")) for entry in self._client.list_jobs()]
+        return [
+            RayJob(self, entry.submission_id, folder)
+            for entry, folder in found
+            if folder and entry.submission_id and entry.status in ALIVE
+        ]
 
-    def jobs_for(self, step: Step, config: Config) -> list[RayJob]:
-        """Every attempt at `step` so far, oldest first (the folders in storage are the memory of that)."""
-        prefix = submission_prefix(step)
-        names = storage.list_names(storage.join(config.root, "jobs"))
-        attempts = sorted(int(entry.removeprefix(prefix)) for entry in names if entry.startswith(prefix))
-        return [RayJob(self, f"{prefix}{attempt}") for attempt in attempts]
+    def submit_or_attach(self, step: Step, config: Config, who: str) -> tuple[RayJob, bool]:
+        """The job that makes `step`'s output, and whether it was there already. `who` becomes its follower.
 
-    def submit_or_attach(self, step: Step, config: Config) -> tuple[RayJob, bool]:
-        """The job that makes `step`'s output, and whether it was running already."""
-        attempts = self.jobs_for(step, config)
-        if attempts and attempts[-1].status() in ALIVE:
-            return attempts[-1], True
-        number = 1 + (int(attempts[-1].id.rsplit("-", 1)[1]) if attempts else 0)
-        job = RayJob(self, f"{submission_prefix(step)}{number}")
-        return job, not job.submit(step, config)
+        The last attempt stays the one until it is over: between its claim and its submission anyone may submit it.
+        """
+        numbers = attempts(step, config)
+        if numbers and not (last := self._attempt(step, config, numbers[-1])).is_over():
+            return last, not last.submit(step, config, who)
+        job = self._attempt(step, config, 1 + (numbers[-1] if numbers else 0))
+        return job, not job.submit(step, config, who)
+
+    def _attempt(self, step: Step, config: Config, number: int) -> RayJob:
+        submission_id = f"{submission_prefix(step)}{number}"
+        return RayJob(self, submission_id, storage.join(config.root, "jobs", submission_id))
+
+
+def attempts(step: Step, config: Config) -> list[int]:
+    """The numbers of the attempts at `step` so far (the folders in storage are the memory of that), ascending."""
+    prefix = submission_prefix(step)
+    names = storage.list_names(storage.join(config.root, "jobs"))
+    numbers = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
 
 
 def submission_prefix(step: Step) -> str:
@@ -96,26 +113,46 @@ def submission_prefix(step: Step) -> str:
 
 
 class RayJob:
-    """One attempt at a step."""
+    """One attempt at a step. `folder` holds what it is told and what it tells."""
 
-    def __init__(self, cluster: Cluster, submission_id: str) -> None:
+    def __init__(self, cluster: Cluster, submission_id: str, folder: str) -> None:
         self.id = submission_id
+        self.folder = folder
+        self.followers = Followers(folder)
         self._cluster = cluster
         self._client = cluster._client
 
-    def submit(self, step: Step, config: Config) -> bool:
-        """Submit; False if someone else submitted the same attempt first."""
-        folder = storage.join(config.root, "jobs", self.id)
-        spec_uri = storage.join(folder, "spec.json")
-        spec = JobSpec.for_step(step, config, folder)
-        storage.write_json(spec_uri, spec.model_dump(mode="json"))
-        command = [settings().job_python, "-m", "piti.jobs", step.kind, "--spec", spec_uri]
+    def is_over(self) -> bool:
+        """Whether this attempt has ended, or was made for a cluster that is gone."""
+        status = self.status()
+        if status is not None:
+            return status not in ALIVE
+        try:
+            told = _read_json_if_there(self._spec_uri)
+            return told is not None and told["session"] != self._cluster.session
+        except (DataError, KeyError, TypeError):
+            return True  # a stray folder, or one of an older version
+
+    def submit(self, step: Step, config: Config, who: str) -> bool:
+        """Submit, unless it is submitted already; then False. `who` becomes its follower."""
+        self.followers.renew(who)
+        if self.status() is not None:
+            return False
+        spec = JobSpec.for_step(step, config, self.folder, self._cluster.session)
+        # The spec of whoever claimed the attempt first stays.
+        storage.create_bytes(self._spec_uri, spec.model_dump_json(indent=2).encode(), private=True)
+        command = [settings().job_python, "-m", "piti.jobs", step.kind, "--spec", self._spec_uri]
         try:
             self._client.submit_job(
                 submission_id=self.id,
                 entrypoint=shlex.join(command),
                 runtime_env={"env_vars": settings().job_environment()},
-                metadata={"step": step.name, "fingerprint": step.fingerprint, "config": config.name},
+                metadata={
+                    "step": step.name,
+                    "fingerprint": step.fingerprint,
+                    "config": config.name,
+                    "folder": self.folder,
+                },
             )
         except RuntimeError:
             if self.status() is None:
@@ -140,30 +177,40 @@ class RayJob:
             return False
         return bool(self._client.stop_job(self.id))
 
-    def progress(self, root: str) -> Progress | None:
-        return _read_json_if_there(storage.join(root, "jobs", self.id, "progress.json"))
+    def progress(self) -> Progress | None:
+        return _read_json_if_there(storage.join(self.folder, "progress.json"))
 
-    def failure(self, root: str) -> dict[str, Any] | None:
+    def failure(self) -> dict[str, Any] | None:
         """The reason the job itself gave for failing; None if it died without giving one."""
-        return _read_json_if_there(storage.join(root, "jobs", self.id, "error.json"))
+        return _read_json_if_there(storage.join(self.folder, "error.json"))
+
+    @property
+    def _spec_uri(self) -> str:
+        return storage.join(self.folder, "spec.json")
 
     def log_so_far(self) -> str:
         return str(self._client.get_job_logs(self.id))
 
     def follow(
-        self, log: logging.Logger | logging.LoggerAdapter[Any], on_poll: Callable[[], None], seen: int = 0
+        self, log: logging.Logger | logging.LoggerAdapter[Any], on_poll: Callable[[], None], who: str, seen: int = 0
     ) -> JobStatus | None:
         """Repeat the job's log lines (after `seen` characters) until it ends; `on_poll` is called in between.
+
+        Meanwhile `who` stays its follower.
 
         Returns the final status, None if the cluster forgot the job. A cluster that does not answer is waited for
         as long as `PITI_RAY_PATIENCE_SECONDS` allows, then StackError.
         """
         tail = _LogTail(self._client, self.id, seen)
         silent_since: float | None = None
+        renewed_seconds = float("-inf")
         while True:
             for line in tail.lines():
                 log.info(line)
             on_poll()
+            if time.monotonic() - renewed_seconds > RENEW_SECONDS:
+                self.followers.renew(who)
+                renewed_seconds = time.monotonic()
             try:
                 status = self.status()
                 silent_since = None
@@ -177,6 +224,7 @@ class RayJob:
             if status not in ALIVE:
                 for line in tail.last_lines(LAST_LINES_SECONDS):
                     log.info(line)
+                self.followers.leave(who)
                 return status
             time.sleep(POLL_SECONDS)
 

@@ -22,9 +22,8 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
     plan = preflight(config, overrides)
     if start_from is not None:
         require_done(plan, start_from)
-    prepare_data(plan)
-    train_stages(plan)
-    return evaluate_checkpoints(plan, choose_checkpoints(plan, "latest"))
+    trained = train_stages(plan, prepare_data(plan))
+    return evaluate_checkpoints(plan, choose_checkpoints(plan, "latest"), after=[*trained])
 
 
 def require_done(plan: Plan, start_from: StepName) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -20,24 +21,38 @@ from piti.settings import settings as machine_settings
 from piti.weights import weights_problems
 
 
+def preflight(config: str, overrides: Overrides = None, training: bool = True) -> Plan:
+    """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems.
+
+    Without `training` only what evaluation needs is asked for: not VGG19, not the weights that training begins from,
+    no batch of training pictures, no room for checkpoints, and the cluster has to hold one worker.
+    """
+    return copy(
+        _preflight(config, overrides, training)
+    )  # Prefect would draw an arrow to every step that gets the task's own
+
+
 @task(name="preflight", task_run_name="preflight {config}", cache_policy=NO_CACHE)
-def preflight(config: str, overrides: Overrides = None) -> Plan:
-    """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems."""
+def _preflight(config: str, overrides: Overrides = None, training: bool = True) -> Plan:
     settings = load_config(config, overrides, machine_settings().allowed_folders())
     with shared_listings():
-        problems = [
-            *source_problems(settings),
-            *sampling_problems(settings),
-            *weights_problems(settings),
-            *pretrained_problems(settings),
-            *feature_network_problems(settings),
-            *cluster_problems(settings),
-        ]
+        problems = [*config_problems(settings, training), *cluster_problems(settings, training)]
         if problems:
             raise PreflightError(problems)
         plan = Plan(settings)
         get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
     return plan
+
+
+def config_problems(config: Config, training: bool = True) -> list[PitiError]:
+    """What is wrong with dataset, respacings, weights and, for `training`, pretrained networks, sizes and disk."""
+    return [
+        *(source_problems(config) if training else open_source(config.data).problems()),
+        *sampling_problems(config),
+        *weights_problems(config, training),
+        *(pretrained_problems(config) if training else []),
+        *feature_network_problems(config),
+    ]
 
 
 def source_problems(config: Config) -> list[PitiError]:
@@ -105,6 +120,8 @@ def feature_network_problems(config: Config) -> list[PitiError]:
 
 def pretrained_problems(config: Config) -> list[PitiError]:
     """What is wrong with the weights that training begins from."""
+    if config.pretrained.base is None and config.pretrained.upsampler is None:
+        return []
     from piti.models import pretrained  # imports torch, which no other task needs
 
     return pretrained.pretrained_problems(config)
@@ -126,34 +143,39 @@ def sampling_problems(config: Config) -> list[PitiError]:
     return problems
 
 
-def cluster_problems(config: Config) -> list[PitiError]:
-    """Whether the cluster answers and is large enough."""
+def cluster_problems(config: Config, training: bool = True) -> list[PitiError]:
+    """Whether the cluster answers and is large enough: for all workers of `training`, or else for one."""
     try:
-        total = Cluster().resources()
+        return size_problems(config, Cluster().resources(), training)
     except PitiError as error:
         return [error]
-    wanted = wanted_resources(config)
-    problems = []
+
+
+def size_problems(config: Config, total: Resources, training: bool = True) -> list[PitiError]:
+    """What a training job, or else evaluation's one worker, wants and a cluster of this size cannot give."""
+    wanted = wanted_resources(config, training)
+    what, workers = ("training", config.cluster.num_workers) if training else ("evaluation", 1)
+    problems: list[PitiError] = []
     if wanted.cpus > total.cpus:
         problems.append(
             PitiError(
-                f"training wants {wanted.cpus:g} CPUs ({config.cluster.num_workers} workers), the cluster has {total.cpus:g}",
+                f"{what} wants {wanted.cpus:g} CPUs ({workers} workers), the cluster has {total.cpus:g}",
                 "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes",
             )
         )
     if wanted.gpus > total.gpus:
         problems.append(
             PitiError(
-                f"training wants {wanted.gpus:g} GPUs, the cluster has {total.gpus:g}",
+                f"{what} wants {wanted.gpus:g} GPUs, the cluster has {total.gpus:g}",
                 "lower cluster.num_workers, set cluster.use_gpu to false, or add nodes",
             )
         )
     return problems
 
 
-def wanted_resources(config: Config) -> Resources:
-    """What one training job holds while it runs."""
-    workers = config.cluster.num_workers
+def wanted_resources(config: Config, training: bool = True) -> Resources:
+    """What one training job holds while it runs, or else the least that evaluation needs: one worker at a time."""
+    workers = config.cluster.num_workers if training else 1
     return Resources(workers * config.cluster.cpus_per_worker, workers if config.cluster.use_gpu else 0)
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from typing import Any, cast
 
 from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
+from flows.cancellation import stop_unwanted_jobs
 from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
 from flows.full_train import full_train
 from flows.prepare import prepare
 from flows.train import train
+from piti.errors import PitiError
 from piti.stack import wait_until_prefect_answers
 
 TAGS = ["piti"]
+# What a person sets in the UI. Prefect's registration changes only the fields that a deployment has set.
+_A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurrency_options")
+# Of Prefect's client, for flow runs: a server that is away is asked again after 2, 4, ... 512 seconds.
+_PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
 def deployments() -> list[RunnerDeployment]:
@@ -27,7 +35,7 @@ def deployments() -> list[RunnerDeployment]:
         "train": train,
         "evaluate": evaluate,
     }
-    registered = (
+    registered = [
         flow.to_deployment(
             name=name,
             tags=TAGS,
@@ -35,14 +43,23 @@ def deployments() -> list[RunnerDeployment]:
             entrypoint_type=EntrypointType.MODULE_PATH,  # found wherever this is installed, from any working folder
         )
         for name, flow in flows.items()
-    )
-    return [cast(RunnerDeployment, deployment) for deployment in registered]
+    ]
+    mine = [cast(RunnerDeployment, deployment) for deployment in registered]
+    for deployment in mine:
+        deployment.model_fields_set.difference_update(_A_PERSONS)
+    return mine
 
 
 def main() -> None:
     """Serve until interrupted."""
     wait_until_prefect_answers()  # `piti up` starts this beside the server
     asyncio.run(ensure_crashed_runs_are_marked())
+    try:
+        stop_unwanted_jobs()
+    except PitiError as error:  # `piti up` starts Ray beside this, too: then there are no jobs yet
+        logging.getLogger("piti").info("no jobs to look after: %s", error)
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
 
 

@@ -1,12 +1,18 @@
-"""The tasks: one a step. Each is skipped (state `Cached`) where its output is already there."""
+"""The tasks: one a step. Each is skipped (state `Cached`) where its output is already there.
+
+`after` holds what the steps before this one returned. Prefect draws the run's graph from it.
+"""
 
 from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
@@ -15,28 +21,43 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
 from ray.job_submission import JobStatus
 
+from flows.cancellation import give_up, is_wanted
 from flows.cluster import Cluster, Progress, RayJob, StepError
 from piti import storage
 from piti.config import Config, Stage
-from piti.errors import StackError
+from piti.errors import StackError, first_line
 from piti.plan import Plan, Step
 
-Result = dict[str, Any]
+After = Sequence[Any]
 ARTIFACT_INTERVAL_SECONDS = 3.0
+WANTED_INTERVAL_SECONDS = 15.0
+PREFECT_POLL_SECONDS = 5.0
+PREFECT_AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
+
+
+class Output:
+    """What a step made. A plain object: inside of dicts and dataclasses Prefect would look for more to draw arrows from."""
+
+    def __init__(self, step: Step) -> None:
+        self.uri = step.output
 
 
 @task(name="shard", task_run_name="shard the dataset", cache_policy=NO_CACHE)
-def shard(plan: Plan) -> State | Result:
+def shard(plan: Plan, after: After = ()) -> State | Output:
     """Dataset -> WebDataset tars and their manifest."""
     return run_step(plan.shard, plan.config)
 
 
 @task(name="degrade", task_run_name="degrade pictures", cache_policy=NO_CACHE)
-def degrade(plan: Plan) -> State | Result:
+def degrade(plan: Plan, after: After = ()) -> State | Output:
     """Tars -> companion tars with low-resolution variants (BSR, L0 smoothing)."""
     if plan.degrade is None:
         return Completed(name="Skipped", message="pictures are degraded as they are read (degradation.variants is 0)")
@@ -44,7 +65,7 @@ def degrade(plan: Plan) -> State | Result:
 
 
 @task(name="train", task_run_name="train {stage}", cache_policy=NO_CACHE)
-def train(plan: Plan, stage: Stage) -> State | Result:
+def train(plan: Plan, stage: Stage, after: After = ()) -> State | Output:
     """Tars -> checkpoints of one training stage, with its loss curve as an artifact."""
     step = plan.train(stage)
     if step is None:
@@ -55,19 +76,19 @@ def train(plan: Plan, stage: Stage) -> State | Result:
 
 
 @task(name="sample", task_run_name="sample {checkpoint_name}", cache_policy=NO_CACHE)
-def sample(plan: Plan, step: Step, checkpoint_name: str) -> State | Result:
+def sample(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
     """Conditions of the validation split -> generated pictures."""
     return run_step(step, plan.config)
 
 
 @task(name="score", task_run_name="score {checkpoint_name}", cache_policy=NO_CACHE)
-def score(plan: Plan, step: Step, checkpoint_name: str) -> State | Result:
+def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
     """Generated pictures -> FID, KID, LPIPS, report.html."""
     return run_step(step, plan.config)
 
 
 @task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
-def report(step: Step, checkpoint_name: str) -> str:
+def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
     """Put metrics and sample grid of a scored checkpoint where the UI shows them. Returns the report's URI."""
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
@@ -86,25 +107,25 @@ def report(step: Step, checkpoint_name: str) -> str:
     return str(result["report"])
 
 
-def run_step(step: Step, config: Config) -> State | Result:
+def run_step(step: Step, config: Config) -> State | Output:
     """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
 
     A job that died without saying why (a killed driver, a lost node) is started again, and resumes, up to
     `cluster.max_attempts` times. Raises StepError with the job's own reason, StackError if the cluster is gone.
     """
-    if (result := step.result()) is not None:
-        return cached(step, result)
+    if step.result() is not None:
+        return Completed(name="Cached", message=f"already done: {step.output}", data=Output(step))
     logger = get_run_logger()
-    cluster = Cluster()
+    cluster, who = Cluster(), str(flow_run.id)
     reason = ""
     for attempt in range(1, config.cluster.max_attempts + 1):
-        job, attached = cluster.submit_or_attach(step, config)
+        job, attached = cluster.submit_or_attach(step, config, who)
         page = f"{cluster.url}/#/jobs/{job.id}"
         logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, page)
-        status = _follow(job, step, config, seen=len(job.log_so_far()) if attached else 0)
-        if (result := step.result()) is not None:
-            return result
-        previous, reason = reason, _failure(job, step, config, status)
+        status = _follow(job, step, config, who, seen=len(job.log_so_far()) if attached else 0)
+        if step.result() is not None:
+            return Output(step)
+        previous, reason = reason, _failure(job, step, status)
         if reason == previous:
             raise StepError(f"{reason} (twice in a row)", f"see the log above or {page}")
         logger.warning("attempt %d of %d: %s", attempt, config.cluster.max_attempts, reason)
@@ -113,39 +134,60 @@ def run_step(step: Step, config: Config) -> State | Result:
     )
 
 
-def cached(step: Step, result: Result) -> State:
-    """The state of a step whose output is already there."""
-    return Completed(name="Cached", message=f"already done: {step.output}", data=result)
-
-
-def _follow(job: RayJob, step: Step, config: Config, seen: int) -> JobStatus | None:
+def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
     description = f"{step.name} of {config.name}"
-    # The key is how a cancelled flow run finds its jobs: see flows/cancellation.py.
     artifact = cast(UUID, create_progress_artifact(progress=0.0, key=job.id, description=description))
     last: Progress = {}
-    updated_seconds = 0.0
+    updated_seconds, asked_seconds = 0.0, time.monotonic()
 
     def show(force: bool = False) -> None:
-        nonlocal last, updated_seconds
+        nonlocal last, updated_seconds, asked_seconds
         if not force and time.monotonic() - updated_seconds < ARTIFACT_INTERVAL_SECONDS:
             return
         updated_seconds = time.monotonic()
-        progress = job.progress(config.root)
+        if time.monotonic() - asked_seconds > WANTED_INTERVAL_SECONDS:
+            asked_seconds = time.monotonic()
+            _give_up_unless_wanted(job, who)
+        progress = job.progress()
         if progress is not None and progress != last:
-            last = progress
             percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
-            update_progress_artifact(
-                artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
-            )
+            with suppress(*PREFECT_AWAY), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # shown later, then
+                update_progress_artifact(
+                    artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
+                )
+                last = progress
 
-    status = job.follow(get_run_logger(), show, seen)
+    status = job.follow(get_run_logger(), show, who, seen)
     show(force=True)
+    _wait_for_prefect()
     return status
 
 
-def _failure(job: RayJob, step: Step, config: Config, status: JobStatus | None) -> str:
+def _give_up_unless_wanted(job: RayJob, who: str) -> None:
+    """Raise StackError where this run was deleted, or cancelled while nothing was there to end its process."""
+    wanted = True
+    with (
+        suppress(*PREFECT_AWAY),
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True) as client,
+    ):
+        wanted = is_wanted(client, who)
+    if not wanted:
+        give_up(job, who)
+        raise StackError("this run was cancelled or deleted")
+
+
+def _wait_for_prefect() -> None:
+    """Until the server answers, so that it learns of what comes next: task states are sent once and not asked for."""
+    with get_client(sync_client=True) as client:
+        while (problem := client.api_healthcheck()) is not None:
+            get_run_logger().warning("the Prefect server is away (%s); waiting for it", first_line(problem))
+            time.sleep(PREFECT_POLL_SECONDS)
+
+
+def _failure(job: RayJob, step: Step, status: JobStatus | None) -> str:
     """Why the job ended without a result. Raises where another attempt would end the same way."""
-    failure = job.failure(config.root)
+    failure = job.failure()
     if failure is not None and not failure["retryable"]:
         raise StepError(f"{step.name} failed: {failure['reason']}")
     if status == JobStatus.STOPPED:

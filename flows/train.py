@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from prefect import flow
 
 from flows import steps
 from flows.cancellation import stop_jobs
 from flows.parameters import ConfigName, Overrides
 from flows.preflight import fit_beside_each_other, preflight
-from flows.prepare import prepare_data
+from flows.prepare import Prepared, prepare_data
 from piti.plan import Plan
+
+
+class Trained(NamedTuple):
+    """Results of stage 2 and of the upsampler."""
+
+    stage2: Any
+    upsampler: Any
 
 
 @flow(name="piti", on_cancellation=[stop_jobs], flow_run_name="train-{config}")
 def train(config: ConfigName = "demo", overrides: Overrides = None) -> None:
     """Train pretraining (where needed), stage 1, stage 2 and the upsampler; data is prepared first where it is not."""
     plan = preflight(config, overrides)
-    prepare_data(plan)
-    train_stages(plan)
+    train_stages(plan, prepare_data(plan))
 
 
-def train_stages(plan: Plan) -> None:
-    """The base model's chain of stages, and the upsampler beside it where the cluster has room for both."""
+def train_stages(plan: Plan, data: Prepared) -> Trained:
+    """The base model's chain of stages, and the upsampler beside it where the cluster has room for both. Their results."""
     if fit_beside_each_other(plan.config):
-        upsampler = steps.train.submit(plan, "upsampler")
-        _train_base(plan)
-        upsampler.result()
-    else:
-        _train_base(plan)
-        steps.train(plan, "upsampler")
+        upsampler = steps.train.submit(plan, "upsampler", after=[*data])
+        return Trained(_train_base(plan, data), upsampler.result())
+    return Trained(_train_base(plan, data), steps.train(plan, "upsampler", after=[*data]))
 
 
-def _train_base(plan: Plan) -> None:
-    steps.train(plan, "pretrain")
-    steps.train(plan, "stage1")
-    steps.train(plan, "stage2")
+def _train_base(plan: Plan, data: Prepared) -> Any:
+    pretrained = steps.train(plan, "pretrain", after=[data.shards])
+    stage1 = steps.train(plan, "stage1", after=[data.shards, pretrained])
+    return steps.train(plan, "stage2", after=[data.shards, stage1])

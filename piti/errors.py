@@ -14,6 +14,8 @@ class PitiError(Exception):
     state: it is never retried, because trying again would fail the same way.
     """
 
+    retryable = False
+
     def __init__(self, problem: str, remedy: str | None = None) -> None:
         self.problem = problem
         self.remedy = remedy
@@ -36,6 +38,12 @@ class StackError(PitiError):
     """A server this command needs is not running, or cannot be started."""
 
 
+class AbandonedError(PitiError):
+    """Nobody follows this job any more, so it ended. Another attempt goes on where it was."""
+
+    retryable = True
+
+
 class PreflightError(PitiError):
     """Everything that preflight found wrong, all at once."""
 
@@ -50,7 +58,7 @@ def repair_advice(uri: str) -> str:
     """What to do about every kind of damage to a set of shards, companions included."""
     return (
         f"run `piti shards verify {uri} --repair`, then piti/prepare; where that finds nothing, --decode instead tells "
-        "what came damaged or does not fit the config"
+        "what was damaged before it was stored or does not fit the config"
     )
 
 

@@ -30,7 +30,6 @@ ASSETS = Path(__file__).resolve().parent / "assets"  # what the package ships
 _SHIPPED = "piti://"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _CHUNK_BYTES = 1 << 20
-_READ_SOON_BYTES = 1 << 17  # Linux's usual limit: of more at once, some devices read the beginning
 
 
 @contextmanager
@@ -129,24 +128,6 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
-def read_soon(path: str | Path, offset: int = 0, size_bytes: int | None = None) -> None:
-    """Have a disk begin to read a stretch of a local file (None: to its end), and do not wait for it.
-
-    Only a hint, which not every system takes: what is wrong with the file is for who reads it to say.
-    """
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with suppress(OSError, ValueError, OverflowError):  # such a file, name or place there is not
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # not to wait for a pipe's other end
-        try:
-            file_bytes = os.fstat(descriptor).st_size
-            end = file_bytes if size_bytes is None else min(offset + size_bytes, file_bytes)
-            for start in range(offset, end, _READ_SOON_BYTES):
-                os.posix_fadvise(descriptor, start, min(_READ_SOON_BYTES, end - start), os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
-
-
 def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8")
 
@@ -159,8 +140,8 @@ def read_json(uri: str) -> Any:
         raise DataError(f"{uri} is not valid JSON ({error})", "delete it and run again") from error
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Make `uri` hold `data`: wholly or not at all, whatever is killed when."""
+def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
+    """Make `uri` hold `data`: wholly or not at all, whatever is killed when. `private`: mode 600 where it is local."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         fs.pipe_file(path, data)
@@ -170,7 +151,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with open(aside, "wb") as stream:
+            mode = 0o600 if private else 0o666
+            with open(aside, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -179,9 +161,30 @@ def write_bytes(uri: str, data: bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
-def write_json(uri: str, value: Any) -> None:
+def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
+    """As `write_bytes`, but only where `uri` does not exist yet: of several callers at once, one gets True."""
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    target = local_path(uri)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    write_bytes(str(aside), data, private)
+    try:
+        os.link(aside, target)  # fails where the name is taken, unlike a rename
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def write_json(uri: str, value: Any, private: bool = False) -> None:
     """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
-    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"), private)
 
 
 def publish_file(source: Path, uri: str) -> None:

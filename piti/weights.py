@@ -65,21 +65,23 @@ def weights_digest(ref: WeightsRef | None) -> str | None:
         return file.sha256
 
 
-def feature_networks(config: Config) -> list[NeededWeights]:
-    """The fixed networks that losses and metrics look through."""
+def feature_networks(config: Config, training: bool = True) -> list[NeededWeights]:
+    """The fixed networks that metrics and, for `training`, losses look through."""
     evaluation, upsampler = config.evaluation, config.training.upsampler
     inception = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
     needed = [
         NeededWeights("evaluation.inception", evaluation.inception, inception),
         NeededWeights("evaluation.lpips_trunk", evaluation.lpips_trunk, "torchvision's alexnet-owt-7be5be79.pth"),
     ]
-    if upsampler.perceptual_weight > 0:
+    if training and upsampler.perceptual_weight > 0:
         needed.append(NeededWeights("training.upsampler.vgg19", upsampler.vgg19, "torchvision's vgg19-dcbb9e9d.pth"))
     return needed
 
 
-def weights_problems(config: Config) -> list[PitiError]:
+def weights_problems(config: Config, training: bool = True) -> list[PitiError]:
     """Every feature network's file that is missing, misplaced or other than its sha256 says.
+
+    Without `training`, files that only preparing data and training need are not asked for.
 
     A feature network without weights is a problem unless the config allows stand-ins (demo.yaml does).
     `piti.models.pretrained.pretrained_problems` looks at the weights that training begins from.
@@ -88,11 +90,11 @@ def weights_problems(config: Config) -> list[PitiError]:
         CheckpointError(
             f"{needed.key} is not set", f"download {needed.origin} and set {needed.key}.path to where you put it"
         )
-        for needed in feature_networks(config)
+        for needed in feature_networks(config, training)
         if needed.ref is None and not config.allow_stand_in_networks
     ]
     hed = NeededWeights("data.sketch.weights", config.data.sketch.weights, "network-bsds500.pytorch")
-    for needed in (*feature_networks(config), hed):
+    for needed in (*feature_networks(config, training), *([hed] if training else [])):
         if needed.ref is not None:
             problems.extend(file_problems(needed.key, needed.ref, needed.origin))
     return problems

@@ -13,14 +13,20 @@ import psutil
 from piti.stack import Stack
 from piti.stack.processes import family, kill, lives
 
+PITI = Path(sys.executable).with_name("piti")
+
 
 def run_piti(
-    *arguments: str, environment: dict[str, str], timeout_seconds: float = 300.0
+    *arguments: str,
+    environment: dict[str, str],
+    timeout_seconds: float = 300.0,
+    program: Path = PITI,
+    folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command `piti` in a process of its own."""
-    command = [str(Path(sys.executable).with_name("piti")), *arguments]
+    """Run the command `piti` in a process of its own; `folder` None: in this process's working folder."""
+    command = [str(program), *arguments]
     return subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=timeout_seconds, check=False,
     )  # fmt: skip
 
@@ -31,16 +37,20 @@ class RunningStack:
 
     home: Path
     environment: dict[str, str]
+    program: Path = PITI
+    folder: Path | None = None
 
     @classmethod
-    def start(cls, home: Path, *options: str) -> RunningStack:
-        """`piti up` on free ports, everything below `home`."""
+    def start(cls, home: Path, *options: str, program: Path = PITI, folder: Path | None = None) -> RunningStack:
+        """`piti up` on free ports in `folder`, everything below `home`. `program`: which installation's `piti`."""
         # Wide enough that no table line is broken, whatever terminal the tests run in.
-        environment = {**os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1"}
+        environment = {
+            **os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        }  # fmt: skip
         environment["PREFECT_HOME"] = str(home / "prefect")  # whose profiles `piti up` adds to
-        answer = run_piti("up", "--free-ports", *options, environment=environment)
+        answer = run_piti("up", "--free-ports", *options, environment=environment, program=program, folder=folder)
         assert answer.returncode == 0, answer.stderr + answer.stdout
-        return cls(home, {**environment, **cls(home, environment).record.environment()})
+        return cls(home, {**environment, **cls(home, environment).record.environment()}, program, folder)
 
     @property
     def record(self) -> Stack:
@@ -57,7 +67,7 @@ class RunningStack:
 
     def piti(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command `piti` against this stack."""
-        return run_piti(*arguments, environment=self.environment)
+        return run_piti(*arguments, environment=self.environment, program=self.program, folder=self.folder)
 
     def up(self) -> subprocess.CompletedProcess[str]:
         """`piti up`, which brings back what died."""

@@ -88,10 +88,12 @@ def stats(
 @app.command()
 def verify(
     uri: UriArgument,
-    repair: Annotated[bool, typer.Option(help="Delete what keeps damaged shards from being written again.")] = False,
+    repair: Annotated[
+        bool, typer.Option(help="Delete the records of damaged shards, so that piti/prepare writes them again.")
+    ] = False,
     decode: Annotated[bool, typer.Option(help="Decode every sample, too.")] = False,
 ) -> None:
-    """Read everything again and name what is damaged. Exits with 1 if anything is, unless it is to be repaired."""
+    """Read everything again and name what is damaged. Exits with 1 if anything is damaged, unless --repair is given."""
     from piti.data.verify import ShardProblem, forget_unreadable_manifest, repair_shards, verify_shards
 
     if repair and decode:

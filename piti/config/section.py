@@ -29,6 +29,7 @@ class WeightsRef(Section):
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: str) -> str:
+        require_known_scheme(path)
         return storage.absolute(path)  # jobs run in another folder
 
 

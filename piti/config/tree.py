@@ -28,8 +28,10 @@ class ModelConfig(Section):
 
     `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
     side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
-    `attention_reach` and `encoder_norm` have no published counterpart, add no weights, and help small networks to read
-    a condition at once. `attention_reach` r multiplies attention weights by a Gaussian of the distance between two
+    `norm_groups`, `attention_reach` and `encoder_norm` have no published counterpart but their defaults, add no weights,
+    and help small networks to read a condition at once. Each of the decoder's norms has `norm_groups` groups of channels;
+    where a group is a single channel, as with 32 channels in 32 groups, a norm removes what the channel says of the
+    picture's brightness. `attention_reach` r multiplies attention weights by a Gaussian of the distance between two
     positions, with standard deviation r in sides of the picture; None: attention is blind to distance. `encoder_norm`
     layer normalises the encoder's convolutions over channels and positions together; instance, over positions alone,
     removes the absolute colour of a condition.
@@ -48,6 +50,7 @@ class ModelConfig(Section):
     encoder_width: Positive = 512
     encoder_layers: Positive = 8
     encoder_heads: Positive = 8
+    norm_groups: Literal[1, 2, 4, 8, 16, 32] = 32
     attention_reach: Annotated[float, Field(gt=0)] | None = None
     encoder_norm: Literal["instance", "layer"] = "instance"
     activation_checkpointing: bool = False
@@ -255,7 +258,10 @@ class EvaluationConfig(Section):
 
 class ClusterConfig(Section):
     """What a job asks of the Ray cluster. `num_workers` training workers, each with these resources (fewer in a stage
-    whose batch has fewer pictures)."""
+    whose batch has fewer pictures).
+
+    A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` lets it go on.
+    """
 
     num_workers: Positive = 1
     use_gpu: bool = False
@@ -263,6 +269,7 @@ class ClusterConfig(Section):
     loader_workers: Annotated[int, Field(ge=0)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 3
     max_attempts: Positive = 3
+    abandoned_job_seconds: Annotated[float, Field(gt=0)] | Literal["never"] = 600.0
 
 
 class Config(Section):

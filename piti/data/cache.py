@@ -1,4 +1,4 @@
-"""Copies of remote files on this machine: where they lie, and a cache of them that keeps within its bounds."""
+"""Copies of remote files on this machine: the folder that holds them, and a bounded cache of tars."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FOLDER_VARIABLE = "PITI_CACHE"
 BYTES_VARIABLE = "PITI_CACHE_BYTES"
 _DEFAULT_BYTES = 20 << 30
 _ATTEMPTS = 2
-_ABANDONED_SECONDS = 3600.0  # nothing has been written for so long to a download whose process was killed
+_ABANDONED_SECONDS = 3600.0  # a download that has not grown for so long belongs to a process that was killed
 
 
 def cache_folder() -> Path:
     """Where this machine keeps copies of remote and unpacked files: `$PITI_CACHE`, else one in the temporary folder.
 
-    The latter is made for this user alone. Raises ConfigError where its name is taken by someone else's file.
+    Only its user may enter the folder in the temporary one. Raises ConfigError where somebody else owns that name.
     """
     chosen = os.environ.get(FOLDER_VARIABLE)
     if chosen:
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> int:
-    """How much the cache may keep: `$PITI_CACHE_BYTES`, else 20 GiB. Raises ConfigError where it is no number."""
+    """Bytes that the cache may keep: `$PITI_CACHE_BYTES`, else 20 GiB. Raises ConfigError for anything but a number."""
     text = os.environ.get(BYTES_VARIABLE)
     if not text:
         return _DEFAULT_BYTES
@@ -57,28 +57,27 @@ def cache_bytes() -> int:
 class ShardCache:
     """Whole files of an object store on local disk, the least recently used deleted first.
 
-    Shared by all processes of a machine: files appear whole, and one that another process deletes is fetched again.
-    `limit_bytes` may be passed by the one file that is being fetched; with 0 no other is kept. None: `cache_bytes`.
+    All processes of a machine share it. Files appear whole. A file that another process deletes is fetched again.
+    `limit_bytes` (None: `cache_bytes`) bounds the cache, but one file is always kept, even with 0.
     """
 
     def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
         self._given_folder = folder
         self._limit_bytes = cache_bytes() if limit_bytes is None else limit_bytes
-        self._lock = threading.Lock()  # of the next line, and of evicting
+        self._lock = threading.Lock()  # guards `_fetching` and evicting
         self._fetching: dict[Path, threading.Lock] = {}
 
     def path(self, uri: str, sha256: str, size_bytes: int) -> Path:
         """A local copy of `uri`, which has that hash and size.
 
-        One that has another size is fetched once more, then is a DataError; one of the right size with other bytes is
-        used after a second attempt, with a warning, since every sample in it has a hash of its own.
-        Raises FileNotFoundError if `uri` is gone.
+        A copy that differs is fetched once more. A copy of the right size that still differs is used with a warning:
+        every sample has a hash of its own. Raises DataError for another size, FileNotFoundError if `uri` is gone.
         """
         folder = self._given_folder or cache_folder()
         target = folder / f"{hashlib.sha256(f'{uri}|{sha256}'.encode()).hexdigest()[:32]}.tar"
         with self._lock:
             mine = self._fetching.setdefault(target, threading.Lock())
-        with mine:  # others that want this file wait for it; those that want another do not
+        with mine:  # only those who want this file wait
             if target.exists() and target.stat().st_size == size_bytes:
                 os.utime(target)
                 return target

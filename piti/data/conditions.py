@@ -1,4 +1,4 @@
-"""How a stored condition becomes what the task encoder sees, as in the published PITI code, and what people see.
+"""Conditions as shards store them, as the task encoder sees them (rendered as in the published code), and for people.
 
 Stored values (`StoredCondition`) are raw: label ids, edges, or depth and normals at 16 bits. Rendering happens when a
 sample is loaded: colours for masks, a distance transform for sketches, stacked pictures for geometry.
@@ -57,7 +57,7 @@ class StoredCondition:
 def check_labels(labels: NDArray[Any], num_classes: int) -> None:
     """Raise RejectedItem unless all labels are below `num_classes` or 255, which means unlabelled."""
     if labels.dtype == np.uint8 and not cv2.inRange(labels, num_classes, 254).any():
-        return  # in a twentieth of the time
+        return  # the usual case, in a twentieth of the time
     found = np.unique(labels)
     wrong = found[(found >= num_classes) & (found != 255)]
     if wrong.size:

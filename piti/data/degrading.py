@@ -1,4 +1,4 @@
-"""A low-resolution variant of a picture: which part of it, degraded by which recipe. Stored, or made as it is read."""
+"""A low-resolution variant of a picture: the part of the picture it shows, and the recipe that degraded it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from piti.errors import DataError
 from piti.seeds import stable_hash
 
 Degraded = str | DegradationConfig | None
-"""Where low-resolution pictures come from: companions at a URI, a recipe applied as pictures are read, or nowhere."""
+"""Source of the low-resolution pictures: companions at a URI, a recipe for degrading while reading, or None."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Draw:
-    """What an example's chances are drawn from."""
+    """Seed and epoch, from which an example's chances are drawn."""
 
     seed: int
     epoch: int
@@ -52,7 +52,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Chances:
-    """What is drawn for a sample in an epoch. `variant` numbers the degraded variant (0 where there are none)."""
+    """What is drawn for a sample in an epoch. `variant`: number of the degraded variant (0 where there are none)."""
 
     flip: bool
     variant: int
@@ -69,7 +69,7 @@ def draw_chances(seed: int, epoch: int, key: str, *, num_variants: int, crop_fro
 class ExampleReader:
     """Examples of a split by number, from a set of shards and, where given, its degraded companions.
 
-    `degraded`: URI of the companions, or a recipe by which pictures are degraded as they are read, or None for none.
+    `degraded`: URI of the companions, a recipe for degrading pictures while reading, or None.
 
     Raises DataError where a set is missing, was made for other settings, or companions do not match key by key.
     """

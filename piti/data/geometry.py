@@ -1,4 +1,4 @@
-"""Which part of a photograph a training picture shows, and how picture and condition get there together."""
+"""Cropping and resizing of pictures and their conditions, so that both show the same region."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from piti.data.items import RawCondition
 Geometry = Literal["squash", "center", "random"]
 # Up to this reduction two source pixels suffice to see a line, which takes an eighth of the time.
 _TWO_NEIGHBOURS = 1.9
-_NEARLY = 0.9  # of what a line at half a pixel gives: with all of it, slanting lines come apart where they step
+_NEARLY = 0.9  # share of what a line at half a pixel gives; with 1.0, slanting lines come apart where they step
 _SMALLEST_CROP_SHARE = 0.6  # smallest random crop, as a share of the photograph's short side
 
 
@@ -51,7 +51,7 @@ class CropBox:
 
     @property
     def corners(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom; the last two are not of it."""
+        """Left, top, right and bottom; right and bottom are exclusive."""
         return self.left, self.top, self.left + self.side, self.top + self.side
 
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -67,9 +67,9 @@ def shrink_photograph(image: NDArray[np.uint8], geometry: Literal["squash", "cen
 def shrink_condition(
     raw: RawCondition, modality: Modality, geometry: Geometry, size: int, image_shape: tuple[int, ...]
 ) -> RawCondition:
-    """The same for a condition, whose values are taken from the nearest pixel (sketches: see `resize_edges`).
+    """`shrink_photograph` for a condition: values come from the nearest pixel (sketches: see `resize_edges`).
 
-    With `random` it gets the photograph's own size (`image_shape`), so that one crop box serves both.
+    With `random` the condition gets the photograph's own size (`image_shape`), so that one crop box serves both.
     """
     height, width = image_shape[:2] if geometry == "random" else (size, size)
     resize = resize_edges if modality == "sketch" else resize_nearest
@@ -90,12 +90,12 @@ def crop_photograph(image: NDArray[np.uint8], box: CropBox, size: int) -> NDArra
 def resize_photograph(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) -> (size, size, 3), antialiased bicubic.
 
-    torch's: Pillow's, as published, but for a level here and there, in a quarter of its time.
+    As published, but by torch: within a level of Pillow's, in a quarter of its time.
     """
     if image.shape[:2] == (size, size):
         return image
-    pixels = image if image.flags.writeable else image.copy()  # torch warns of memory that it may not write
-    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch sees that channels come last
+    pixels = image if image.flags.writeable else image.copy()  # torch warns of read-only memory
+    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last for torch
     resized = F.interpolate(batch, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     return np.asarray(resized.permute(0, 2, 3, 1)[0].numpy(), dtype=np.uint8)
 
@@ -114,8 +114,8 @@ def base_pictures(images: Tensor, size: int) -> Tensor:
 def resize_edges(edges: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """An edge map (0 or 255) at another size, without gaps in thin lines.
 
-    A pixel is an edge where a line one source pixel wide passes its centre at no more than half a pixel or a little
-    farther, which taking the nearest pixel would miss. Enlarging takes the nearest pixel.
+    A pixel is an edge where a line one source pixel wide passes within about half a pixel of its centre; the nearest
+    source pixel alone would miss such lines. Enlarging takes the nearest pixel.
     """
     if edges.shape == (height, width):
         return edges

@@ -26,7 +26,7 @@ _KEY, _ORIGIN = "data.sketch.weights", "network-bsds500.pytorch"
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _STAGE_NAMES = ("One", "Two", "Thr", "Fou", "Fiv")  # of the published file's keys: moduleVggOne.0.weight, ...
 _MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
-_LONGEST_SIDE_PIXELS = 1024  # larger pictures are looked at in this size: 20 megapixels would need 10 GB
+_LONGEST_SIDE_PIXELS = 1024  # larger pictures are shrunk to this first: 20 megapixels would need 10 GB
 
 
 class Hed(nn.Module):
@@ -94,7 +94,7 @@ def hed_edges(image: NDArray[np.uint8], sketch: SketchConfig) -> NDArray[np.uint
 
 
 def hed_record(sketch: SketchConfig) -> dict[str, Any]:
-    """What each sample's JSON says about how its sketch came to be. Raises CheckpointError where weights are missing."""
+    """The detector and its settings, as each sample's JSON holds them. Raises CheckpointError where weights are missing."""
     if sketch.weights is None:
         raise ValueError("HED needs weights")
     return {

@@ -1,4 +1,4 @@
-"""What a set of shards holds, for people: counts and sizes, labels, reasons of rejection, and a look at the pictures."""
+"""What `piti shards ls|show|stats` tell: counts, sizes, labels, reasons of rejection, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def count_status(shards: ShardSet) -> dict[str, int]:
 
 
 def count_reasons(shards: ShardSet) -> list[tuple[str, str, int]]:
-    """(status, reason, how often) of items that became no sample, the most frequent first."""
+    """(status, reason, how often) of items that became no sample or an odd one, the most frequent first."""
     rows = shards.manifest.select(["status", "reason"]).to_pylist()
     counted = Counter((row["status"], row["reason"]) for row in rows if row["reason"] is not None)
     return [(status, reason, count) for (status, reason), count in counted.most_common()]

@@ -46,7 +46,8 @@ class LoadedItem:
 
     `image`: upright RGB, uint8 (H, W, 3). `condition`: None where a sketch is still to be detected. `original` is the
     picture's file content and suffix if decoding it gives exactly `image` without further handling, so that it may be
-    stored as it is. `lossy` says that the file was compressed with loss. `provenance` is JSON-able.
+    stored as it is. `lossy` says that the file was compressed with loss. `provenance` is JSON-able. `oddity`: what is
+    implausible about the condition, and which key to look at; None mostly.
     """
 
     image: NDArray[np.uint8]
@@ -54,6 +55,7 @@ class LoadedItem:
     provenance: dict[str, Any] = field(default_factory=dict)
     original: tuple[bytes, str] | None = None
     lossy: bool = False
+    oddity: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,13 +1,12 @@
 """Training and validation batches out of shards.
 
 The stream is endless: epoch after epoch of the training split, each sample once an epoch, in an order that follows
-from (seed, epoch) alone (see SampleOrder). Global step b takes positions [b * B, (b + 1) * B) of it, B being the batch
-over all ranks, and rank r the r-th contiguous part of them. So a position is all that has to be remembered to go on,
-on any number of ranks and reading threads.
+from (seed, epoch) alone (see SampleOrder). Global step b takes positions [b * B, (b + 1) * B), B being the batch over all
+ranks; rank r takes the r-th contiguous part of them. To resume, on any number of ranks and threads, a position suffices.
 
-Damaged samples keep their position, and their batch is that much smaller: nothing moves up, so all ranks go on seeing
-what they would have seen, before and after a resume. Only where every sample of a rank's part is damaged does the
-next readable one of the stream stand in, since a training step needs at least one. Both are counted in `statistics`.
+A damaged sample keeps its position, and its batch is smaller by one: all ranks see what they would have seen, before and
+after a resume. Where every sample of a rank's part is damaged, the next readable sample of the stream stands in, since a
+training step needs at least one. `statistics` counts both.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Batch = dict[str, Any]
 _AHEAD_BATCHES = 2
 _LISTED_SKIPS = 100
 _TRIED_STAND_INS = 1000
-_WINDOW_SHARDS = 8  # so many shards are open at a time: enough to mix, few enough to keep in a local cache
+_WINDOW_SHARDS = 8  # shards that are mixed at a time: enough to shuffle, few enough for a local cache
 
 
 class SampleOrder:
@@ -77,10 +76,10 @@ class TrainingLoader:
 
     A batch is a dict: `image` (N, 3, S, S), `condition` (N, C, S, S), `keys` list of str, and, where `degraded` is
     given (companions' URI, or a recipe that is applied as pictures are read), `low_res` (N, 3, s, s) with
-    s = S // `scale`. All hold uint8: `piti.data.conditions.unit_range` makes the [-1, 1] that networks see, on the
-    device, to which bytes travel four times as fast. N is `batch_size` unless samples were damaged. `start_sample`
-    is a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, reading happens when
-    a batch is asked for.
+    s = S // `scale`. All hold uint8, so that a quarter of the bytes goes to the device, where
+    `piti.data.conditions.unit_range` makes them [-1, 1]. N is `batch_size` unless samples were damaged. `start_sample`
+    is a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, a batch is read when it
+    is asked for.
 
     Raises DataError where a set of shards is missing, was made for another config, or its companions do not match.
     """
@@ -120,8 +119,8 @@ class TrainingLoader:
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """What this rank's batches so far held: samples read, samples skipped as damaged (the last hundred with key
-        and reason), and samples that stood in where a whole part was damaged.
+        """Counts of this rank so far: samples read, samples skipped as damaged (the last hundred with key and reason),
+        and samples that stood in where a whole part was damaged.
         """
         return {
             "samples_read": self._num_read, "samples_skipped": self._num_skipped,

@@ -1,4 +1,4 @@
-"""What is recorded of a set of shards: a row an item, in a small record beside each tar, and in one manifest.
+"""The records of a set of shards: a row an item, in a small file for each tar, then in one manifest.
 
     <uri>/train-000000.tar ... validation-000000.tar ...    ordinary WebDataset
     <uri>/stats/train-000000.parquet                        rows of one shard; written after its tar, whole
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # accepted, rejected (unusable), filtered (not wanted)
-        pa.field("reason", pa.string()),  # why it was rejected or filtered
+        pa.field("reason", pa.string()),  # why it was rejected or filtered, or what is odd about a sample
         pa.field("shard", pa.string()),  # name of the tar; null for an item that is not in one
         pa.field("offset", pa.int64()),  # of the sample's first header in the tar
         pa.field("size", pa.int64()),  # bytes, headers included
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ShardStats:
-    """What is known of one shard once it is published. `plan` identifies what it was made from."""
+    """Facts of a published shard. `plan` identifies what it was made from."""
 
     name: str
     plan: str
@@ -73,12 +73,12 @@ class ShardStats:
 
 
 def stats_uri(uri: str, name: str) -> str:
-    """Where the record of a shard lies."""
+    """URI of the record of a shard."""
     return storage.join(uri, "stats", f"{name.removesuffix('.tar')}.parquet")
 
 
 def write_stats(uri: str, stats: ShardStats, rows: Sequence[Row]) -> None:
-    """Publish a shard's record, which is what makes the shard count as done."""
+    """Publish a shard's record. From then on the shard counts as done."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
     table = pa.table(columns, schema=SCHEMA).replace_schema_metadata({"piti": json.dumps(asdict(stats))})
     content = io.BytesIO()
@@ -96,5 +96,5 @@ def read_stats(uri: str, name: str) -> tuple[ShardStats, pa.Table] | None:
 
 
 def read_table(data: bytes) -> pa.Table:
-    """A Parquet file's rows, read by this thread: a scanner's threads may outlive the interpreter, and abort it."""
+    """A Parquet file's rows. Read by this thread: pyarrow's own threads may outlive the interpreter, and abort it."""
     return pq.ParquetFile(pa.BufferReader(data)).read()

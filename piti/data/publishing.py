@@ -1,4 +1,4 @@
-"""How shards come to be: written aside, published whole, or copied from an earlier set; then the manifest of all."""
+"""Publishing shards: each is written aside and appears whole, or is copied from an earlier set; the manifest comes last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from piti.errors import DataError
 
 _COPY_BYTES = 1 << 20
 _ASIDE_PREFIX = "piti-shard-"
-_ABANDONED_SECONDS = 6 * 3600.0  # a tar grows with every sample: nobody writes to one that has not for so long
+_ABANDONED_SECONDS = 6 * 3600.0  # a tar that has not grown for so long belongs to a process that was killed
 
 
 class ShardWriter:
@@ -35,7 +35,7 @@ class ShardWriter:
         writer.reject(key, "picture is damaged", source="a/c.jpg")
         stats = writer.publish()
 
-    A full disk is a DataError, whichever method meets it.
+    Every method raises DataError where the disk is full.
     """
 
     def __init__(self, uri: str, name: str, plan: str) -> None:
@@ -60,14 +60,16 @@ class ShardWriter:
             self._aside.unlink(missing_ok=True)
 
     def _space(self) -> AbstractContextManager[None]:
-        """Around writing the tar, which lies elsewhere than the shards where these are remote."""
+        """Around writing the tar: names the local folder, also where the shards are remote."""
         return storage.disk_space(self._name, self._aside_folder)
 
-    def add(self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int) -> None:
-        """Append a sample; see SampleTarWriter.add."""
+    def add(
+        self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int, oddity: str | None = None
+    ) -> None:
+        """Append a sample; see SampleTarWriter.add. `oddity`: what is implausible about it."""
         with self._space():
             self._tar.add(key, members)
-        self._rows.append(Row(key, self._split, "accepted", source, shard=self._name, width=width, height=height))
+        self._rows.append(Row(key, self._split, "accepted", source, oddity, self._name, width=width, height=height))
 
     def reject(self, key: str, reason: str, *, source: str) -> None:
         """Record an item that gives no sample."""
@@ -99,7 +101,7 @@ def _placed(row: Row, span: Span) -> Row:
 
 
 def published_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
-    """Those of the planned shards (name to plan) that are there already and made from the same things."""
+    """Of the planned shards (name to plan), those that are published with the same plan."""
     listed, tars = set(storage.list_names(storage.join(uri, "stats"))), set(storage.list_names(uri))
     found: dict[str, ShardStats] = {}
     for name, plan in plans.items():
@@ -110,10 +112,10 @@ def published_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats
 
 
 def adopt_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
-    """Copy planned shards (name to plan) that other sets beside this one hold already, made from the same things.
+    """Copy planned shards (name to plan) that are published with the same plan in the sets beside this one.
 
-    So one picture more in a dataset, which makes another fingerprint and folder, costs one shard. A copy counts only
-    if it has the recorded hash; what was copied is published like a shard just written.
+    One picture more in a dataset makes another fingerprint and folder; thanks to the copies it costs one shard. A copy
+    counts only if it has the recorded hash.
     """
     parent, own = uri.rstrip("/").rpartition("/")[0], storage.name(uri)
     adopted: dict[str, ShardStats] = {}
@@ -129,7 +131,7 @@ def adopt_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
 
 
 def _copy_shard(source: str, target: str, stats: ShardStats) -> bool:
-    """Whether a whole copy was published; False where the original turns out to be damaged or gone."""
+    """Whether a whole copy was published; False where the original is damaged or gone."""
     aside = _aside_path(target, stats.name)
     try:
         if stats.num_samples:
@@ -182,12 +184,12 @@ def _finished(uri: str, name: str) -> tuple[ShardStats, pa.Table]:
 
 
 def _aside_folder(uri: str) -> Path:
-    """Where a tar is written before it is published: on the same filesystem if that is local."""
+    """The folder where tars are written first: the set's own if that is local, else the temporary folder."""
     return storage.local_path(uri) if storage.is_local(uri) else Path(tempfile.gettempdir())
 
 
 def _aside_path(uri: str, name: str) -> Path:
-    """A file to write a tar to before it is published. What killed workers left in the temporary folder is deleted."""
+    """A new file in `_aside_folder`. Deletes what killed workers left in the temporary folder."""
     folder = _aside_folder(uri)
     folder.mkdir(parents=True, exist_ok=True)
     if not storage.is_local(uri):

@@ -109,7 +109,7 @@ def _divided(items: list[Item], split: Split, data: DataConfig) -> Iterator[Shar
 
 
 def _settings(data: DataConfig) -> bytes:
-    """What of the config could change a shard's bytes."""
+    """The settings that decide a shard's bytes."""
     settings = {
         "version": FORMAT_VERSIONS["shard"], "modality": data.modality, "num_classes": data.num_classes,
         "image_size": data.image_size, "geometry": data.geometry, "jpeg_quality": _JPEG_QUALITY,
@@ -138,7 +138,7 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
                 writer.reject(item.key, str(reason), source=item.origin)
                 continue
             height, width = loaded.shape[:2]
-            writer.add(item.key, members, source=item.origin, width=width, height=height)
+            writer.add(item.key, members, source=item.origin, width=width, height=height, oddity=loaded.oddity)
         return writer.publish()
 
 
@@ -153,7 +153,7 @@ def _in_order(items: Sequence[Item]) -> Iterator[_Outcome]:
             for item in items:
                 ahead.append(pool.submit(_loaded, item))
                 if len(ahead) == 1:
-                    wait(ahead)  # the first of all lists an archive for those that follow
+                    wait(ahead)  # the first item lists an archive, which the others then share
                 if len(ahead) > _REMOTE_READERS:
                     yield ahead.popleft().result()
             while ahead:

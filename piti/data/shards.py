@@ -42,7 +42,7 @@ class SampleIndex:
 
 
 class ShardSet:
-    """A finished set of shards at a URI. Only what its manifest lists exists.
+    """A finished set of shards at a URI. Only what its manifest lists counts.
 
     Raises DataError where there is no manifest, or it cannot be read.
     """
@@ -62,7 +62,7 @@ class ShardSet:
 
     @property
     def holds_companions(self) -> bool:
-        """Whether these are degraded variants of another set's pictures."""
+        """Whether the samples are degraded variants of another set's pictures."""
         return "modality" not in self.about
 
     @property
@@ -79,7 +79,7 @@ class ShardSet:
         return cast(list[str], self._of(split)["key"].to_pylist())
 
     def shard_names(self, split: str) -> list[str]:
-        """Names of a split's tars, those with samples, in order."""
+        """Names of a split's tars, in order. A shard without samples has no tar."""
         return names_of([name for name, stats in self.stats.items() if stats.num_samples], split)
 
     def shard_uri(self, name: str) -> str:
@@ -126,7 +126,7 @@ class ShardSet:
         return cast(list[dict[str, Any]], self.manifest.filter(pc.equal(self.manifest["shard"], name)).to_pylist())
 
     def _damage(self, name: str, rows: list[dict[str, Any]], hashed: HashedReader) -> DataError:
-        """The error for a tar that reads otherwise than it was written: it names the first sample with another hash."""
+        """The error for a tar whose bytes have changed. It names the first sample with another hash."""
         hashed.read_to_end()
         hashes = hashed.samples.found
         damaged = (row["key"] for number, row in enumerate(rows) if hashes[number : number + 1] != [row["sha256"]])
@@ -170,7 +170,7 @@ class ShardReader:
             raise DamagedSample(str(error)) from error
 
     def _read_span(self, name: str, offset: int, size: int) -> bytes:
-        for _ in range(3):  # another process may delete a cached file between its being found and being opened
+        for _ in range(3):  # another process may delete a cached file before it is opened
             try:
                 return _read_part(self._path(name), offset, size)
             except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Sketches of photographs that come without one: edges by HED, or without its weights by a Canny-type detector."""
+"""Sketches detected in photographs: by HED as published, or by a Canny-type detector, which needs no weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piti.config import SketchConfig
+from piti.data.hed import hed_edges, hed_record
 
 _BLUR_SIGMA_PIXELS = 1.0
 _STRONG_SHARE = 0.9  # a gradient stronger than this share of all pixels' begins an edge
@@ -29,17 +30,13 @@ def detect_sketch(image: NDArray[np.uint8], sketch: SketchConfig) -> NDArray[np.
     """
     if sketch.detector == "canny":
         return detect_edges(image)
-    from piti.data.hed import hed_edges  # imports torch, which nothing else here needs
-
     return hed_edges(image, sketch)
 
 
 def sketch_record(sketch: SketchConfig) -> dict[str, Any]:
-    """What each sample's JSON says about how its sketch came to be. Raises CheckpointError as `detect_sketch` does."""
+    """The detector and its settings, as each sample's JSON holds them. Raises CheckpointError as `detect_sketch` does."""
     if sketch.detector == "canny":
         return DETECTOR
-    from piti.data.hed import hed_record
-
     return hed_record(sketch)
 
 
@@ -56,7 +53,7 @@ def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _magnitude_quantile(across: NDArray[Any], down: NDArray[Any], share: float) -> float:
-    """The whole number that `share` of all pixels' gradient magnitudes, cut to whole numbers, do not exceed."""
+    """Quantile of the gradient magnitudes, cut to whole numbers: `share` of all pixels do not exceed it."""
     magnitude = cv2.magnitude(across.astype(np.float32), down.astype(np.float32)).astype(np.uint16)
     counts = cv2.calcHist([magnitude], [0], None, [_MAGNITUDES], [0, _MAGNITUDES])
     return float(np.searchsorted(np.cumsum(counts), share * magnitude.size))

@@ -94,7 +94,7 @@ class SampleTarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hashed.is_given_up = True  # what tarfile still holds back after an error has nowhere to go
+        self._hashed.is_given_up = True  # after an error, what tarfile still buffers is dropped
         self._tar.close()
         self._file.close()
 
@@ -102,10 +102,13 @@ class SampleTarWriter:
         """Append a sample; `members` maps a suffix without its leading dot (`cond.png`) to content.
 
         Members are stored in the order of their suffixes. Raises ValueError for a key that readers would split
-        elsewhere, and for a name or a content that is too long for a tar header.
+        elsewhere, and for a name that is too long for a plain tar header.
         """
         if not key or "." in key or "/" in key or len(key) > 80:
             raise ValueError(f"{key!r} cannot be a sample's key")
+        for suffix in members:
+            if len(f"{key}.{suffix}") > tarfile.LENGTH_NAME:
+                raise ValueError(f"{key}.{suffix} is too long for a tar header")
         self._tar.write({"__key__": key, **members})
         self._edges.append(self._tar.tarstream.offset)
         self._hashed.samples.add_end(self._edges[-1])

@@ -1,7 +1,7 @@
-"""Is a set of shards still what was written? And what to do where it is not.
+"""Verifying and repairing sets of shards.
 
-To verify, every byte is read again. To repair, what says that damaged shards are done is deleted, so that the next run
-writes them again.
+Verifying reads every byte again. Repairing deletes the records of damaged shards, so that the next run writes these shards
+again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from piti.errors import DataError
 
 @dataclass(frozen=True)
 class ShardProblem:
-    """Something that verification found. `key` None: the whole tar or the set is concerned.
+    """Something that is wrong with a shard. `key` None: with the whole tar.
 
-    `came_damaged`: the dataset's own file is, so that writing the shard again changes nothing.
+    `came_damaged`: the sample was damaged when it was stored, so that writing the shard again changes nothing.
     """
 
     shard: str
@@ -33,9 +33,9 @@ class ShardProblem:
 
 
 def verify_shards(uri: str, decode: bool = False) -> Iterator[ShardProblem]:
-    """Hash every tar of a set again and yield what is damaged, missing or should not be there.
+    """Hash every tar of a set again. Yields what is damaged, missing or not in the manifest.
 
-    `decode`: decode every sample, too, which finds what was damaged in the dataset already.
+    `decode`: also decode every sample, which finds what was damaged when it was stored.
     Raises DataError where the manifest itself is missing or damaged.
     """
     shards = ShardSet(uri)
@@ -53,7 +53,7 @@ def verify_shards(uri: str, decode: bool = False) -> Iterator[ShardProblem]:
 
 
 def _undecodable(shards: ShardSet, name: str) -> Iterator[ShardProblem]:
-    """Which samples of a tar with the right hash are damaged all the same."""
+    """Samples of a tar with the right hash that do not decode."""
     for key, members in shards.samples(name):
         try:
             if shards.holds_companions:
@@ -67,7 +67,7 @@ def _undecodable(shards: ShardSet, name: str) -> Iterator[ShardProblem]:
 
 
 def _damage(shards: ShardSet, name: str, stats: ShardStats) -> Iterator[ShardProblem]:
-    """Which samples of a tar with a wrong hash are concerned."""
+    """Samples of a tar with a wrong hash whose bytes have changed."""
     damaged = 0
     with storage.open_read(shards.shard_uri(name)) as stream:
         for row in shards.rows(name):
@@ -88,7 +88,7 @@ def _damage(shards: ShardSet, name: str, stats: ShardStats) -> Iterator[ShardPro
 
 
 def forget_unreadable_manifest(uri: str) -> list[str]:
-    """Delete a manifest that is damaged, and DONE.json with it or without any manifest; URIs of what was deleted.
+    """Delete DONE.json and the manifest where the manifest is missing or damaged. URIs of what was deleted.
 
     Raises DataError where `uri` holds no set of shards, so that nothing else loses its DONE.json.
     """
@@ -104,10 +104,10 @@ def forget_unreadable_manifest(uri: str) -> list[str]:
 
 
 def repair_shards(uri: str, problems: Iterable[ShardProblem]) -> list[str]:
-    """Delete what keeps the shards with problems from being written again; URIs of what was deleted.
+    """Delete the records of the shards with problems, so that the next run writes them. URIs of what was deleted.
 
-    That is each one's record in stats/, then DONE.json and the manifest, in this order: if it is interrupted, verifying
-    still finds the rest. A tar that the manifest does not know is deleted itself. All other shards are kept.
+    First the shards' files in stats/, then DONE.json and the manifest: after an interruption, verifying still finds the
+    rest. A tar that is not in the manifest is deleted itself. All other shards are kept.
     """
     known = ShardSet(uri).stats
     names = sorted({problem.shard for problem in problems})

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import cast, get_args
 
 from piti import storage
-from piti.errors import PitiError, first_line
-from piti.job import JobContext, JobResult, JobSpec
+from piti.errors import PitiError
+from piti.job import LEASE_LOOK_SECONDS, JobContext, JobResult, JobSpec
 from piti.plan import JobKind
 from piti.provenance import code_versions
 
 USER_ERROR_EXIT = 2
+LAST_CHECKPOINT_SECONDS = 300.0
 
 
 def main() -> int:
@@ -36,14 +39,17 @@ def main() -> int:
         return 0
     run = cast(Callable[[JobContext], JobResult], importlib.import_module(f"piti.jobs.{arguments.kind}").run)
     started = time.time()
+    threading.Thread(target=_end_when_abandoned, args=(spec,), daemon=True, name="lease").start()
     try:
         result = run(JobContext(spec))
     except PitiError as error:
-        _record_failure(spec, str(error), retryable=False)
+        _record_failure(spec, str(error), error.retryable)
         logging.error("%s", error)
         return USER_ERROR_EXIT
     except Exception as error:  # noqa: BLE001 - whatever it is, the flow shall learn the reason
-        _record_failure(spec, first_line(error), retryable=True)
+        from piti.jobs.failures import reason_of  # imports Ray and torch
+
+        _record_failure(spec, reason_of(error), retryable=True)
         traceback.print_exc()
         return 1
     about = {
@@ -52,6 +58,18 @@ def main() -> int:
     }  # fmt: skip
     storage.write_json(marker, {**about, **result})
     return 0
+
+
+def _end_when_abandoned(spec: JobSpec) -> None:
+    """End this process once nobody follows the job any more. A training stage gets time for a last checkpoint."""
+    context = JobContext(spec)
+    while not context.is_abandoned():
+        time.sleep(LEASE_LOOK_SECONDS)
+    if spec.kind == "train":
+        time.sleep(LAST_CHECKPOINT_SECONDS)
+    logging.error("%s", context.abandoned())
+    _record_failure(spec, str(context.abandoned()), retryable=True)
+    os._exit(USER_ERROR_EXIT)
 
 
 def _record_failure(spec: JobSpec, reason: str, retryable: bool) -> None:

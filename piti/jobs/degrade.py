@@ -67,7 +67,7 @@ def run(context: JobContext) -> JobResult:
 
 
 def companion_plan(stats: ShardStats, settings: dict[str, Any]) -> str:
-    """Changes with anything that could change the bytes of a shard's companion."""
+    """A hash of everything that decides the bytes of a shard's companion."""
     content = {**settings, "tar_sha256": stats.tar_sha256}
     return storage.sha256_bytes(json.dumps(content, sort_keys=True).encode())
 
@@ -88,7 +88,7 @@ def degrade_shard(
         for key, members in ShardSet(source).samples(name):
             try:
                 image = decode_image(members)
-            except DamagedPictureError as error:  # the loader skips it, and counts on keys being the same
+            except DamagedPictureError as error:  # the loader skips the sample, and expects the same keys in both sets
                 logger.warning("sample %s of %s has no variants: %s", key, source, error)
                 writer.add(key, _companion(key, scale, []), source=name, width=0, height=0)
                 continue

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
+
+import pyarrow.compute as pc
 
 from piti.data.items import SPLITS
 from piti.data.manifest import ShardStats, read_stats
 from piti.data.publishing import adopt_shards, published_shards, remove_leftovers, write_manifest
 from piti.data.sharding import ShardPlans, plan_shards, write_shard
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.data.tars import names_of
 from piti.errors import DataError
@@ -16,7 +20,7 @@ from piti.job import JobContext, JobResult
 from piti.jobs.ray_tasks import ray_connection, run_tasks
 
 _NAMED_REJECTIONS = 5
-_HED_GPU_SHARE = 0.25  # decoding and encoding beside the network keep about four tasks' CPUs busy
+_HED_GPU_SHARE = 0.25  # one GPU keeps up with about four tasks, which also decode and encode
 
 
 def run(context: JobContext) -> JobResult:
@@ -49,7 +53,10 @@ def run(context: JobContext) -> JobResult:
     about = {"modality": config.data.modality, "image_size": config.data.image_size, "geometry": config.data.geometry}
     written = write_manifest(output, list(digests), {**about, "num_classes": config.data.num_classes})
     _check_splits(output, written, plans)
-    return _result(written, plans.num_not_drawn, time.monotonic() - started)
+    odd = odd_samples(output)
+    for oddity in odd:
+        context.info(f"look at this: {oddity}")
+    return {**_result(written, plans.num_not_drawn, time.monotonic() - started), "odd": odd}
 
 
 def _report(context: JobContext, finished: dict[str, ShardStats], num_shards: int, total: int) -> None:
@@ -82,6 +89,15 @@ def _check_splits(output: str, written: Mapping[str, ShardStats], plans: ShardPl
                 f"none of the {plans.num_items[split]} items of the {split} split became a sample",
                 f"`piti shards stats {output}` tells the reasons",
             )
+
+
+def odd_samples(output: str) -> list[str]:
+    """What is implausible about more than half of a set's samples, in words: one that a single sample shows is not."""
+    manifest = ShardSet(output).manifest
+    accepted = manifest.filter(pc.equal(manifest["status"], "accepted"))
+    counts = Counter(accepted["reason"].drop_null().to_pylist())
+    half = accepted.num_rows / 2
+    return [f"{count} of {accepted.num_rows} samples: {oddity}" for oddity, count in counts.items() if count > half]
 
 
 def _result(written: Mapping[str, ShardStats], num_not_drawn: int, seconds: float) -> JobResult:

@@ -42,7 +42,7 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Te
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation over 32 groups, computed in float32 whatever comes in, returned in the input's type."""
+    """Group normalisation over 32 groups (see ModelConfig.norm_groups), computed in float32 whatever comes in, returned in the input's type."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(_NORM_GROUPS, channels)
@@ -214,6 +214,9 @@ class Decoder(nn.Module):
         self.output_blocks = nn.ModuleList()
         channels = self._build_up(channels, skips, embedding_width)
         self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), zeroed(_convolution(channels, OUTPUT_CHANNELS)))
+        for module in self.modules():
+            if isinstance(module, GroupNorm):
+                module.num_groups = config.norm_groups
         if config.activation_checkpointing:
             for module in self.modules():
                 if isinstance(module, Block):

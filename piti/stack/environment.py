@@ -29,7 +29,7 @@ PREFECT_SETTINGS = {
 # What the user's shell may hold for other servers must not reach this stack's processes.
 _FOREIGN_VARIABLES = (
     "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_SERVER_DATABASE_CONNECTION_URL",
-    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_HEADERS",
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_HEADERS", "RAY_TMPDIR",
 )  # fmt: skip
 
 # Programs put Unix sockets below TMPDIR, whose whole path may have 107 bytes.

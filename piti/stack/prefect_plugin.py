@@ -17,8 +17,12 @@ from piti.errors import PitiError, StackError
 from piti.stack.environment import PREFECT_SETTINGS, direct_to_loopback, is_loopback, without_broken_proxies
 from piti.stack.prefect_api import auth_string, local_api_url, require_prefect
 
-# Commands that work without a server.
-_ALONE = {"cloud", "config", "dev", "init", "plugins", "profile", "profiles", "server", "version"}
+# Commands of people that ask the server for something. Others work without one, or wait for it themselves.
+_ASKING = {
+    "api", "artifact", "automation", "automations", "block", "blocks", "concurrency-limit", "deploy", "deployment", "deployments",
+    "event", "events", "flow", "flows", "flow-run", "flow-runs", "gcl", "global-concurrency-limit", "task-run", "task-runs",
+    "variable", "variables", "work-pool", "work-queue",
+}  # fmt: skip
 
 
 @register_hook
@@ -28,7 +32,7 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     try:
         api_url = os.environ.get("PREFECT_API_URL") or local_api_url() or ctx.api_url
         refuse_open_server(arguments)
-        if _asks(arguments):
+        if asks(arguments):
             _require_server(api_url)
         return SetupResult(env=_environment(api_url), note="the local stack's server")
     except PitiError as problem:
@@ -48,10 +52,12 @@ def _environment(api_url: str | None) -> dict[str, str]:
     return environment
 
 
-def _asks(arguments: Sequence[str]) -> bool:
-    """Whether a `prefect` command asks a server for something."""
+def asks(arguments: Sequence[str]) -> bool:
+    """Whether a `prefect` command asks a server for something, and has nobody but us to say that there is none."""
     words = [word for word in arguments if not word.startswith("-")]
-    return bool(words) and words[0] not in _ALONE and not {"--help", "-h"} & set(arguments)
+    if words[:2] == ["flow-run", "execute"]:  # a run's own process, which waits for a server that is away
+        return False
+    return bool(words) and words[0] in _ASKING and not {"--help", "-h"} & set(arguments)
 
 
 def _require_server(api_url: str | None) -> None:

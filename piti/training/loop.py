@@ -12,7 +12,7 @@ from piti.checkpoints import checkpoint_uri
 from piti.config import Stage
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
-from piti.errors import PitiError
+from piti.errors import AbandonedError, PitiError
 from piti.job import JobContext, JobResult
 from piti.training.checkpointer import Checkpointer
 from piti.training.ema import ema_rate_at
@@ -31,7 +31,8 @@ def train(context: JobContext, workers: Workers, resume_from: str | None = None)
     """Train the stage that `context.spec` names, to its end, and return the job's result.
 
     Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
-    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite. Any
+    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite;
+    AbandonedError, after a checkpoint, where nobody follows the run any more. Any
     other error of the loop is raised as a WorkerError that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)
@@ -92,8 +93,13 @@ def _loop(run: Run, state: TrainingState, batches: Iterator[dict[str, Any]]) -> 
         ends_phase = progress.step in settings.phase_ends
         if ends_phase or progress.step % settings.validate_every_steps == 0:
             run.validate()
-        if ends_phase or progress.step % settings.checkpoint_every_steps == 0:
-            run.checkpoint(must_be_written=ends_phase)
+        is_abandoned = progress.step % settings.log_every_steps == 0 and run.is_abandoned()
+        if ends_phase or progress.step % settings.checkpoint_every_steps == 0 or is_abandoned:
+            run.checkpoint(must_be_written=ends_phase or is_abandoned)
+
+        # Stop: at the end, or where nobody waits for the run any more.
+        if is_abandoned and progress.step < settings.total_steps:
+            raise run.abandoned()
 
 
 class Run:
@@ -102,11 +108,20 @@ class Run:
     def __init__(self, context: JobContext, state: TrainingState, workers: Workers) -> None:
         self.workers = workers
         self.state = state
+        self._context = context
         self.status = Status(context, state, workers)
         self.keys: list[str] = []  # of the pictures that are being learned from
         self._validation = Validation(state.stage, context.spec.inputs["shards"], degraded_input(context), workers)
         self._checkpointer = Checkpointer(context, state, self.status) if workers.is_first else None
         self._began_seconds = time.monotonic() - state.progress.seconds
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody follows this run any more; every worker asks, and gets the same answer."""
+        return bool(self.workers.agree(self.workers.is_first and self._context.is_abandoned()))
+
+    def abandoned(self) -> AbandonedError:
+        """What such a run ends with."""
+        return self._context.abandoned()
 
     def validate(self) -> None:
         """Measure the averaged weights' losses."""
@@ -124,6 +139,8 @@ class Run:
             self._checkpointer.save()
             if must_be_written:
                 self._checkpointer.wait()
+        if must_be_written:
+            self.workers.agree(None)  # no worker goes on, or ends the run, before it is there
         self.status.elsewhere(time.monotonic() - began_seconds)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Driving the deployments as a person does, with `prefect deployment run`, and looking at what became of a run."""
+"""Driving the deployments from outside, and looking at what became of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any
 
 import httpx
 
+FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
 
 @dataclass(frozen=True)
 class FlowRun:
-    """A flow run as the Prefect server tells it."""
+    """A flow run as the Prefect server tells it. `tasks` maps a task run's name to its state's name."""
 
     id: str
     state: str
@@ -26,64 +28,78 @@ class FlowRun:
 
 
 class Prefect:
-    """The `prefect` command and the server's API, with the environment of a running stack."""
+    """The server's API, as the UI uses it, and the `prefect` command, with the environment of a running stack."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {**os.environ, **environment}
-        self._api = self.environment["PREFECT_API_URL"]
+        user, _, password = environment.get("PREFECT_API_AUTH_STRING", "").partition(":")
+        self._client = httpx.Client(auth=(user, password) if user else None, timeout=30)
 
-    def start(self, deployment: str, *options: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
-        """`prefect deployment run piti/<deployment>`, to the end if `--watch` is among the options."""
-        arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}={json.dumps(value)}")]
-        return self.command("deployment", "run", f"piti/{deployment}", *options, *arguments)
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Ask for a run; its id."""
+        found = self.request("GET", f"/deployments/name/piti/{deployment}")
+        return str(
+            self.request("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
+        )
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments],
-            env=self.environment, capture_output=True, text=True, timeout=900, check=False,
-        )  # fmt: skip
+    def wait(self, flow_run_id: str, timeout_seconds: float = 480) -> FlowRun:
+        """A run once it has ended."""
+        wait_for("the run's end", lambda: self.inspect(flow_run_id).state in FINAL_STATES, timeout_seconds)
+        return self.inspect(flow_run_id)
 
     def run(self, deployment: str, **parameters: Any) -> FlowRun:
         """Start a deployment and wait for its end."""
-        done = self.start(deployment, "--watch", **parameters)
-        run = self.inspect(run_id(done.stdout))
-        expected = 0 if run.state == "COMPLETED" else 1
-        assert done.returncode == expected, done.stdout + done.stderr
+        return self.wait(self.start(deployment, **parameters))
+
+    def watch(self, deployment: str, **parameters: Any) -> FlowRun:
+        """As `run`, with the command that a person types: `prefect deployment run --watch`."""
+        arguments = [part for name, value in parameters.items() for part in ("-p", f"{name}={json.dumps(value)}")]
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "deployment", "run", f"piti/{deployment}", "--watch", *arguments],
+            env=self.environment, capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        match = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
+        assert match is not None, done.stdout + done.stderr
+        run = self.inspect(match.group(1))
+        assert done.returncode == (0 if run.state == "COMPLETED" else 1), done.stdout + done.stderr
         return run
 
+    def cancel(self, flow_run_id: str) -> None:
+        """The button Cancel."""
+        answer = self.request("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})
+        assert answer["status"] == "ACCEPT", answer
+
     def inspect(self, flow_run_id: str) -> FlowRun:
-        run = self._request("GET", f"/flow_runs/{flow_run_id}")
-        wanted = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
-        tasks = self._request("POST", "/task_runs/filter", wanted)
-        states = {task["name"]: task["state"]["name"] for task in tasks}
-        return FlowRun(flow_run_id, run["state"]["type"], run["state"]["message"] or "", states)
+        run = self.request("GET", f"/flow_runs/{flow_run_id}")
+        tasks = self.request("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run_id]}}})
+        state = run["state"] or {"type": "PENDING", "message": None}
+        states = {task["name"]: task["state"]["name"] for task in tasks if task["state"]}
+        return FlowRun(flow_run_id, state["type"], state["message"] or "", states)
 
     def artifacts(self, flow_run_id: str) -> list[dict[str, Any]]:
         """Artifacts that a flow run made."""
-        found: list[dict[str, Any]] = self._request(
+        found: list[dict[str, Any]] = self.request(
             "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}
         )
         return found
 
-    def _request(self, method: str, path: str, body: Any = None) -> Any:
-        user, _, password = self.environment["PREFECT_API_AUTH_STRING"].partition(":")
-        response = httpx.request(method, self._api + path, json=body, timeout=30, auth=(user, password))
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """What the server answers. One that is busy is asked again for a while, as Prefect's own clients do."""
+        deadline = time.monotonic() + 60
+        while True:
+            response = self._client.request(method, self.environment["PREFECT_API_URL"] + path, json=body)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                break
+            time.sleep(1)
         response.raise_for_status()
-        return response.json()
+        return response.json() if response.content else None
 
 
-def run_id(output: str) -> str:
-    """The flow run's id in what `prefect deployment run` printed."""
-    match = re.search(r"UUID: ([0-9a-f-]{36})", output)
-    assert match is not None, output
-    return match.group(1)
-
-
-def wait_for(what: str, condition: Callable[[], Any], timeout_seconds: float = 180) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], timeout_seconds: float = 180, poll_seconds: float = 0.2) -> Any:
     """Poll until `condition` gives something true; its value. Fails naming `what` when time is up."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.2)
+        time.sleep(poll_seconds)
     raise AssertionError(f"timed out after {timeout_seconds} s waiting for {what}")

@@ -21,6 +21,7 @@ from piti.stack.http import ray_answers, request_json
 from piti.stack.prefect_api import prefect_answers
 from piti.stack.processes import lives
 from piti.stack.services import DEPLOYMENTS
+from tests.e2e.runs import Prefect
 from tests.running_stack import RunningStack, run_piti
 
 pytestmark = pytest.mark.integration
@@ -119,7 +120,13 @@ def test_up_again_changes_nothing(stack: RunningStack) -> None:
     assert stack.piti("status").returncode == 0
 
 
-def test_up_brings_back_only_what_died(stack: RunningStack) -> None:
+def test_up_brings_back_only_what_died_and_keeps_what_a_person_set(stack: RunningStack) -> None:
+    prefect = Prefect(stack.environment)
+    url = f"/deployments/{prefect.request('GET', '/deployments/name/piti/prepare')['id']}"
+    schedule = {"active": False, "schedule": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"}}
+    prefect.request("POST", f"{url}/schedules", [schedule])
+    mine = {"paused": True, "parameters": {"config": "coco-mask"}, "concurrency_limit": 1}
+    prefect.request("PATCH", url, mine)
     before = identities(stack)
     stack.kill("serve")
     status = stack.piti("status")
@@ -128,6 +135,15 @@ def test_up_brings_back_only_what_died(stack: RunningStack) -> None:
     stack.up()
     after = identities(stack)
     assert {name for name in before if before[name] != after[name]} == {"serve"}
+    found = prefect.request("GET", url)
+    assert {name: found[name] for name in ("paused", "parameters")} == {
+        "paused": True,
+        "parameters": mine["parameters"],
+    }
+    assert found["global_concurrency_limit"]["limit"] == 1
+    assert [kept["schedule"]["cron"] for kept in found["schedules"]] == ["0 3 * * *"]
+    prefect.request("DELETE", f"{url}/schedules/{found['schedules'][0]['id']}")
+    prefect.request("PATCH", url, {"paused": False, "parameters": {}, "concurrency_limit": None})
 
 
 def test_other_ports_while_running_are_refused(stack: RunningStack) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
-import ray
 import torch
 
 from piti import storage
@@ -21,31 +18,15 @@ from piti.data.publishing import write_manifest
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.sources import open_source
 from piti.diffusion import LossSecondMomentSampler
-from piti.errors import CheckpointError, PitiError
-from piti.job import JobContext, JobSpec
-from piti.jobs import train as job
+from piti.job import JobResult, JobSpec
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.plan import Plan
 from piti.training.metrics import read_metrics
+from tests.e2e.runs import wait_for
 from tests.e2e.tiny import tiny_overrides
+from tests.running_stack import RunningStack
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A Ray cluster of this process, or whichever is there already."""
-    found = ray.is_initialized()
-    if not found:
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False
-        )
-    yield
-    if not found:
-        ray.shutdown()
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +42,43 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def context_of(root: Path, shards: str, stage: str = "pretrain", **more: Any) -> JobContext:
-    config = load_config("demo-sketch", tiny_overrides(root, **more))
-    step = getattr(Plan(config), stage)
-    spec = JobSpec(
-        kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
-        inputs={**step.inputs, "shards": shards}, folder=str(root / "jobs" / stage), config=config,
-    )  # fmt: skip
-    return JobContext(spec)
+class Driver:
+    """The process of a training job, as Ray's Jobs API starts it; its workers run on the shared stack's cluster."""
+
+    def __init__(self, stack: RunningStack, root: Path, shards: str, stage: str = "pretrain", **more: Any) -> None:
+        self.config = load_config("demo-sketch", tiny_overrides(root, **more))
+        step = getattr(Plan(self.config), stage)
+        self.spec = JobSpec(
+            kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
+            inputs={**step.inputs, "shards": shards}, folder=str(root / "jobs" / stage), config=self.config,
+        )  # fmt: skip
+        spec_uri = storage.join(self.spec.folder, "spec.json")
+        storage.write_json(spec_uri, self.spec.model_dump(mode="json"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "piti.jobs", "train", "--spec", spec_uri],
+            env={**stack.environment, "RAY_ADDRESS": f"127.0.0.1:{stack.record.ports.ray}"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code, and all it printed."""
+        try:
+            output, _ = self._process.communicate(timeout=300)
+        finally:
+            self._process.kill()
+        return self._process.returncode, output
+
+    def result(self) -> JobResult:
+        """What it left, which must have gone well."""
+        code, output = self.wait()
+        assert code == 0, output
+        return cast(JobResult, storage.read_json(storage.join(self.spec.output, storage.MARKER)))
 
 
-def train_workers() -> list[psutil.Process]:
-    """Processes of Ray Train's workers below this one."""
+def train_workers(stack: RunningStack) -> list[psutil.Process]:
+    """Processes of Ray Train's workers."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in stack.processes():
         try:
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 found.append(process)
@@ -83,18 +87,33 @@ def train_workers() -> list[psutil.Process]:
     return found
 
 
-def test_two_workers_do_what_one_does(cluster: None, shards: str, tmp_path: Path) -> None:
-    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs.
+# Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
+OPTIONS: dict[str, Any] = {
+    "diffusion__base__steps": 2,
+    "training__pretrain__phases": [{"steps": 10, "learning_rate": 3e-4}],
+    "training__pretrain__checkpoint_every_steps": 4,
+    "training__pretrain__keep_checkpoints": 8,
+}
 
-    Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
-    """
-    results, weights, timesteps = {}, {}, {}
-    options = {"diffusion__base__steps": 2, "training__pretrain__phases": [{"steps": 10, "learning_rate": 3e-4}]}
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: RunningStack, shards: str, tmp_path_factory: pytest.TempPathFactory) -> JobResult:
+    """Pretraining by two workers."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return Driver(stack, folder, shards, cluster__num_workers=2, **OPTIONS).result()
+
+
+def both(workers: list[psutil.Process]) -> list[psutil.Process] | None:
+    return workers if len(workers) == 2 else None
+
+
+def test_two_workers_do_what_one_does(stack: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path) -> None:
+    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs."""
+    driver = Driver(stack, tmp_path, shards, cluster__num_workers=1, **OPTIONS)
+    results, weights, timesteps = {1: driver.result(), 2: undisturbed}, {}, {}
     for num_workers in (1, 2):
-        context = context_of(tmp_path / str(num_workers), shards, cluster__num_workers=num_workers, **options)
-        results[num_workers] = job.run(context)
         timesteps[num_workers] = load_trainer_state(results[num_workers]["checkpoint"])["timesteps"]
-        weights[num_workers] = load_model(results[num_workers]["checkpoint"], context.config.models.base).state_dict()
+        weights[num_workers] = load_model(results[num_workers]["checkpoint"], driver.config.models.base).state_dict()
     sampler = LossSecondMomentSampler(2)
     sampler.load_state_dict(timesteps[2])
     assert abs(sampler.weights().diff()) > 0.01, "drawn uniformly to the end: nothing is proved"
@@ -109,58 +128,48 @@ def test_two_workers_do_what_one_does(cluster: None, shards: str, tmp_path: Path
         assert difference < 1e-4, f"{key} differs by {difference} on average"
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(cluster: None, shards: str, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
+    stack: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
+) -> None:
     """SIGKILL for one of two workers after the first checkpoint: the run goes on from it and ends as undisturbed."""
-    longer: dict[str, Any] = {
-        "training__pretrain__phases": [{"steps": 16, "learning_rate": 1e-3}],
-        "training__pretrain__checkpoint_every_steps": 4,
-        "training__pretrain__keep_checkpoints": 8,
-    }
-    undisturbed = job.run(context_of(tmp_path / "undisturbed", shards, **longer))
-    context = context_of(tmp_path / "killed", shards, **longer)
-    killed: list[int] = []
-
-    def kill_one_later() -> None:
-        marker = storage.join(context.spec.output, "step-00000004", storage.MARKER)
-        while not storage.exists(marker):
-            time.sleep(0.01)
-        victim = train_workers()[-1].pid
-        os.kill(victim, signal.SIGKILL)
-        killed.append(victim)
-
-    thread = threading.Thread(target=kill_one_later, daemon=True)
-    thread.start()
-    result = job.run(context)
-    thread.join(timeout=1)
-    assert killed, "nobody was killed: the test proves nothing"
-    assert result["steps"] == 16
+    driver = Driver(stack, tmp_path, shards, cluster__num_workers=2, **OPTIONS)
+    workers: list[psutil.Process] = wait_for("two workers", lambda: both(train_workers(stack)))
+    marker = Path(driver.spec.output, "step-00000004", storage.MARKER)
+    wait_for("the first checkpoint", marker.exists, poll_seconds=0.005)
+    workers[-1].kill()
+    result = driver.result()
+    assert result["steps"] == 10
+    assert result["resumed_from_step"] == 4
     assert result["initial_validation"] == undisturbed["initial_validation"]
     for key, value in undisturbed["final_validation"].items():
         assert result["final_validation"][key] == pytest.approx(value, rel=1e-6)
-    steps = [record["step"] for record in read_metrics(context.spec.output) if record["split"] == "train"]
-    assert steps == list(range(1, 17)), "a step is missing from metrics.jsonl, or there twice"
+    steps = [record["step"] for record in read_metrics(driver.spec.output) if record["split"] == "train"]
+    assert steps == list(range(1, 11)), "a step is missing from metrics.jsonl, or there twice"
 
 
-def test_an_error_that_repeats_itself_is_tried_once_more_and_named(cluster: None, shards: str, tmp_path: Path) -> None:
+def test_an_error_that_repeats_itself_is_tried_once_more_and_named(
+    stack: RunningStack, shards: str, tmp_path: Path
+) -> None:
     """A link to nowhere where the last checkpoint should be: two attempts, then the cause in one line."""
-    context = context_of(tmp_path, shards, cluster__max_failures=3, training__pretrain__checkpoint_every_steps=4)
-    blocked = storage.local_path(storage.join(context.spec.output, "step-00000006"))
+    step = Plan(load_config("demo-sketch", tiny_overrides(tmp_path))).pretrain
+    blocked = Path(step.output, "step-00000006")
     blocked.parent.mkdir(parents=True)
     blocked.symlink_to(tmp_path / "nowhere")
-    lines: list[str] = []
-    context.info = lines.append  # type: ignore[method-assign]
-    with pytest.raises(PitiError, match=r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 6"):
-        job.run(context)
-    assert len(lines) == 1
-    assert "restart 1 of 3" in lines[0]
-    assert "WorkerGroupError" not in lines[0]
+    code, output = Driver(stack, tmp_path, shards, cluster__max_failures=3).wait()
+    assert code == 2
+    failure = storage.read_json(storage.join(str(tmp_path / "jobs" / "pretrain"), "error.json"))
+    assert re.match(r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 6", failure["reason"])
+    assert output.count("restart 1 of 3") == 1
+    assert "restart 2" not in output
 
 
-def test_a_users_error_reaches_the_driver_at_once(cluster: None, shards: str, tmp_path: Path) -> None:
-    """Stage 2 without stage 1: every worker raises CheckpointError; it is neither wrapped nor tried again."""
-    context = context_of(tmp_path, shards, "stage2", cluster__max_failures=3)
-    lines: list[str] = []
-    context.info = lines.append  # type: ignore[method-assign]
-    with pytest.raises(CheckpointError, match="is not finished"):
-        job.run(context)
-    assert lines == [], "it was tried again"
+def test_a_users_error_reaches_the_driver_at_once(stack: RunningStack, shards: str, tmp_path: Path) -> None:
+    """Stage 2 without stage 1: every worker raises CheckpointError, which the driver repeats in one line and does not retry."""
+    driver = Driver(stack, tmp_path, shards, "stage2", cluster__max_failures=3)
+    code, output = driver.wait()
+    assert code == 2
+    failure = storage.read_json(storage.join(driver.spec.folder, "error.json"))
+    assert "is not finished" in failure["reason"]
+    assert not failure["retryable"]
+    assert "restart" not in output, "it was tried again"
+    assert "Traceback" not in output

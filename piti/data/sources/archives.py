@@ -27,7 +27,7 @@ from piti import storage
 from piti.data.cache import cache_folder
 from piti.data.sources.listing import Entry, Listing, open_regular, stored_version
 from piti.data.sources.members import Member, Members
-from piti.data.sources.names import clean_path, is_hidden
+from piti.data.sources.names import clean_path, is_hidden, pairing_name
 from piti.data.sources.retrying import UnreadableFileError
 from piti.errors import DataError
 
@@ -35,7 +35,7 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _COPY_BYTES = 1 << 20
 _ZIP_START = b"PK\3\4"
 _UNICODE_PATH = 0x7075  # Info-ZIP's extra field: version, checksum of the plain name, name in UTF-8
-_UTF8_FLAG, _UNIX = 0x800, 3
+_UTF8_FLAG, _DOS, _UNIX = 0x800, 0, 3
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
@@ -60,6 +60,10 @@ class _ArchiveTree:
         files = self._files.items()
         return Listing(Entry(path, file.size_bytes, file.version) for path, file in files if not is_hidden(path))
 
+    @cached_property
+    def _by_name(self) -> dict[str, Member]:
+        return {pairing_name(path): member for path, member in self._files.items()}
+
     def entries(self) -> Listing:
         return self._listing
 
@@ -69,7 +73,7 @@ class _ArchiveTree:
         return any(entry.path.startswith(f"{folder}/" if folder else "") for entry in self.entries())
 
     def read(self, path: str) -> bytes:
-        member = self._files.get(path)
+        member = self._files.get(path) or self._by_name.get(pairing_name(path))
         if member is None:
             raise FileNotFoundError(f"{path} is not in {self._uri}")
         if member.fault is not None:
@@ -103,7 +107,7 @@ class ZipTree(_ArchiveTree):
         for info in self._archive.infolist():
             name, kind = _zip_name(info), stat.S_IFMT(info.external_attr >> 16) if info.create_system == _UNIX else 0
             path = clean_path(name)
-            if not path or name.endswith(("/", "\\")):
+            if not path or name.endswith("/"):
                 continue
             member = Member(path, info.file_size, f"{info.CRC:08x}", info)
             if kind == stat.S_IFLNK:
@@ -129,7 +133,7 @@ class ZipTree(_ArchiveTree):
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The name of a member as `unzip` shows it: its Unicode extra field, else UTF-8, else the old code page 437."""
+    """The name of a member as `unzip` shows it: its Unicode extra field, else UTF-8, else code page 437."""
     name = info.orig_filename.partition("\0")[0]
     if not info.flag_bits & _UTF8_FLAG:
         plain = name.encode("cp437")
@@ -138,7 +142,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         except UnicodeDecodeError:
             if info.create_system == _UNIX:  # the bytes of the name as they were on the disk
                 name = os.fsdecode(plain)
-    return name
+    return name.replace("\\", "/") if info.create_system == _DOS and "/" not in name else name
 
 
 def _unicode_path(extra: bytes, plain: bytes) -> str | None:

@@ -32,6 +32,8 @@ _READ_BY_PILLOW = (
 )
 _PICTURES_ALL_THE_SAME = ".heic .heif .hif .jxl"  # listed, so that each is rejected with a reason instead of vanishing
 PICTURE_SUFFIXES = frozenset(f"{_READ_BY_PILLOW} {_PICTURES_ALL_THE_SAME}".split())
+_UNLABELLED = 255
+_DEPTH_METRES = 0.5, 300.0  # what shards tell apart
 _SAME_ASPECT = 0.02  # relative difference of width / height up to which picture and condition show the same frame
 
 
@@ -137,7 +139,24 @@ class FileItem(NamedTuple):
         if self.condition is not None:
             condition = self._condition(self.condition, picture, provenance)
         original = None if picture.keep is None else (data, picture.keep)
-        return LoadedItem(picture.image, condition, provenance, original, picture.lossy)
+        oddity = None if condition is None else self._oddity(condition, provenance)
+        return LoadedItem(picture.image, condition, provenance, original, picture.lossy, oddity)
+
+    def _oddity(self, condition: RawCondition, provenance: dict[str, Any]) -> str | None:
+        """What is implausible about a condition, and which key to look at."""
+        values = condition.values
+        if self.reading.modality == "sketch":
+            if self.reading.invert == "auto" and provenance["sketch_inverted"]:
+                return "lines are taken to be dark, as less than half of the sketch is: see data.sketch.invert"
+            return "more than half of the sketch is lines: see data.sketch.invert" if values.mean() > 127 else None
+        if self.reading.modality == "mask":
+            found = values[values != _UNLABELLED]
+            is_single = found.size == 0 or found.min() == found.max()
+            return "the label map holds a single label, 255 (unlabelled) aside: see data.source" if is_single else None
+        known = values[values > 0].clip(*_DEPTH_METRES)
+        if known.min() == known.max():
+            return "depth is the same everywhere from 0.5 m to 300 m: see data.source.depth_unit_metres"
+        return None
 
     def _condition(self, part: FilePart, picture: Picture, provenance: dict[str, Any]) -> RawCondition:
         """The condition that lies over the upright picture; what its values are is noted in `provenance`."""

@@ -56,8 +56,8 @@ class Listing:
     def below(self, folder: str) -> Listing:
         """The files in a folder of this one, their paths relative to it."""
         start = f"{folder}/"
-        found = (entry for entry in self._entries if entry.path.startswith(start))
-        return Listing(Entry(path[len(start) :], size_bytes, version) for path, size_bytes, version in found)
+        found = (entry._replace(path=entry.path.replace("\\", "/")) for entry in self._entries)
+        return Listing(entry._replace(path=entry.path[len(start) :]) for entry in found if entry.path.startswith(start))
 
     def get(self, path: str) -> Entry | None:
         """The file of that path, or of a path that differs only in what `pairing_name` evens out."""

@@ -138,7 +138,7 @@ def _picture_samples(picture: Image.Image, pixels: Image.Image, bits: int, doubt
     if picture.mode == "F":
         return Samples(values, None, doubt=doubt)
     if picture.mode == "I":
-        is_unsigned = _tag(picture, _SAMPLE_FORMAT) not in (None, _SIGNED) and bits == 32
+        is_unsigned = picture.format == "TIFF" and bits == 32 and _tag(picture, _SAMPLE_FORMAT) != _SIGNED
         return Samples(values.view(np.uint32) if is_unsigned else values, None, doubt=doubt)
     if picture.mode not in ("1", "L") and not picture.mode.startswith("I;16"):
         return _grey_colours(picture.mode, values, bits, doubt)
@@ -163,7 +163,8 @@ def _grey_colours(mode: str, values: NDArray[Any], bits: int, doubt: str | None)
     has_alpha = mode in ("LA", "RGBA") and bool((values[..., -1] == 255).all())
     colours = values[..., :-1] if has_alpha else values
     if not (has_alpha or mode == "RGB") or (colours != colours[..., :1]).any():
-        raise RejectedItem(f"condition holds colours ({mode}), not numbers in one channel")
+        reason = f"condition holds colours ({mode}), not numbers in one channel"
+        raise RejectedItem(reason if doubt is None else f"{reason}; it is {doubt}")
     if bits > 8:
         doubt = doubt or f"a picture of several channels of {bits} bits, of which 8 can be read: store one channel"
     return Samples(colours[..., 0], 255, doubt=doubt)

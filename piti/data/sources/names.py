@@ -15,14 +15,14 @@ _HASH_DIGITS = 12
 
 
 def clean_path(raw: str) -> str:
-    """A name as a path relative to its source: one `/` between parts, no `.` or `..`, no leading `/`, no backslash.
+    """A name as a path relative to its source: one `/` between parts, no `.` or `..`, no leading `/`.
 
     A `..` that would leave the source is dropped, as `tar` and `unzip` do: `../a.png` is `a.png`.
     """
-    if "\\" not in raw and "//" not in raw and not raw.startswith(("/", ".")) and "/." not in raw:
+    if "//" not in raw and not raw.startswith(("/", ".")) and "/." not in raw:
         return raw.rstrip("/")
     parts: list[str] = []
-    for part in raw.replace("\\", "/").split("/"):
+    for part in raw.split("/"):
         if part == "..":
             del parts[-1:]
         elif part not in ("", "."):
@@ -31,8 +31,8 @@ def clean_path(raw: str) -> str:
 
 
 def pairing_name(path: str) -> str:
-    """What two paths have in common where they name the same thing: `clean_path`, with Unicode composed (NFC)."""
-    path = clean_path(path)
+    """What two paths have in common where they name the same thing: `clean_path`, `/` for backslashes, composed Unicode."""
+    path = clean_path(path.replace("\\", "/"))
     return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 

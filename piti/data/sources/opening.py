@@ -29,6 +29,8 @@ _UNDO = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }  # fmt: skip
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_UNKNOWN = "file is not a picture of a known format"
 _WARNINGS = RLock()  # what is done about them belongs to the process, not to a thread
 
 
@@ -36,7 +38,9 @@ def open_picture(data: bytes) -> Image.Image:
     """The picture, its pixels not decoded yet. Raises RejectedItem."""
     if not data:
         raise RejectedItem("file is empty (0 bytes)")
-    with _refusing(), _silence():
+    is_tiff = data.startswith(_TIFF_STARTS)
+    unknown = "file is a TIFF of a kind that is not read: store 8, 16 or 32 bits" if is_tiff else _UNKNOWN
+    with _refusing(unknown), _silence():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture = Image.open(io.BytesIO(data), formats=_FORMATS)
         dict(getattr(picture, "tag_v2", {}))  # now, since reading a TIFF's tags may warn
@@ -103,14 +107,14 @@ def _silence() -> Iterator[None]:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """RejectedItem instead of what Pillow raises on damaged files."""
+def _refusing(unknown: str = _UNKNOWN) -> Iterator[None]:
+    """RejectedItem instead of what Pillow raises on damaged files, with `unknown` where it does not know a format."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedItem(f"picture is larger than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
-        raise RejectedItem("file is not a picture of a known format") from error
+        raise RejectedItem(unknown) from error
     except (
         OSError,
         SyntaxError,

@@ -15,7 +15,7 @@ from piti.data.sources.archives import TarSpan, is_archive, tar_members
 from piti.data.sources.files import FileItem, Reading
 from piti.data.sources.listing import Entry, stored_version
 from piti.data.sources.members import Member, Members
-from piti.data.sources.names import ValidationDraw, draw_validation, is_hidden, safe_key
+from piti.data.sources.names import ValidationDraw, draw_validation, is_hidden, pairing_name, safe_key
 from piti.errors import DataError, PitiError
 
 _FORMAT_VERSION = 3
@@ -153,7 +153,8 @@ def _samples(tar: str, version: str) -> list[_Sample]:
             continue
         folder, slash, base = path.rpartition("/")
         name, _, suffix = base.partition(".")
-        sample = samples.setdefault(f"{folder}{slash}{name}", _Sample(f"{folder}{slash}{name}"))
+        key = pairing_name(f"{folder}{slash}{name}")
+        sample = samples.setdefault(key, _Sample(key))
         if suffix.lower() in sample.members:
             sample.repeated = suffix.lower()
         sample.members[suffix.lower()] = files[path]

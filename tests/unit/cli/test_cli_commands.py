@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import namedtuple
@@ -98,6 +99,27 @@ def test_down_and_status_where_nothing_runs() -> None:
     status = piti("status")
     assert status.exit_code == 1
     assert "piti up" in status.stdout
+
+
+def test_paths_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are markup to the library that prints, and words between colons are pictures."""
+    home = tmp_path / "[red] my [/] :smile: runs"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("PITI_HOME", str(home))
+    ports = {"prefect": 1, "ray_dashboard": 2, "ray": 3}
+    record = {
+        "id": "x",
+        "home": str(home),
+        "folder": "/",
+        "ports": ports,
+        "ray_folder": "/",
+        "num_cpus": None,
+        "processes": {},
+    }
+    (home / "stack.json").write_text(json.dumps(record))
+    assert f"{home}/logs" in piti("status").stdout
+    (home / "stack.json").write_text("{}")
+    assert f"{home}/stack.json is damaged" in fails_in_one_line(piti("status"))
 
 
 @pytest.mark.parametrize("content", ["{half", '{"id": "of another version"}'])

@@ -1,15 +1,13 @@
-"""Pictures that are very large, and folders with very many."""
+"""Pictures that are very large."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 from PIL import Image
 
 from piti.config import DataConfig
@@ -37,27 +35,3 @@ def test_a_20_megapixel_photograph_is_one_like_others(
     expected = np.asarray(Image.fromarray(photograph).resize((64, 64), Image.Resampling.BICUBIC))
     difference = np.abs(images["large.jpg"].astype(int) - expected)
     assert difference.mean() < 6, "the same photograph, ten times enlarged, JPEG twice, and shrunk again"
-
-
-@pytest.mark.slow
-def test_ten_thousand_tiny_files(photograph: np.ndarray, tmp_path: Path, make_data: MakeData, shard_now: Shard) -> None:
-    """Accepted and rejected make up what was found, in bounded shards, each key once."""
-    folder = tmp_path / "in"
-    contents = []
-    for number in range(16):
-        buffer = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(photograph[number : number + 18, :18])).save(
-            buffer, "PNG", compress_level=1
-        )
-        contents.append(buffer.getvalue())
-    for number in range(10_000):
-        path = folder / f"{number % 37}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"" if number % 500 == 0 else contents[number % 16])
-    data = make_data(folder, image_size=16, samples_per_shard=1000, source={"validation_share": 0.05})
-    shards = shard_now(data, tmp_path / "out")
-    keys = [key for split in shards.splits for key in shards.keys(split)]
-    assert len(keys) == len(set(keys)) == 9980
-    assert len(shards.rejected()) == 20
-    assert max(stats.num_items for stats in shards.stats.values()) < 1200
-    assert 350 < shards.num_samples("validation") < 650

@@ -155,7 +155,7 @@ def test_jobs_damage_nothing_and_go_on_once_there_is_space(tmp_path: Path) -> No
     """Shard, then degrade: broken off in the middle of tars, of records and of the manifest."""
     source = {"kind": "bundled", "train_crops": 24, "validation_crops": 4}
     data = {"source": source, "modality": "sketch", "image_size": 128, "samples_per_shard": 6}
-    config = load_config("demo", {"root": str(tmp_path / "whole"), "data": data})
+    config = load_config("demo-sketch", {"root": str(tmp_path / "whole"), "data": data})
     for name, job in (("shard", shard), ("degrade", degrade)):
         step: Step = getattr(Plan(config), name)
         job.run(JobContext(JobSpec.for_step(step, config, str(tmp_path / name))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
+from piti.data.items import SPLITS
 from piti.data.sources import Item, RejectedItem, open_source
 from piti.data.sources.webdataset import expand_tars
 from piti.errors import DataError
@@ -129,6 +131,83 @@ def test_a_table_that_cannot_be_used_says_why(folder: Path, tmp_path: Path) -> N
     assert "row 2 has no split, others have" in messages(list_data(half))
     with pytest.raises(DataError, match="tset"):
         items(list_data(wrong))
+
+
+@pytest.mark.parametrize("header", ["image, condition", " Image ,CONDITION", "\ufeffimage,condition\t"])
+def test_spaces_and_case_of_a_header_do_not_matter(folder: Path, tmp_path: Path, header: str) -> None:
+    (folder / "spaced.csv").write_text(f"{header}\n" + "".join(f"p/{n}.jpg, m/{n}.png\n" for n in range(1, 5)))
+    found = [item.load() for split in SPLITS for item in items(list_data(folder / "spaced.csv"), split)]
+    assert [loaded.condition is not None for loaded in found] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("image,conditions", "no column 'condition', but 'conditions' - set data.source.condition to 'conditions'"),
+        ("image,condtion", "no column 'condition', but 'condtion'"),
+        ("image,splits", "no column 'split', but 'splits' - set data.source.split"),
+        ("image,normal", "no column 'normals', but 'normal'"),
+        ("image,condition,Condition ", "[]"),
+        ("image,Condition,CONDITION", "several columns 'condition'"),
+        ("image,width,caption,source", "[]"),
+    ],
+)
+def test_a_column_that_nearly_has_the_expected_name_is_not_passed_over(folder: Path, header: str, reason: str) -> None:
+    row = ",".join(["p/1.jpg", "m/1.png", "m/1.png", "x"][: header.count(",") + 1])
+    (folder / "near.csv").write_text(f"{header}\n{row}\n")
+    found = messages(list_data(folder / "near.csv", modality="sketch", num_classes=None))
+    assert reason in (found or "[]")
+
+
+def test_relative_names_mean_what_open_finds(folder: Path) -> None:
+    (folder / "lists").mkdir()
+    for number, (where, beginning) in enumerate(
+        (
+            ("lists", "../"),
+            (".", ""),
+            (".", "./"),
+            (".", "p/.././"),
+            ("lists", "..//"),
+            (".", "p/../"),
+            ("lists", "..\\"),
+        )
+    ):
+        path = folder / where / f"{number}.csv"
+        parts = [("p", "m"), ("p/", "m/"), ("p/.", "m/.")][number % 3]
+        path.write_text(
+            "image,condition\n"
+            + "".join(f"{beginning}{parts[0]}/{n}.jpg,{beginning}{parts[1]}/{n}.png\n" for n in range(1, 5))
+        )
+        found = [item.load() for split in SPLITS for item in items(list_data(path), split)]
+        assert sorted(int(loaded.condition.values[0, 0]) for loaded in found if loaded.condition) == [1, 2, 3, 4]
+
+
+def test_a_table_reaches_nothing_outside_an_archive(folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "set.tar"
+    with tarfile.open(archive, "w") as target:
+        target.add(folder / "p", "set/p")
+        target.add(folder / "m", "set/m")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "1.jpg").write_bytes((folder / "p" / "1.jpg").read_bytes())
+    (tmp_path / "list.csv").write_text("image,condition\n../p/1.jpg,m/1.png\np/1.jpg,m/1.png\n")
+    data = list_data(tmp_path / "list.csv", {"root": f"{archive}/set"})
+    found = {item.origin: item for split in SPLITS for item in items(data, split)}
+    assert found["row 2: p/1.jpg"].load().condition is not None
+    with pytest.raises(RejectedItem, match=r"there is no file \.\./p/1\.jpg"):
+        found["row 1: ../p/1.jpg"].load()
+
+
+def test_a_pipe_in_a_table_is_rejected(folder: Path) -> None:
+    os.mkfifo(folder / "p" / "pipe.jpg")
+    (folder / "list.csv").write_text(
+        f"image,condition\np/pipe.jpg,m/1.png\n{folder}/p/pipe.jpg,m/1.png\np/1.jpg,m/1.png\n"
+    )
+    found = [item for split in SPLITS for item in items(list_data(folder / "list.csv"), split)]
+    assert len(found) == 3
+    for item in found:
+        if "pipe" in item.origin:
+            with pytest.raises(RejectedItem, match="pipe, socket or device"):
+                item.load()
 
 
 def test_fingerprint_of_a_table_sees_the_files_it_names(folder: Path, tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_one_item_more_changes_one_shard() -> None:
         assert sum(before[name] != after[name] for name in before) == 1
 
 
+def test_every_item_is_in_one_shard_and_shards_are_of_about_the_size_that_is_asked_for() -> None:
+    source = {"kind": "bundled"}
+    data = DataConfig.model_validate({"source": source, "modality": "sketch", "samples_per_shard": 1000})
+    plans = plan_shards(Names(20_000), data, seed=3)  # type: ignore[arg-type]
+    keys = [item.key for plan in plans for item in plan.items]
+    assert sorted(keys) == sorted(item.key for split in ("train", "validation") for item in Names(20_000).items(split))
+    sizes = [len(plan.items) for plan in plans if plan.split == "train"]
+    assert len(sizes) == 20
+    assert 900 < min(sizes) < max(sizes) < 1100  # three standard deviations of a thousand
+
+
 def test_few_shot_subset_is_seeded_and_leaves_validation_alone(sketch_data: DataConfig) -> None:
     few = sketch_data.model_copy(update={"max_samples": 7})
 

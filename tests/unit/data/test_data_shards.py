@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -60,6 +61,24 @@ def test_the_webdataset_package_reads_the_tars(sketch_set: ShardSet, sketch_comp
         assert [sample["key"] for sample in samples] == shards.keys("train")
         assert all(suffixes <= set(sample["suffixes"]) for sample in samples)
         assert all(sample["about"] == sample["key"] for sample in samples)
+
+
+def test_the_pipeline_of_the_documentation_reads_the_shards(sketch_set: ShardSet) -> None:
+    """docs/data.md's own lines, but for the place of the shards."""
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = sketch_set.shard_names("train")
+    last = names[-1].removeprefix("train-").removesuffix(".tar")
+    urls = f"{sketch_set.uri}/train-{{000000..{last}}}.tar"
+    snippet, replaced = re.subn(r'^urls = ".*"$', f"urls = {urls!r}", snippet, flags=re.MULTILINE)
+    assert replaced == 1
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True)
+    rows = {row["key"]: row["source"] for row in sketch_set.manifest.to_pylist() if row["split"] == "train"}
+    expected = {f"{key} (64, 64) (64, 64) {source}" for key, source in rows.items()}
+    found = done.stdout.splitlines()
+    assert len(found) == len(expected)
+    assert set(found) == expected
+    assert found != [f"{key} (64, 64) (64, 64) {rows[key]}" for key in sketch_set.keys("train")], "it was shuffled"
 
 
 _READ_WITH_DATASETS = """
@@ -207,6 +226,11 @@ def test_a_shard_of_rejected_items_has_a_record_and_no_tar(tmp_path: Path) -> No
 def test_keys_that_readers_would_misread_are_refused(tmp_path: Path, key: str) -> None:
     with SampleTarWriter(tmp_path / "a.tar") as writer, pytest.raises(ValueError, match="cannot be a sample's key"):
         writer.add(key, {"txt": b"x"})
+
+
+def test_a_name_that_does_not_fit_a_tar_header_is_refused(tmp_path: Path) -> None:
+    with SampleTarWriter(tmp_path / "a.tar") as writer, pytest.raises(ValueError, match="too long for a tar header"):
+        writer.add("x" * 80, {"y" * 30: b""})
 
 
 def test_no_manifest_no_shards(sketch_set: ShardSet, tmp_path: Path) -> None:

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+import flows.evaluate as evaluate
 from flows.cluster import submission_prefix
 from flows.evaluate import choose_checkpoints, evaluation_steps
 from flows.full_train import require_done
+from flows.preflight import wanted_resources
 from piti import storage
+from piti.checkpoints import FORMAT, checkpoints_of
 from piti.config.presets import load_config
-from piti.errors import CheckpointError, PreflightError
+from piti.errors import CheckpointError, DataError, PreflightError
 from piti.plan import Plan
+from piti.weights import weights_problems
 
 
 @pytest.fixture
@@ -22,7 +26,10 @@ def plan(tmp_path: Path) -> Plan:
 
 def add_checkpoint(run: str, step: int) -> str:
     uri = storage.join(run, f"step-{step:08d}")
-    storage.write_json(storage.join(uri, storage.MARKER), {"sha256": {"ema.safetensors": f"{run}{step}"}, "step": step})
+    storage.write_json(
+        storage.join(uri, storage.MARKER),
+        {"format": FORMAT, "sha256": {"ema.safetensors": f"{run}{step}"}, "step": step},
+    )
     return uri
 
 
@@ -49,6 +56,42 @@ def test_new_means_without_a_report(plan: Plan) -> None:
     assert choose_checkpoints(plan, "new") == []
 
 
+def test_a_checkpoint_that_disappears_is_left_out(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training may prune a checkpoint between its being found and its being looked at."""
+    there = add_checkpoint(plan.stage2.output, 20)
+    add_checkpoint(plan.upsampler.output, 5)
+    gone = storage.join(plan.stage2.output, "step-00000010")
+    monkeypatch.setattr(
+        evaluate, "checkpoints_of", lambda run: [gone, there] if run == plan.stage2.output else checkpoints_of(run)
+    )
+    assert choose_checkpoints(plan, "new") == [there]
+
+
+def test_one_that_fails_does_not_end_the_others(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[object] = []
+
+    def evaluated(plan: Plan, checkpoint: str, after: object) -> str:
+        if checkpoint == "bad":
+            raise DataError("bad is damaged")
+        return f"report of {checkpoint}"
+
+    monkeypatch.setattr(evaluate, "_evaluate_checkpoint", evaluated)
+    monkeypatch.setattr(evaluate, "create_table_artifact", lambda rows, **_: tables.append(rows))
+    assert evaluate.evaluate_checkpoints(plan, ["a", "bad", "b"]) == ["report of a", "report of b"]
+    assert tables == [[{"checkpoint": one, "report": f"report of {one}"} for one in ("a", "b")]]
+    with pytest.raises(DataError, match="bad is damaged"):
+        evaluate.evaluate_checkpoints(plan, ["bad"])
+
+
+def test_evaluation_asks_for_no_training_weights_and_one_worker() -> None:
+    config = load_config("demo-sketch", {"allow_stand_in_networks": False, "cluster.num_workers": 2})
+    asked = " ".join(map(str, weights_problems(config, training=False)))
+    assert "evaluation.inception is not set" in asked
+    assert "vgg19" not in asked
+    assert wanted_resources(config, training=False).cpus == config.cluster.cpus_per_worker
+    assert wanted_resources(config).cpus == 2 * config.cluster.cpus_per_worker
+
+
 def test_a_new_upsampler_makes_every_checkpoint_new(plan: Plan) -> None:
     base = add_checkpoint(plan.stage2.output, 10)
     add_checkpoint(plan.upsampler.output, 5)
@@ -61,7 +104,7 @@ def test_uris_are_checked(plan: Plan, tmp_path: Path) -> None:
     add_checkpoint(plan.upsampler.output, 5)
     mine = add_checkpoint(str(tmp_path / "elsewhere"), 1)
     assert choose_checkpoints(plan, [mine]) == [mine]
-    with pytest.raises(CheckpointError, match="/nowhere is no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="/nowhere is not a finished checkpoint"):
         choose_checkpoints(plan, [mine, "/nowhere"])
 
 

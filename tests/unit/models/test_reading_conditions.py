@@ -16,12 +16,25 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-def test_neither_option_changes_names_or_shapes_of_weights() -> None:
+def test_no_option_changes_names_or_shapes_of_weights() -> None:
     published = build_model(SMALL, seed=0).state_dict()
-    helped = build_model(SMALL.model_copy(update={"attention_reach": 0.1, "encoder_norm": "layer"}), seed=0)
+    helped = build_model(
+        SMALL.model_copy(update={"attention_reach": 0.1, "encoder_norm": "layer", "norm_groups": 4}), seed=0
+    )
     assert {key: value.shape for key, value in helped.state_dict().items()} == {
         key: value.shape for key, value in published.items()
     }
+
+
+@pytest.mark.parametrize(("groups", "lost"), [(32, True), (4, False)])
+def test_a_norm_of_single_channels_loses_their_brightness(groups: Literal[4, 32], lost: bool) -> None:
+    """Features that differ by a constant in every other channel, seen through the decoder's last norm."""
+    norm = build_model(SMALL.model_copy(update={"norm_groups": groups}), seed=0).decoder.out[0]
+    x = torch.randn(1, 32, 16, 16, generator=torch.Generator().manual_seed(0))
+    brighter = x.clone()
+    brighter[:, ::2] += 3
+    change = float((norm(brighter) - norm(x)).detach().abs().mean())
+    assert change < 1e-5 if lost else change > 0.3
 
 
 def attended(reach: float | None) -> torch.Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
-import threading
-import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,6 +31,15 @@ def test_bytes_and_json_come_back(root: str) -> None:
     storage.remove(storage.join(root, "a"))
     assert not storage.exists(uri)
     assert storage.list_names(storage.join(root, "a")) == []
+
+
+def test_one_of_many_creates_a_file(root: str) -> None:
+    uri = storage.join(root, "a", "claim.json")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: storage.create_bytes(uri, f"{number}".encode() * 1000), range(8)))
+    assert sum(won) == 1
+    assert storage.read_bytes(uri) == f"{won.index(True)}".encode() * 1000
+    assert storage.list_names(storage.join(root, "a")) == ["claim.json"]
 
 
 def test_json_is_strict(root: str) -> None:
@@ -93,47 +101,13 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path)) == ["state.json"]
 
 
-def test_a_file_is_brought_to_the_disk_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, may_end = [], threading.Event()
-
-    def slow(descriptor: int) -> None:
-        sizes.append(os.fstat(descriptor).st_size)
-        assert may_end.wait(timeout=60)
-
-    monkeypatch.setattr(os, "fsync", slow)
-    with open(tmp_path / "file", "wb") as stream:
-        behind = storage.WriteBehind(stream)
-        for _ in range(3):
-            stream.write(b"abc")
-            behind.begin()  # the second and third time, the disk is busy
-        may_end.set()
-        behind.wait()
-        behind.begin()
-        behind.close()
-    assert sizes == [3, 9]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("piti-writer")]
-
-
-@pytest.mark.parametrize("heard_by", ["begin", "wait"])
-def test_an_error_behind_is_heard_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard_by: str) -> None:
-    failed = threading.Event()
-
-    def full(descriptor: int) -> None:
-        failed.set()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with open(tmp_path / "file", "wb") as stream:
-        behind = storage.WriteBehind(stream)
-        behind.begin()
-        assert failed.wait(timeout=60)
-        while behind._running is not None and not behind._running.done():
-            time.sleep(0.01)
-        with pytest.raises(OSError, match="No space left"):
-            getattr(behind, heard_by)()
-        behind.close()
-
-
 def test_links_open_in_a_browser() -> None:
     assert storage.as_link("/data/my runs/report.html") == "file:///data/my%20runs/report.html"
     assert storage.as_link("s3://bucket/report.html") == "s3://bucket/report.html"
+
+
+def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "spec.json"), {"a": 1}, private=True)
+    assert stat.S_IMODE((tmp_path / "spec.json").stat().st_mode) == 0o600
+    storage.write_json(str(tmp_path / "spec.json"), {"a": 2})
+    assert storage.read_json(str(tmp_path / "spec.json")) == {"a": 2}

@@ -128,21 +128,22 @@ def test_an_ended_process_is_not_found_though_nobody_has_buried_it(sleeper: subp
 
 def test_a_family_is_offspring_and_whatever_carries_the_mark(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """The parent dies and leaves a child of another session; the mark still finds it, and not the bystander."""
+    mark = str(tmp_path)  # no other test on this machine uses it
     code = f"import subprocess; subprocess.Popen({SLEEP!r}, start_new_session=True); import time; time.sleep(60)"
-    root = processes.start([sys.executable, "-c", code], {**os.environ, MARK: "mine"}, tmp_path / "log", tmp_path)
+    root = processes.start([sys.executable, "-c", code], {**os.environ, MARK: mark}, tmp_path / "log", tmp_path)
     deadline = time.monotonic() + 10
-    while len(found := processes.family([root], "mine")) < 2:
+    while len(found := processes.family([root], mark)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    by_descent = processes.family([root], "another")
+    by_descent = processes.family([root], "nobody of " + mark)
     assert {process.pid for process in by_descent} == {process.pid for process in found}
     parent = root.find()
     assert parent is not None
     assert processes.kill([parent]) == []
-    (orphan,) = processes.family([root], "mine")
+    (orphan,) = processes.family([root], mark)
     assert orphan.pid in {process.pid for process in found}
     assert processes.terminate([orphan], 5) == []
-    assert processes.family([root], "mine") == []
+    assert processes.family([root], mark) == []
     assert sleeper.poll() is None
 
 
@@ -320,6 +321,26 @@ def test_a_public_prefect_server_needs_a_password(
         return
     with pytest.raises(StackError, match="without a password"):
         prefect_plugin.refuse_open_server(arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "asks"),
+    [
+        ("deployment run piti/train", True),
+        ("--no-prompt deploy --all", True),
+        ("flow-run cancel 7", True),
+        ("flow-run execute 7", False),
+        ("11111111-2222-3333-4444-555555555555", False),
+        ("worker start --pool piti", False),
+        ("server start", False),
+        ("profile use piti", False),
+        ("deployment run --help", False),
+        ("", False),
+    ],
+)
+def test_only_commands_of_people_are_ended_where_no_server_answers(command: str, asks: bool) -> None:
+    """The process of a flow run waits for a server that is away, as Prefect does."""
+    assert prefect_plugin.asks(command.split()) is asks
 
 
 def test_a_public_ray_dashboard_needs_a_token(

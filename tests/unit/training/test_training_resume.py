@@ -10,6 +10,7 @@ import torch
 from piti import storage
 from piti.checkpoints import newest_whole_checkpoint
 from piti.diffusion import LossSecondMomentSampler
+from piti.errors import AbandonedError
 from piti.job import JobContext
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.training.gradients import StepLosses
@@ -179,3 +180,25 @@ def test_old_checkpoints_are_deleted(pipeline: Any) -> None:
     train(context, Workers())
     names = [name for name in storage.list_names(context.spec.output) if name.startswith("step-")]
     assert names == ["step-00000004", "step-00000006"]
+
+
+class Abandoned(JobContext):
+    """A job whose last follower is gone when it has taken three steps (it asks after each)."""
+
+    _num_asked = 0
+
+    def is_abandoned(self) -> bool:
+        self._num_asked += 1
+        return self._num_asked >= 3
+
+
+def test_an_abandoned_run_leaves_a_checkpoint_from_which_it_ends_the_same(pipeline: Any) -> None:
+    undisturbed = train(pipeline.context("pretrain", run="followed"), Workers())
+    context = pipeline.context("pretrain", run="abandoned")
+    with pytest.raises(AbandonedError, match="nobody has followed this job"):
+        train(Abandoned(context.spec), Workers())
+    newest = newest_whole_checkpoint(context.spec.output)
+    assert newest is not None
+    assert storage.name(newest) == "step-00000003", "one that the settings do not ask for"
+    resumed = train(context, Workers(), newest)
+    assert differences(everything(resumed["checkpoint"], context), everything(undisturbed["checkpoint"], context)) == []
