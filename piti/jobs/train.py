@@ -22,8 +22,6 @@ from piti.training.failures import Cause, Retries, root_cause
 
 logger = logging.getLogger("piti")
 
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-
 # Ray Train's defaults suit runs of hours. A trivial run of 2 workers on 2 cores took 30 s with them, 13 s with
 # these: a report and the end of a run each wait for the next poll, and metrics.jsonl says what Ray's metrics would.
 _QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
@@ -72,7 +70,6 @@ def _fit(context: JobContext) -> JobResult:
 
     name, retries = context.spec.name, Retries(context.config.cluster.max_failures)
     while True:
-        forget_lost_checkpoints(context.spec.output)
         try:
             return cast(JobResult, _trainer(context).fit().return_value)
         except ray.train.WorkerGroupError as error:
@@ -139,23 +136,6 @@ def _ray_storage(output: str) -> tuple[str, Any]:
     return path, PyFileSystem(FSSpecHandler(fs))
 
 
-def forget_lost_checkpoints(run: str) -> None:
-    """Delete Ray Train's list of checkpoints if it is damaged or names one that is gone.
-
-    Ray Train would refuse to start. Nothing is lost: the workers look for the newest whole checkpoint themselves.
-    """
-    uri = storage.join(run, RAY_SNAPSHOT)
-    if not storage.exists(uri):
-        return
-    try:
-        entries = storage.read_json(uri)["checkpoint_results"]
-        is_whole = all(storage.exists(storage.join(run, entry["checkpoint_dir_name"])) for entry in entries)
-    except (PitiError, KeyError, TypeError):  # cut off while it was written
-        is_whole = False
-    if not is_whole:
-        storage.remove(uri)
-
-
 def _worker(told: dict[str, JobSpec]) -> JobResult:
     """What each Ray Train worker runs. The first worker's result becomes the job's."""
     import ray.train
@@ -174,22 +154,12 @@ def _worker(told: dict[str, JobSpec]) -> JobResult:
     run = context.spec.output
     if workers.is_first:
         clear_leftovers(run)
-    resume_from = workers.agree(_resume_point(run) if workers.is_first else None)
+    resume_from = workers.agree(newest_whole_checkpoint(run) if workers.is_first else None)
     if resume_from is not None and workers.is_first:
         context.info(f"{context.spec.name}: resuming from {resume_from}")
 
-    def report(step: int, validation: dict[str, float], uri: str) -> None:
-        """Tell Ray Train of a checkpoint; also a barrier for all workers."""
-        place = ray.train.get_context().get_storage()
-        checkpoint = ray.train.Checkpoint(f"{place.experiment_fs_path}/{storage.name(uri)}", place.storage_filesystem)
-        ray.train.report(
-            {"step": step, **validation},
-            checkpoint=checkpoint if workers.is_first else None,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
-
     try:
-        result = train(context, workers, resume_from, report)
+        result = train(context, workers, resume_from)
     except PitiError:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # it would log a traceback, the driver says it better
         raise
@@ -216,16 +186,3 @@ def _log_to_driver(rank: int) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
-
-
-def _resume_point(run: str) -> str | None:
-    """The checkpoint to go on from: the one Ray Train remembers, or a whole one that is newer or in its place."""
-    import ray.train
-
-    newest = newest_whole_checkpoint(run)
-    remembered = ray.train.get_checkpoint()
-    if remembered is not None and (newest is None or storage.name(newest) != storage.name(remembered.path)):
-        logger.warning(
-            "Ray Train remembers %s, going on from %s", storage.name(remembered.path), newest or "the beginning"
-        )
-    return newest

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 
-from piti.checkpoints import checkpoint_uri, prune_checkpoints
+from piti.checkpoints import checkpoint_uri
 from piti.config import Stage
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
 from piti.errors import AbandonedError, PitiError
 from piti.job import JobContext, JobResult
-from piti.provenance import code_versions
+from piti.training.checkpointer import Checkpointer
 from piti.training.ema import ema_rate_at
 from piti.training.failures import WorkerError
 from piti.training.gradients import StepLosses, accumulate_gradients
@@ -26,13 +26,8 @@ from piti.training.workers import Workers
 
 MAX_SKIPPED_IN_A_ROW = 20
 
-Report = Callable[[int, dict[str, float], str], None]
-"""Called on every worker after each checkpoint: step, validation losses, URI."""
 
-
-def train(
-    context: JobContext, workers: Workers, resume_from: str | None = None, report: Report | None = None
-) -> JobResult:
+def train(context: JobContext, workers: Workers, resume_from: str | None = None) -> JobResult:
     """Train the stage that `context.spec` names, to its end, and return the job's result.
 
     Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
@@ -48,7 +43,7 @@ def train(
     resumed_step = None if resume_from is None else state.progress.step
     if stage.settings.compile:
         state.model.compile()
-    run = Run(context, state, workers, report)
+    run = Run(context, state, workers)
     loader = _loader(context, stage, workers, start_sample=state.progress.step * stage.settings.batch_size)
     try:
         _loop(run, state, iter(loader))
@@ -58,9 +53,8 @@ def train(
         keys = run.keys
         raise WorkerError.of(error, stage.name, stage.settings, workers.rank, state.progress.step, keys) from error
     finally:
-        run.status.close()
-    checkpoint = run.checkpoint_uri or resume_from or checkpoint_uri(context.spec.output, state.progress.step)
-    return {**_result(state, run.status, checkpoint, loader.statistics), "resumed_from_step": resumed_step}
+        run.close()
+    return {**_result(context, run, loader.statistics), "resumed_from_step": resumed_step}
 
 
 def _loop(run: Run, state: TrainingState, batches: Iterator[dict[str, Any]]) -> None:
@@ -95,13 +89,13 @@ def _loop(run: Run, state: TrainingState, batches: Iterator[dict[str, Any]]) -> 
         _count(state, losses)
         run.status.step(losses, learning_rate)
 
-        # Every so often, and at the end of a phase: validate, write a checkpoint.
+        # Every so often, and at the end of a phase: validate, have a checkpoint written. A phase's own must be there.
         ends_phase = progress.step in settings.phase_ends
         if ends_phase or progress.step % settings.validate_every_steps == 0:
             run.validate()
         is_abandoned = progress.step % settings.log_every_steps == 0 and run.is_abandoned()
         if ends_phase or progress.step % settings.checkpoint_every_steps == 0 or is_abandoned:
-            run.checkpoint()
+            run.checkpoint(must_be_written=ends_phase or is_abandoned)
 
         # Stop: at the end, or where nobody waits for the run any more.
         if is_abandoned and progress.step < settings.total_steps:
@@ -111,15 +105,14 @@ def _loop(run: Run, state: TrainingState, batches: Iterator[dict[str, Any]]) -> 
 class Run:
     """What happens beside the steps of a training run: validation, checkpoints, and telling of them."""
 
-    def __init__(self, context: JobContext, state: TrainingState, workers: Workers, report: Report | None) -> None:
+    def __init__(self, context: JobContext, state: TrainingState, workers: Workers) -> None:
         self.workers = workers
-        self.status = Status(context, state, workers)
-        self.checkpoint_uri: str | None = None
-        self.keys: list[str] = []  # of the pictures that are being learned from
+        self.state = state
         self._context = context
-        self._state = state
-        self._report = report
+        self.status = Status(context, state, workers)
+        self.keys: list[str] = []  # of the pictures that are being learned from
         self._validation = Validation(state.stage, context.spec.inputs["shards"], degraded_input(context), workers)
+        self._checkpointer = Checkpointer(context, state, self.status) if workers.is_first else None
         self._began_seconds = time.monotonic() - state.progress.seconds
 
     def is_abandoned(self) -> bool:
@@ -132,36 +125,34 @@ class Run:
 
     def validate(self) -> None:
         """Measure the averaged weights' losses."""
-        progress, began_seconds = self._state.progress, time.monotonic()
-        progress.last_validation = self._validation(self._state.ema.model)
+        progress, began_seconds = self.state.progress, time.monotonic()
+        progress.last_validation = self._validation(self.state.ema.model)
         progress.last_validation_step = progress.step
         progress.initial_validation = progress.initial_validation or progress.last_validation
         self.status.validation(progress.last_validation, time.monotonic() - began_seconds)
 
-    def checkpoint(self) -> None:
-        """Write a checkpoint once and tell every worker, after the metrics that lead up to it."""
-        progress, began_seconds = self._state.progress, time.monotonic()
-        progress.seconds = began_seconds - self._began_seconds
-        uri = self._publish() if self.workers.is_first else None
-        self.checkpoint_uri = cast(str, self.workers.agree(uri))
-        if self._report is not None:
-            self._report(progress.step, progress.last_validation, self.checkpoint_uri)
-        self.status.checkpoint(self.checkpoint_uri, time.monotonic() - began_seconds)
+    def checkpoint(self, *, must_be_written: bool) -> None:
+        """Have a checkpoint written beside the training; with `must_be_written`, wait for it. Then raises its error."""
+        began_seconds = time.monotonic()
+        self.state.progress.seconds = began_seconds - self._began_seconds
+        if self._checkpointer is not None:
+            self._checkpointer.save()
+            if must_be_written:
+                self._checkpointer.wait()
+        if must_be_written:
+            self.workers.agree(None)  # no worker goes on, or ends the run, before it is there
+        self.status.elsewhere(time.monotonic() - began_seconds)
 
-    def _publish(self) -> str:
-        self.status.publish()
-        spec, config, state, progress = self._context.spec, self._context.config, self._state, self._state.progress
-        settings = state.stage.settings
-        about: dict[str, Any] = {
-            "stage": state.stage.name, "step": progress.step, "run": spec.output, "fingerprint": spec.fingerprint,
-            "samples": progress.step * settings.batch_size, "seed": config.seed,
-            "validation": progress.last_validation, "validation_step": progress.last_validation_step,
-            "origin": state.origin, "code": code_versions(),
-        }  # fmt: skip
-        uri = state.save(spec.output, about)
-        ends = [checkpoint_uri(spec.output, step) for step in settings.phase_ends]
-        prune_checkpoints(spec.output, settings.keep_checkpoints, spared=ends)
-        return uri
+    def close(self) -> None:
+        """Finish what is being written."""
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+        self.status.close()
+
+    def storage(self) -> dict[str, Any]:
+        """How many writes failed, of metrics and of checkpoints, and what was lost in the end."""
+        failed = 0 if self._checkpointer is None else self._checkpointer.num_failed()
+        return {**self.status.storage(), "failed_checkpoints": failed}
 
 
 def degraded_input(context: JobContext) -> Degraded:
@@ -211,20 +202,20 @@ def _count(state: TrainingState, losses: StepLosses) -> None:
         )
 
 
-def _result(state: TrainingState, status: Status, checkpoint: str, data: dict[str, Any]) -> JobResult:
-    progress = state.progress
+def _result(context: JobContext, run: Run, data: dict[str, Any]) -> JobResult:
+    state, progress = run.state, run.state.progress
     return {
-        "checkpoint": checkpoint,
+        "checkpoint": checkpoint_uri(context.spec.output, progress.step),
         "steps": progress.step,
         "samples": progress.step * state.stage.settings.batch_size,
         "initial_validation": progress.initial_validation,
         "final_validation": progress.last_validation,
         "wall_seconds": round(progress.seconds, 3),
-        "pictures_per_second": status.pictures_per_second(),
+        "pictures_per_second": run.status.pictures_per_second(),
         "skipped_steps": progress.skipped_steps,
         "num_parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         "num_learning_parameters": sum(parameter.numel() for parameter in state.parameters()),
         "origin": state.origin,
         "data": data,
-        "storage": status.storage(),
+        "storage": run.storage(),
     }

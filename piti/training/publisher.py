@@ -20,6 +20,7 @@ class Publisher:
 
     def __init__(self) -> None:
         self.num_failed = 0
+        self.last_error: Exception | None = None
         self._waiting: dict[str, Callable[[], None]] = {}
         self._running: str | None = None
         self._failed_in_a_row = 0
@@ -82,6 +83,7 @@ class Publisher:
 
     def _failed(self, name: str, write: Callable[[], None], error: Exception) -> None:
         self.num_failed += 1
+        self.last_error = error
         self._failed_in_a_row += 1
         self._waiting.setdefault(name, write)
         if self._failed_in_a_row == 1:

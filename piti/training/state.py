@@ -51,6 +51,21 @@ class Progress:
             setattr(self, name, value)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The contents of a checkpoint after `step` steps, in memory of its own."""
+
+    step: int
+    model: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor]
+    trainer: dict[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its tensors."""
+        return _num_bytes([self.model, self.ema, self.trainer])
+
+
 class TrainingState:
     """A stage in the middle of its training. `origin` says where the first weights came from."""
 
@@ -119,24 +134,32 @@ class TrainingState:
             survivor.load_state_dict(trainer[name])
         return state
 
-    def save(self, run: str, about: dict[str, Any]) -> str:
-        """Publish a checkpoint of this state below `run`; its URI. For the first worker only.
-
-        Weights that do not learn are stored once for the run.
-        """
-        uri = checkpoint_uri(run, self.progress.step)
+    def snapshot(self) -> Snapshot:
+        """A copy of everything that survives, on the CPU, as it is now."""
+        frozen = self._frozen_weights()
         trainer: dict[str, Any] = {name: survivor.state_dict() for name, survivor in self.survivors().items()}
         trainer |= {"stage": self.stage.name, "origin": self.origin}
-        frozen = self._frozen_weights()
-        if frozen and self._frozen is None:
-            self._frozen = publish_frozen(frozen, run)
         model, ema = (
             {key: value for key, value in network.state_dict().items() if key not in frozen}
             for network in (self.model, self.ema.model)
         )
+        copied = _copied({"model": model, "ema": ema, "trainer": trainer})
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return Snapshot(self.progress.step, **copied)
+
+    def save(self, snapshot: Snapshot, run: str, about: dict[str, Any]) -> str:
+        """Publish a checkpoint below `run`; its URI. Training may go on meanwhile. For the first worker only.
+
+        Weights that do not learn are stored once for the run.
+        """
+        uri = checkpoint_uri(run, snapshot.step)
+        frozen = self._frozen_weights()
+        if frozen and self._frozen is None:
+            self._frozen = publish_frozen(frozen, run)
         with aside_of(run) as aside:
             about = {**about, "frozen": self._frozen}
-            write_checkpoint(aside, model=model, ema=ema, trainer=trainer, about=about)
+            write_checkpoint(aside, model=snapshot.model, ema=snapshot.ema, trainer=snapshot.trainer, about=about)
             remove_checkpoint(uri)  # what a crash may have left there
             storage.publish_folder(aside, uri)
         return uri
@@ -145,3 +168,25 @@ class TrainingState:
         """The weights that do not learn."""
         learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         return {key: value for key, value in self.model.state_dict().items() if key not in learning}
+
+
+def _copied(value: Any) -> Any:
+    """Containers and their tensors, copied to the CPU: from a GPU into pinned memory, without waiting."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_cuda:
+            return value.detach().clone()
+        copy = torch.empty_like(value, device="cpu", pin_memory=True, requires_grad=False)
+        return copy.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(entry) for entry in value)
+    return value
+
+
+def _num_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(_num_bytes(entry) for entry in value) if isinstance(value, list | tuple) else 0

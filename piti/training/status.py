@@ -72,22 +72,18 @@ class Status:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._context.info(f"{self._state.stage.name}: step {step}, validation {shown} ({seconds:.1f} s)")
 
-    def checkpoint(self, uri: str, seconds: float) -> None:
-        """Take in a checkpoint, which took `seconds`."""
-        self.elsewhere(seconds)
-        if self._log is not None:
-            self._context.info(
-                f"{self._state.stage.name}: step {self._state.progress.step}, wrote {uri} ({seconds:.1f} s)"
-            )
-
     def elsewhere(self, seconds: float) -> None:
         """Time not spent in training steps."""
         self._spent_elsewhere_seconds += seconds
 
     def publish(self) -> None:
-        """Have storage hold all metrics so far, if it answers: a checkpoint should not be ahead of them."""
-        if self._log is not None and self._publisher is not None:
+        """Have all metrics so far written soon."""
+        if self._log is not None:
             self._log.publish()
+
+    def flush(self) -> None:
+        """Wait a little for what is being written."""
+        if self._publisher is not None:
             self._publisher.flush(FLUSH_SECONDS)
 
     def close(self) -> None:

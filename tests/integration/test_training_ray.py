@@ -150,15 +150,15 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(
 def test_an_error_that_repeats_itself_is_tried_once_more_and_named(
     stack: RunningStack, shards: str, tmp_path: Path
 ) -> None:
-    """A link to nowhere where the checkpoint should be: two attempts, then the cause in one line."""
+    """A link to nowhere where the last checkpoint should be: two attempts, then the cause in one line."""
     step = Plan(load_config("demo-sketch", tiny_overrides(tmp_path))).pretrain
-    blocked = Path(step.output, "step-00000004")
+    blocked = Path(step.output, "step-00000006")
     blocked.parent.mkdir(parents=True)
     blocked.symlink_to(tmp_path / "nowhere")
     code, output = Driver(stack, tmp_path, shards, cluster__max_failures=3).wait()
     assert code == 2
     failure = storage.read_json(storage.join(str(tmp_path / "jobs" / "pretrain"), "error.json"))
-    assert re.match(r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 4", failure["reason"])
+    assert re.match(r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 6", failure["reason"])
     assert output.count("restart 1 of 3") == 1
     assert "restart 2" not in output
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from piti import storage
+from piti.config import WeightsRef
 from piti.config.presets import load_config
+from piti.errors import CheckpointError
 from piti.models import build_model
 from piti.models.pretrained import export_piti, pretrained_problems
-from piti.weights import weights_problems
+from piti.weights import open_weights, weights_problems
 
 
 def found(overrides: dict[str, Any]) -> list[str]:
@@ -63,3 +68,24 @@ def test_weights_of_another_width_and_other_files_are_found_before_training(tmp_
         (problem,) = found({"pretrained.base.path": str(path)})
         assert problem.startswith("pretrained.base:")
         assert words in problem
+
+
+@pytest.mark.parametrize("root", ["memory://weights-test", None])
+def test_a_pinned_file_is_found_hashed_and_opened_wherever_it_lies(root: str | None, tmp_path: Path) -> None:
+    uri = storage.join(root or str(tmp_path), "network.pth")
+    storage.write_bytes(uri, b"weights")
+    pin = hashlib.sha256(b"weights").hexdigest()
+    with open_weights(WeightsRef(path=uri, sha256=pin), "some.key") as file:
+        assert file.path.read_bytes() == b"weights"
+        assert (file.uri, file.sha256) == (uri, pin)
+    assert file.path.exists() == (root is None), "a copy is left behind, or the file itself is gone"
+    with (
+        pytest.raises(CheckpointError, match=r"^some\.key: .* the config pins 0000.* - download hed again"),
+        open_weights(WeightsRef(path=uri, sha256="0" * 64), "some.key", "hed"),
+    ):
+        pytest.fail("it was opened")
+    with (
+        pytest.raises(CheckpointError, match=r"^some\.key: there is no file .*nothing\.pth - download hed there"),
+        open_weights(WeightsRef(path=uri.replace("network", "nothing")), "some.key", "hed"),
+    ):
+        pytest.fail("it was opened")

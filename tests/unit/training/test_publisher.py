@@ -137,5 +137,5 @@ def test_storage_that_hangs_does_not_hold_up_the_loop(pipeline: Any, monkeypatch
     monkeypatch.setattr(status.Status, "step", timed)
     context = pipeline.context("pretrain")
     result = train(context, Workers())
-    assert result["storage"] == {"failed_writes": 0, "lost": []}
+    assert result["storage"] == {"failed_writes": 0, "failed_checkpoints": 0, "lost": []}
     assert len([record for record in read_metrics(context.spec.output) if record["split"] == "train"]) == 6

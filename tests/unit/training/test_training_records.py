@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard, checkpoint folders and Ray Train's memory of them."""
+"""metrics.jsonl, TensorBoard and checkpoint folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from piti import storage
 from piti.checkpoints import checkpoint_uri, clear_leftovers, prune_checkpoints
-from piti.jobs.train import RAY_SNAPSHOT, forget_lost_checkpoints
 from piti.training import metrics
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
@@ -120,19 +119,3 @@ def test_leftovers_of_killed_processes_are_cleared(tmp_path: Path) -> None:
     clear_leftovers(str(tmp_path))
     assert list(tmp_path.iterdir()) == [whole]
     clear_leftovers(str(tmp_path / "nothing-there"))
-
-
-@pytest.mark.parametrize("content", ['{"checkpoint_results": [{"checkpoint_dir_name": "step-00000009"}]}', "{", "[]"])
-def test_ray_trains_list_is_forgotten_when_it_is_of_no_use(tmp_path: Path, content: str) -> None:
-    """It names a checkpoint that is gone, was cut off, or is something else: Ray Train would refuse to start."""
-    checkpoint(tmp_path, 8)
-    (tmp_path / RAY_SNAPSHOT).write_text(content)
-    forget_lost_checkpoints(str(tmp_path))
-    assert not (tmp_path / RAY_SNAPSHOT).exists()
-
-
-def test_ray_trains_list_is_kept_when_it_is_right(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 8)
-    (tmp_path / RAY_SNAPSHOT).write_text('{"checkpoint_results": [{"checkpoint_dir_name": "step-00000008"}]}')
-    forget_lost_checkpoints(str(tmp_path))
-    assert (tmp_path / RAY_SNAPSHOT).exists()

@@ -1,0 +1,83 @@
+"""Checkpoints beside the loop: the loop waits for a snapshot in memory, a thread writes it."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from piti import storage
+from piti.checkpoints import checkpoint_uri, prune_checkpoints
+from piti.errors import DataError
+from piti.job import JobContext
+from piti.provenance import code_versions
+from piti.training.publisher import Publisher
+from piti.training.state import Snapshot, TrainingState
+from piti.training.status import Status
+
+ATTEMPTS = 3  # at a checkpoint that must be there
+PATIENCE_SECONDS = 600.0  # for one that hangs
+_SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
+
+
+class Checkpointer:
+    """Writes a run's checkpoints, one after the other, and deletes old ones. For the first worker only.
+
+    While one is written, a newer one waits; a still newer one takes its place. One that cannot be written is tried
+    again until a newer one is due, and training goes on.
+    """
+
+    def __init__(self, context: JobContext, state: TrainingState, status: Status) -> None:
+        self._context = context
+        self._state = state
+        self._status = status
+        self._publisher = Publisher()
+
+    def save(self) -> None:
+        """Take a snapshot and have it written."""
+        state, progress, settings = self._state, self._state.progress, self._state.stage.settings
+        spec = self._context.spec
+        about: dict[str, Any] = {
+            "stage": state.stage.name, "step": progress.step, "run": spec.output, "fingerprint": spec.fingerprint,
+            "samples": progress.step * settings.batch_size, "seed": self._context.config.seed,
+            "validation": progress.last_validation, "validation_step": progress.last_validation_step,
+            "origin": state.origin, "code": code_versions(),
+        }  # fmt: skip
+        self._status.publish()
+        self._publisher.put("a checkpoint", partial(self._write, state.snapshot(), about))
+
+    def wait(self) -> None:
+        """Until the newest checkpoint is written. Raises the error of its last attempt, or TimeoutError."""
+        failed_before = self._publisher.num_failed
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self._publisher.flush(max(0.0, deadline - time.monotonic())):
+            error = self._publisher.last_error
+            if error is not None and self._publisher.num_failed - failed_before >= ATTEMPTS:
+                raise error
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"a checkpoint of {self._context.spec.output} was not written in {PATIENCE_SECONDS} s"
+                )
+
+    def close(self) -> None:
+        """Finish what is being written, if storage takes it."""
+        self._publisher.close()
+
+    def num_failed(self) -> int:
+        """How many attempts at writing failed."""
+        return self._publisher.num_failed
+
+    def _write(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
+        run, settings, began_seconds = self._context.spec.output, self._state.stage.settings, time.monotonic()
+        free = storage.free_bytes(run)
+        if free is not None and free < _SPARE_SHARE * snapshot.num_bytes:
+            raise DataError(
+                f"{run} has {free / 1e9:.2f} GB free, a checkpoint needs {snapshot.num_bytes / 1e9:.2f} GB",
+                "free some space there, or lower keep_checkpoints",
+            )
+        self._status.flush()  # a checkpoint should not be ahead of the metrics
+        uri = self._state.save(snapshot, run, about)
+        ends = [checkpoint_uri(run, step) for step in settings.phase_ends]
+        prune_checkpoints(run, settings.keep_checkpoints, spared=ends)
+        seconds = time.monotonic() - began_seconds
+        self._context.info(f"{self._state.stage.name}: wrote {uri} in {seconds:.1f} s, beside the training")
