@@ -35,7 +35,7 @@ _CHUNK_BYTES = 1 << 20
 @contextmanager
 def disk_space(what: str, place: str | Path | Callable[[], str | Path]) -> Iterator[None]:
     """Around (or decorating) what writes `what` to the local folder `place`: a full disk or quota is a DataError that
-    names both. Errors raised so pass through outer ones, so that the innermost, which knows the place, is heard.
+    names both. A nested `disk_space` keeps the innermost error, which names the folder.
     """
     try:
         yield

@@ -40,7 +40,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, model: PITIModel) -> dict[str, float]:
-        """`mse`, `vb` and `loss` (their sum) of `model`, which is put into evaluation mode for the while."""
+        """`mse`, `vb` and `loss` (their sum) of `model`, which is set to evaluation mode during the call."""
         stage, workers = self._stage, self._workers
         batches = validation_batches(
             self._shards,
