@@ -77,10 +77,10 @@ def test_storage_that_fails_every_third_write_loses_nothing(pipeline: Any, monke
     monkeypatch.setattr(status, "PROGRESS_INTERVAL_SECONDS", 0.0)
     calls, write_bytes = itertools.count(1), storage.write_bytes
 
-    def flaky(uri: str, data: bytes) -> None:
+    def flaky(uri: str, data: bytes, private: bool = False) -> None:
         if is_of_the_loop(uri) and next(calls) % 3 == 0:
             raise ConnectionError("reset by peer")
-        write_bytes(uri, data)
+        write_bytes(uri, data, private)
 
     monkeypatch.setattr(storage, "write_bytes", flaky)
     context = pipeline.context("pretrain")
@@ -98,10 +98,10 @@ def test_a_full_disk_under_metrics_ends_no_training(
 ) -> None:
     write_bytes = storage.write_bytes
 
-    def full(uri: str, data: bytes) -> None:
+    def full(uri: str, data: bytes, private: bool = False) -> None:
         if is_of_the_loop(uri):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write_bytes(uri, data)
+        write_bytes(uri, data, private)
 
     monkeypatch.setattr(storage, "write_bytes", full)
     with caplog.at_level(logging.WARNING, "piti"):
@@ -117,11 +117,11 @@ def test_storage_that_hangs_does_not_hold_up_the_loop(pipeline: Any, monkeypatch
     gate, write_bytes = threading.Event(), storage.write_bytes
     hanging: list[str] = []
 
-    def hang(uri: str, data: bytes) -> None:
+    def hang(uri: str, data: bytes, private: bool = False) -> None:
         if is_of_the_loop(uri):
             hanging.append(uri)
             assert gate.wait(60)
-        write_bytes(uri, data)
+        write_bytes(uri, data, private)
 
     taken: list[float] = []
     step = status.Status.step
