@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
+import urllib.error
 import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +25,8 @@ def request_json(
     basic: str | None = None,
     method: str | None = None,
 ) -> Any:
-    """The JSON that a server answers; `body` makes it a POST. Raises OSError where nothing (good) answers.
+    """The JSON that a server answers; `body` makes it a POST. Raises OSError where nothing (good) answers: HTTPError
+    with what the server said where it refuses.
 
     `token`: of a Ray cluster. `basic`: `user:password` of a Prefect server.
     """
@@ -38,6 +41,10 @@ def request_json(
         opener = _DIRECT if urlsplit(url).hostname in LOOPBACK else urllib.request.build_opener()
         with opener.open(request, timeout=timeout_seconds) as answer:
             return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:  # nobody else would close its connection
+            content = io.BytesIO(error.read())
+        raise urllib.error.HTTPError(error.url, error.code, error.reason, error.headers, content) from None
     except http.client.HTTPException as error:
         raise OSError(f"{url} does not answer in HTTP ({type(error).__name__})") from error
     except ValueError as error:

@@ -114,8 +114,9 @@ def test_bad_input_is_one_clear_line_with_everything_that_is_wrong(asked: dict[s
 
 def test_piti_run_tells_where_the_report_is(finished: FlowRun, root: Path, stack: RunningStack) -> None:
     told = stack.piti(
-        "run", "evaluate", "--param", f"overrides={json.dumps(tiny_overrides(root))}", "--param", "checkpoints=latest"
-    )
+        "run", "evaluate", "--config", "demo-sketch",
+        "--param", f"overrides={json.dumps(tiny_overrides(root))}", "--param", "checkpoints=latest",
+    )  # fmt: skip
     assert told.returncode == 0, told.stderr
     reports = [line.removeprefix("report:").strip() for line in told.stdout.splitlines() if line.startswith("report:")]
     assert len(reports) == 1

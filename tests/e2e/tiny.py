@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tiny_overrides(root: Path, **more: Any) -> dict[str, Any]:
-    """Overrides of configs/demo.yaml for seconds instead of minutes; `more` has dots written as two underscores."""
+    """Overrides of configs/demo-sketch.yaml for seconds instead of minutes; `more` has dots written as two underscores."""
     overrides: dict[str, Any] = {
         "root": str(root),
         "data.source.train_crops": 48,

@@ -85,7 +85,8 @@ def test_a_page_of_another_origin_may_not_ask_the_api(stack: RunningStack) -> No
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
                 return str(answer.headers["Access-Control-Allow-Origin"])
         except urllib.error.HTTPError as error:
-            return error.headers["Access-Control-Allow-Origin"]
+            with error:
+                return error.headers["Access-Control-Allow-Origin"]
 
     assert allowed(stack.record.ports.prefect_url) == stack.record.ports.prefect_url
     assert allowed("http://evil.example") is None
