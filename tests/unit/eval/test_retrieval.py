@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -27,3 +30,13 @@ def test_ranks_count_the_nearer_truths() -> None:
         for levels in ((160, 100, 90), (0, 100, 200))
     )
     assert truth_ranks(pictures, truths).tolist() == [2, 0, 2]
+
+
+def test_the_stored_demo_followed_its_conditions() -> None:
+    """docs/demo-result.json is of a real `make demo`; benchmarks/demo_conditions.py wrote it. Chance is 5 of 48."""
+    stored = json.loads((Path(__file__).resolve().parents[3] / "docs" / "demo-result.json").read_text(encoding="utf-8"))
+    assert stored["pictures"] == 48
+    for pictures in ("stage1", "base", "final"):
+        assert stored["top5"][pictures]["own"] >= 0.6
+        assert stored["top5"][pictures]["shuffled"] <= 0.2
+    assert stored["top5"]["untrained"]["own"] <= 0.2
