@@ -33,7 +33,7 @@ class Prefect:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {**os.environ, **environment}
         user, _, password = environment.get("PREFECT_API_AUTH_STRING", "").partition(":")
-        self._client = httpx.Client(auth=(user, password) if user else None, timeout=30)
+        self._auth = (user, password) if user else None
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Ask for a run; its id."""
@@ -87,7 +87,8 @@ class Prefect:
         """What the server answers. One that is busy is asked again for a while, as Prefect's own clients do."""
         deadline = time.monotonic() + 60
         while True:
-            response = self._client.request(method, self.environment["PREFECT_API_URL"] + path, json=body)
+            url = self.environment["PREFECT_API_URL"] + path
+            response = httpx.request(method, url, json=body, auth=self._auth, timeout=30)
             if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
                 break
             time.sleep(1)
