@@ -170,8 +170,14 @@ def test_damaged_stored_features_are_computed_again(sampled: JobSpec, job_spec: 
     second = score.score(JobContext(spec))
     assert second["arrays_computed"] > 0
     assert list(second["metrics"]) == list(first["metrics"])
-    for name, metric in second["metrics"].items():  # another number of threads adds up in another order
-        assert metric["value"] == pytest.approx(first["metrics"][name]["value"], rel=1e-6)
+    for name, metric in second["metrics"].items():
+        before = first["metrics"][name]
+        assert list(metric) == list(before)
+        for (
+            field,
+            value,
+        ) in metric.items():  # float32 features: numbers were seen to differ by 1e-7, the cause is not known
+            assert value == (pytest.approx(before[field], rel=1e-6) if isinstance(value, float) else before[field])
 
 
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
