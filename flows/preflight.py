@@ -73,7 +73,7 @@ def _size_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
                 f"the training split has {num_samples} pictures, fewer than one batch of training.{stage} ({settings.batch_size})",
                 f"lower training.{stage}.batch_size or add pictures",
             )
-    data, num_workers = config.data, config.cluster.num_workers
+    data, num_workers = config.data, config.cluster.workers.max
     found = -(-num_samples // data.samples_per_shard)
     if found < num_workers:
         yield PitiError(
