@@ -19,7 +19,8 @@ def run_workers(function: Callable[..., None], folder: Path, *arguments: Any, wo
     """`function(rank, folder, *arguments)` in each of `world_size`; they meet through a file in `folder`. Fails unless all end well."""
     spawning = multiprocessing.get_context("spawn")
     processes = [
-        spawning.Process(target=_work, args=(function, rank, world_size, folder, *arguments)) for rank in range(world_size)
+        spawning.Process(target=_work, args=(function, rank, world_size, folder, *arguments))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
