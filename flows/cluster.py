@@ -26,7 +26,7 @@ from ray.util.state import list_nodes
 from piti import storage
 from piti.config import Config
 from piti.errors import DataError, PitiError, StackError, first_line
-from piti.job import RENEW_SECONDS, Followers, JobSpec
+from piti.job import RENEW_SECONDS, Followers, JobSpec, StopRequest
 from piti.plan import Step
 from piti.settings import settings
 
@@ -96,7 +96,7 @@ class Cluster:
         The last attempt stays the one until it is over: between its claim and its submission anyone may submit it.
         """
         numbers = attempts(step, config)
-        if numbers and not (last := self._attempt(step, config, numbers[-1])).is_over():
+        if numbers and not (last := self._attempt(step, config, numbers[-1])).is_over_or_about_to_be():
             return last, not last.submit(step, config, who)
         job = self._attempt(step, config, 1 + (numbers[-1] if numbers else 0))
         return job, not job.submit(step, config, who)
@@ -140,6 +140,12 @@ class RayJob:
         except (DataError, KeyError, TypeError):
             return True  # a stray folder, or one of an older version
 
+    def is_over_or_about_to_be(self) -> bool:
+        """As `is_over`; an attempt that was asked to end is waited for until it has."""
+        while not (is_over := self.is_over()) and StopRequest(self.folder).reason() is not None:
+            time.sleep(POLL_SECONDS)
+        return is_over
+
     def submit(self, step: Step, config: Config, who: str) -> bool:
         """Submit, unless it is submitted already; then False. `who` becomes its follower."""
         self.followers.renew(who)
@@ -182,6 +188,7 @@ class RayJob:
         """Ask the job to end; False if it was not running."""
         if self.status() not in ALIVE:
             return False
+        StopRequest(self.folder).make("its run was cancelled or deleted")
         return bool(self._client.stop_job(self.id))
 
     def progress(self) -> Progress | None:

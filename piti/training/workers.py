@@ -79,6 +79,14 @@ class Workers:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def tell_all(self, value: Any) -> list[Any]:
+        """Every worker's `value`, which must be picklable, in the order of ranks; the same list on all."""
+        values = [value]
+        if self.world_size > 1:
+            values = [None] * self.world_size
+            dist.all_gather_object(values, value)
+        return values
+
     def agree(self, value: Any) -> Any:
         """The first worker's `value`, on every worker. It must be picklable."""
         if self.world_size == 1:

@@ -1,0 +1,81 @@
+"""A worker that hangs says where, and ends, so that the run can be started again."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+
+from piti import storage
+
+logger = logging.getLogger("piti")
+
+LINGER_SECONDS = 10.0  # for the other workers' stacks: the end of one worker ends all
+EXIT_CODE = 70
+
+
+class Watchdog:
+    """Ends this process where `fed` is not called for `seconds`; the stacks of all its threads go to the log before.
+
+    `last_words` is called with one line that says what happened; an error or a hang of it changes nothing. Where Python
+    itself hangs (a call that holds the interpreter's lock), C code writes the stacks and ends the process.
+    """
+
+    def __init__(self, seconds: float, what: str, last_words: Callable[[str], None]) -> None:
+        self._seconds, self._what, self._last_words = seconds, what, last_words
+        self._is_closed = threading.Event()
+        self._step = 0
+        self.fed(0)
+        threading.Thread(target=self._watch, name="piti-watchdog", daemon=True).start()
+
+    def fed(self, step: int) -> None:
+        """Take note of a sign of life. Cheap."""
+        self._step, self._fed_seconds = step, time.monotonic()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._is_closed.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        pause_seconds = min(1.0, self._seconds / 4)
+        while not self._is_closed.wait(pause_seconds):
+            silent_seconds = time.monotonic() - self._fed_seconds
+            if silent_seconds >= self._seconds:
+                self._end()
+            # Of C, in case this thread does not get to run any more.
+            left_seconds = self._seconds - silent_seconds + pause_seconds + 2 * LINGER_SECONDS
+            faulthandler.dump_traceback_later(left_seconds, exit=True)
+
+    def _end(self) -> None:
+        line = f"{self._what} made no step for {self._seconds:g} s after step {self._step}"
+        logger.error("%s; the stacks of its threads:", line)
+        for part in stacks().splitlines():
+            logger.error("%s", part)
+        threading.Thread(target=self._last_words, args=(line,), daemon=True).start()
+        time.sleep(LINGER_SECONDS)
+        os._exit(EXIT_CODE)
+
+
+def stacks() -> str:
+    """The stacks of all threads of this process, the most recent call first."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
+
+
+def leave_stall(folder: str, attempt: str, rank: int, line: str) -> None:
+    """Leave a stalled worker's last words in a job's folder, for the driver to find."""
+    storage.write_json(storage.join(folder, f"stall-{rank}.json"), {"attempt": attempt, "line": line})
+
+
+def stalls_of(folder: str, attempt: str) -> list[str]:
+    """The last words of the workers of an attempt that stalled."""
+    names = [name for name in storage.list_names(folder) if name.startswith("stall-")]
+    told = [storage.read_json(storage.join(folder, name)) for name in names]
+    return [entry["line"] for entry in told if entry["attempt"] == attempt]
