@@ -47,6 +47,7 @@ def client_environment(settings: Settings, ports: Ports) -> dict[str, str]:
         "PITI_HOME": str(settings.home),
         "PITI_RAY_JOBS_URL": ports.ray_url,
         "PITI_RAY_TOKEN_FILE": str(settings.token_file),
+        "PITI_REPORTS_URL": ports.reports_url,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(settings.token_file),
         "RAY_USAGE_STATS_ENABLED": "0",

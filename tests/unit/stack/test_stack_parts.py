@@ -85,9 +85,9 @@ def test_a_port_taken_on_all_interfaces_counts_as_taken() -> None:
 
 def test_free_ports_are_different_and_free() -> None:
     ports = Ports.free().chosen()
-    assert len({ports.prefect, ports.ray_dashboard, ports.ray}) == 3
-    assert list(problems(ports, ["prefect", "ray_dashboard", "ray"])) == []
-    assert Ports().chosen() == Ports(), "given ports stay"
+    assert len({ports.prefect, ports.ray_dashboard, ports.ray, ports.reports}) == 4
+    assert list(problems(ports, ["prefect", "ray_dashboard", "ray", "reports"])) == []
+    assert replace(Ports().chosen(), reports=0) == Ports(), "given ports stay"
 
 
 def test_a_process_is_not_mistaken_for_one_that_had_its_pid(sleeper: subprocess.Popen[bytes]) -> None:
