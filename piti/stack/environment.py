@@ -81,7 +81,7 @@ def server_environment(settings: Settings, ports: Ports, stack_id: str, folder: 
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # a folder `flows` or `prefect` where `piti up` was started is not ours
         "PREFECT_RUNNER_POLL_FREQUENCY": inherited.get("PREFECT_RUNNER_POLL_FREQUENCY", "2"),
-        "RAY_START_HOOK": "piti.stack.ray_head.without_ray_client",
+        "RAY_START_HOOK": "piti.stack.ray_head.for_one_machine",
     }
 
 

@@ -356,6 +356,21 @@ def test_a_public_ray_dashboard_needs_a_token(
     ray_head.guarded(SimpleNamespace(dashboard_host="0.0.0.0"), True)
 
 
+def test_a_ray_node_that_is_slow_to_start_is_waited_for() -> None:
+    """On two busy cores a node took more than the 30 s that Ray waits."""
+    answers = iter([RuntimeError("not yet"), {"node_manager_port": 1}])
+
+    def get_node(address: str) -> object:
+        if isinstance(answer := next(answers), RuntimeError):
+            raise answer
+        return answer
+
+    assert ray_head.patient(get_node, 5)("here") == {"node_manager_port": 1}
+    answers = iter([RuntimeError("never")])
+    with pytest.raises(RuntimeError, match="never"):
+        ray_head.patient(get_node, -1)("here")
+
+
 def test_the_profile_is_made_and_activated_only_where_the_user_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
