@@ -36,9 +36,10 @@ class Ports:
         taken: list[int] = []
         for port in (self.prefect, self.ray_dashboard, self.ray):
             taken.append(port or free_port(taken))
-        near = taken[0] + _REPORTS_OFFSET  # the same at every start, so that links in the Prefect UI stay good
+        prefect, ray_dashboard, ray = taken
+        near = prefect + _REPORTS_OFFSET  # the same at every start, so that links in the Prefect UI stay good
         reports = self.reports or (near if near not in taken and is_free(near) else free_port(taken))
-        return Ports(*taken, reports)
+        return Ports(prefect, ray_dashboard, ray, reports)
 
     @property
     def prefect_url(self) -> str:

@@ -57,7 +57,7 @@ def services(settings: Settings, ports: Ports, ray_folder: Path, num_cpus: int |
         sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect),
         "--analytics-off",
     ]  # fmt: skip
-    reports = (sys.executable, "-m", "piti.stack.reports", str(ports.reports))
+    reports = (sys.executable, "-m", "piti.stack.report_server", str(ports.reports))
     api = ports.prefect_api_url
     return [
         Service("prefect", "Prefect server", ("prefect",), tuple(prefect), lambda _: prefect_answers(api), umask=0o077),

@@ -12,7 +12,8 @@ import fsspec
 import httpx
 import pytest
 
-from piti.stack.reports import Handler, link, reports_answer
+from piti.stack.report_server import Handler
+from piti.stack.reports import link, reports_answer
 
 USER, WORD = "piti", "wörd"
 
