@@ -38,6 +38,7 @@ _PREEMPTION_GRACE_SECONDS = 60.0  # for a last checkpoint whose upload outlasts 
 _START_SECONDS = (
     300.0  # for workers to start once there is room for them: Ray's minute is short for a node's first ones
 )
+_RESIZE_SECONDS = 300.0  # between looks for room for more workers: a resize goes back to the last checkpoint
 _COLLECTIVE_SPARE_SECONDS = 120.0  # collectives outlast `stall_seconds`, so that the stacks of a hang come first
 # Relative paths must mean the same in workers as in the driver. Log lines go to people, not to terminals.
 _CONDUCT = {
@@ -155,6 +156,7 @@ def _trainer(context: JobContext, attempt: str) -> Any:
         torch_config=TorchConfig(timeout_s=int(cluster.stall_seconds + _COLLECTIVE_SPARE_SECONDS)),
         scaling_config=ScalingConfig(
             num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=cluster.use_gpu,
             resources_per_worker=resources_of(cluster),
         ),
