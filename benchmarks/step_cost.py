@@ -40,7 +40,7 @@ class Cost:
 
 def cost(config: ModelConfig, *, only_encoder: bool) -> Cost:
     """Count a step of one picture, in which only the encoder learns, or all."""
-    with torch.device("meta"), mock.patch("torch.autocast", lambda *_, **__: nullcontext()):  # it knows no such device
+    with torch.device("meta"), mock.patch("torch.autocast", return_value=nullcontext()):  # it knows no such device
         model = PITIModel(config).train().requires_grad_(not only_encoder)
         model.encoder.requires_grad_(True)
         size = config.image_size

@@ -117,10 +117,10 @@ def _shown(value: Any) -> str:
 def _table(columns: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*(Text(column) for column in columns), box=box.SIMPLE_HEAD)
+    table = Table(*(Column(Text(column)) for column in columns), box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: square brackets are no markup
     Console().print(table)

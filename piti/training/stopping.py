@@ -31,6 +31,7 @@ class StopSign:
         reason = self._context.stop_reason(is_preempted) if self._workers.is_first else None
         seconds = (time.monotonic() - self._looked_seconds) / (step - self._looked_step)
         num_steps = max(1, min(2 * self._num_steps, int(CHECK_SECONDS / max(seconds, 1e-6))))
-        reason, self._num_steps = self._workers.agree((reason, num_steps))
+        agreed: tuple[StoppedError | None, int] = self._workers.agree((reason, num_steps))
+        reason, self._num_steps = agreed
         self._looked_step, self._looked_seconds = step, time.monotonic()
         return reason

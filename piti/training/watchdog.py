@@ -30,6 +30,7 @@ class Watchdog:
         self._is_closed = threading.Event()
         self._step = 0
         self.fed(0)
+        self._arm()
         threading.Thread(target=self._watch, name="piti-watchdog", daemon=True).start()
 
     def fed(self, step: int) -> None:
@@ -42,14 +43,17 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        pause_seconds = min(1.0, self._seconds / 4)
-        while not self._is_closed.wait(pause_seconds):
-            silent_seconds = time.monotonic() - self._fed_seconds
-            if silent_seconds >= self._seconds:
+        while not self._is_closed.wait(min(1.0, self._seconds / 4)):
+            if self._silent_seconds() >= self._seconds:
                 self._end()
-            # Of C, in case this thread does not get to run any more.
-            left_seconds = self._seconds - silent_seconds + pause_seconds + 2 * LINGER_SECONDS
-            faulthandler.dump_traceback_later(left_seconds, exit=True)
+            self._arm()
+
+    def _silent_seconds(self) -> float:
+        return time.monotonic() - self._fed_seconds
+
+    def _arm(self) -> None:
+        """Have C code end the process later, in case that no Python thread gets to run any more."""
+        faulthandler.dump_traceback_later(self._seconds - self._silent_seconds() + 3 * LINGER_SECONDS, exit=True)
 
     def _end(self) -> None:
         line = f"{self._what} made no step for {self._seconds:g} s after step {self._step}"

@@ -120,7 +120,7 @@ def test_killed_data_jobs_leave_what_an_undisturbed_run_makes(
 def endless_overrides(root: Path, **more: object) -> dict[str, object]:
     """Pretraining that does not end by itself, on the shards of `finished`."""
     steps = {"training__pretrain__phases.0.steps": 100_000, "training__pretrain__checkpoint_every_steps": 50}
-    return tiny_overrides(root, cluster__num_workers=1, **steps, **more)
+    return tiny_overrides(root, cluster__num_workers=1, **(steps | more))
 
 
 def pretraining(overrides: dict[str, object]) -> Step:
@@ -130,12 +130,15 @@ def pretraining(overrides: dict[str, object]) -> Step:
 
 
 def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> None:
-    step = pretraining(overrides := endless_overrides(root))
+    step = pretraining(overrides := endless_overrides(root, training__pretrain__checkpoint_every_steps=1_000_000))
     flow_run = prefect.start("full-train", config="demo-sketch", overrides=overrides)
     (job,) = wait_for("a job", lambda: job_folders(root, step))
-    wait_for("pretraining", lambda: driver_of(job) and training_workers(stack))
+    told = root / "jobs" / job / "progress.json"
+    wait_for("pretraining", lambda: driver_of(job) and told.exists() and storage.read_json(str(told))["done"] > 1)
+    assert checkpoints_of(step.output) == []
     prefect.cancel(flow_run)
     wait_for("the job's end", lambda: driver_of(job) is None, 60)
+    assert len(checkpoints_of(step.output)) == 1, "it left no last checkpoint"
     wait_for("the cancelled state", lambda: prefect.inspect(flow_run).state == "CANCELLED", 60)
     wait_for("the end of its workers", lambda: not training_workers(stack), 60)
 
