@@ -139,7 +139,7 @@ def train(config: Config, network: str, folder: Path, num_crops: int, device: st
             print(f"{network}: step {progress.step}, mse {mean:.4f}, {rate:.1f} pictures/s", flush=True)
             losses_seen.clear()
         if progress.step % settings.checkpoint_every_steps == 0 or progress.step == settings.total_steps:
-            resume_from = state.save(run, about(state, config))
+            resume_from = state.save(state.snapshot(), run, about(state, config))
             prune_checkpoints(run, settings.keep_checkpoints)
     assert resume_from is not None
     return resume_from
