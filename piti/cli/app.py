@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from piti.cli import checkpoints, config, doctor, run, runs, shards, stack
+from piti.cli import checkpoints, config, doctor, run, runs, shards, stack, translate
 from piti.errors import PitiError, PreflightError
 
 
@@ -38,6 +38,7 @@ app = typer.Typer(
 stack.register(app)
 doctor.register(app)
 run.register(app)
+translate.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(runs.app, name="runs")
 app.add_typer(shards.app, name="shards")
