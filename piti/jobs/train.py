@@ -71,10 +71,10 @@ def run(context: JobContext) -> JobResult:
 def _hang_settings(context: JobContext) -> dict[str, str]:
     """Ray Train's own time-outs; NCCL's monitoring, where there is any, ends a hang before `stall_seconds` does."""
     stall_seconds = context.config.cluster.stall_seconds
-    limits = {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{_START_SECONDS:g}",
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{stall_seconds:g}",
-    }
+    limits = {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{stall_seconds:g}"}
+    workers = context.config.cluster.workers
+    if workers.min == workers.max:  # else Ray's own, after which it looks anew for how many workers there is room
+        limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{_START_SECONDS:g}"
     if not context.config.cluster.use_gpu:
         return limits
     return limits | {
