@@ -204,7 +204,8 @@ class SamplingConfig(Section):
     `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN`, `fast27`, or
     `logsnrN`: N steps at even distances of log-SNR, the spacing for `dpm++` and the only one for `unipc`. A worker
     draws `pictures_per_part` pictures, `batch_size` of them at a time, before they are kept: that much is lost where
-    it is killed.
+    it is killed. The first `diversity_conditions` conditions get `diversity_samples` more pictures each; for the first
+    `upsampled_conditions` the upsampler also draws one from the truth's own low-resolution picture.
     """
 
     base_sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "ddpm"
@@ -220,6 +221,7 @@ class SamplingConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     diversity_conditions: Annotated[int, Field(ge=0)] = 0
     diversity_samples: Annotated[int, Field(ge=2)] = 4
+    upsampled_conditions: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _batches_fit_parts(self) -> Self:

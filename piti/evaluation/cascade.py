@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from piti.checkpoints import final_checkpoint
 from piti.config import Config, ScheduleConfig
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
+from piti.data.geometry import base_pictures
 from piti.data.shards import DamagedSample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
 from piti.errors import DataError, repair_advice
@@ -34,11 +35,15 @@ Network = Literal["base", "upsampler"]
 
 @dataclass(frozen=True)
 class Order:
-    """A picture to be drawn: the key of its condition, its variant, and the condition float32 (C, S, S) in [-1, 1]."""
+    """A picture to be drawn: the key of its condition, its variant, and the condition float32 (C, S, S) in [-1, 1].
+
+    `low_res`: float32 (3, s, s) in [-1, 1], the truth at the base network's size, where the upsampler begins from that.
+    """
 
     key: str
     variant: int
     condition: Tensor
+    low_res: Tensor | None = None
 
 
 def picture_seed(seed: int, key: str, variant: int = 0, network: Network = "base") -> int:
@@ -141,10 +146,16 @@ class Cascade:
                 key, shards = self._examples.keys[number], self._inputs["shards"]
                 raise DataError(f"{shards}: sample {key} is damaged: {error}", repair_advice(shards)) from error
             condition = unit_range(example.condition)
+            low_res = None
+            if part.drawing == "upsampled":
+                low_res = base_pictures(unit_range(example.image)[None], self._config.models.base.image_size)[0]
             for variant in part.variants:
-                yield Order(example.key, variant, condition)
+                yield Order(example.key, variant, condition, low_res)
 
     def _draw(self, drawing: Drawing, orders: Sequence[Order]) -> dict[PictureSetName, Tensor]:
+        if drawing == "upsampled":
+            low_res = torch.stack([cast(Tensor, order.low_res) for order in orders]).to(self._device)
+            return {"upsampled": draw_upsampled(self._upsampler_network(), orders, low_res, self._config)}
         base = draw_base(self._base_network(drawing), orders, self._config)
         if drawing in ("stage1", "untrained"):
             return {drawing: base}

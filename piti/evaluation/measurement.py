@@ -46,7 +46,7 @@ class Evaluation:
     """Generated pictures in the folder `samples` and the truth in `shards`.
 
     `keys` are the conditions that `sampling.num_samples` asks for, in the order of the validation split. Every set but
-    `diversity` must have a picture of each. Raises DataError where pictures are missing (naming them) or damaged, or
+    `diversity` and `upsampled` must have a picture of each. Raises DataError where pictures are missing (naming them) or damaged, or
     too few.
     """
 
@@ -70,6 +70,7 @@ class Evaluation:
         if self._config.evaluation.compare_stages:
             wanted |= dict.fromkeys(STAGE_SETS, self.keys)
         wanted["diversity"] = self.keys[: self._config.sampling.diversity_conditions]
+        wanted["upsampled"] = self.keys[: self._config.sampling.upsampled_conditions]
         for name, keys in wanted.items():
             missing = [key for key in keys if key not in self.sets[name]]
             if missing:

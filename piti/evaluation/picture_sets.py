@@ -4,6 +4,7 @@
     <folder>/base-000000.tar ...     <key>.png at the base network's size, what `final` was made of
     <folder>/stage1-*, untrained-*   <key>.png like `base`, by the base network after stage 1 and before any training
     <folder>/diversity-000000.tar    <key>.<variant>.png like `final`, several pictures of one condition
+    <folder>/upsampled-000000.tar    <key>.png like `final`, but from the truth's own low-resolution picture
 
 A tar appears whole, and its content follows from the sample step's inputs, so a restart keeps the tars it finds.
 """
@@ -25,14 +26,15 @@ from piti import storage
 from piti.config import Config
 from piti.errors import DataError
 
-PictureSetName = Literal["final", "base", "stage1", "untrained", "diversity"]
-Drawing = Literal["cascade", "stage1", "untrained", "diversity"]
-"""What draws a part: base and upsampler one after the other, or the base network of some stage alone."""
+PictureSetName = Literal["final", "base", "stage1", "untrained", "diversity", "upsampled"]
+Drawing = Literal["cascade", "stage1", "untrained", "diversity", "upsampled"]
+"""What draws a part: both networks one after the other, the base network of some stage alone, or the upsampler alone."""
 
 SET_NAMES: tuple[PictureSetName, ...] = get_args(PictureSetName)
 _PRODUCTS: dict[Drawing, tuple[PictureSetName, ...]] = {
     "cascade": ("base", "final"),
     "diversity": ("diversity",),
+    "upsampled": ("upsampled",),
     "stage1": ("stage1",),
     "untrained": ("untrained",),
 }
@@ -91,6 +93,7 @@ def plan_parts(config: Config, num_conditions: int) -> list[Part]:
     parts = _cut("cascade", num_conditions, size)
     diverse = min(sampling.diversity_conditions, num_conditions)
     parts += _cut("diversity", diverse, size, tuple(range(1, sampling.diversity_samples + 1)))
+    parts += _cut("upsampled", min(sampling.upsampled_conditions, num_conditions), size)
     if config.evaluation.compare_stages:
         parts += _cut("stage1", num_conditions, size) + _cut("untrained", num_conditions, size)
     return parts

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from piti import storage
 from piti.config import Config
+from piti.data.conditions import unit_range
+from piti.data.examples import ExampleReader
+from piti.data.geometry import base_pictures
 from piti.errors import CheckpointError, DataError
+from piti.evaluation import cascade
 from piti.evaluation.cascade import Cascade, picture_seed
 from piti.evaluation.picture_sets import Part, PictureSet, plan_parts, write_pictures
 from piti.job import JobSpec
@@ -142,3 +147,18 @@ def test_a_missing_checkpoint_is_named_and_leaves_nothing(
     with pytest.raises(CheckpointError, match="nowhere"):
         Cascade(small_config, inputs).draw_part(Part("cascade", 0, 0, 2), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_upsampler_alone_begins_from_the_truth(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the base network perfect, the cascade's pictures would be the set `upsampled`, within a level."""
+    upsampled = drawn(small_config, small_inputs, tmp_path, Part("upsampled", 0, 0, 3))["upsampled"]
+    reader = ExampleReader(small_inputs["shards"], "validation", small_config.data, None, small_config.scale)
+    truths = torch.stack([unit_range(reader.example(number, None).image) for number in range(3)])
+    perfect = base_pictures(truths, small_config.models.base.image_size)
+    monkeypatch.setattr(cascade, "draw_base", lambda *_: perfect)
+    final = drawn(small_config, small_inputs, tmp_path, Part("cascade", 0, 0, 3))["final"]
+    assert upsampled.keys == final.keys
+    for key in final.keys:
+        assert differ(final.picture(key), upsampled.picture(key)) <= 1
