@@ -18,5 +18,14 @@ StartFrom = Annotated[
 ]
 Checkpoints = Annotated[
     Literal["new", "latest", "all"] | list[str],
-    Field(description="Which base checkpoints to evaluate: those without a report, the latest, all, or a list of URIs"),
+    Field(
+        description="Which base networks to evaluate: checkpoints without a report, the latest, all, or a list of "
+        "checkpoint folders and files of GLIDE's or PITI's weights"
+    ),
+]
+Upsampler = Annotated[
+    str | None,
+    Field(
+        description="The upsampler to evaluate them with: a checkpoint folder or a file (default: that of the base's run)"
+    ),
 ]

@@ -34,6 +34,7 @@ from flows.cluster import Cluster, Progress, RayJob, StepError
 from piti import storage
 from piti.config import Config, Stage
 from piti.errors import StackError, first_line
+from piti.evaluation.evaluation_plan import EvaluationPlan
 from piti.plan import Plan, Step
 
 After = Sequence[Any]
@@ -75,21 +76,50 @@ def train(plan: Plan, stage: Stage, after: After = ()) -> State | Output:
     return outcome
 
 
-@task(name="sample", task_run_name="sample {checkpoint_name}", cache_policy=NO_CACHE)
-def sample(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
-    """Conditions of the validation split -> generated pictures."""
-    return run_step(step, plan.config)
+@task(name="validation", task_run_name="shard the validation split", cache_policy=NO_CACHE)
+def validation(plan: Plan, after: After = ()) -> State | Output:
+    """The validation split -> tars: all that evaluation reads of a dataset that is not sharded here."""
+    return run_step(plan.validation, plan.config)
+
+
+def draw_sets(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> list[Any]:
+    """Every picture set of a target, a task each. One job draws all that is missing: the first such task waits for it."""
+    missing = [name for name, planned in evaluation.sets.items() if not planned.is_done()]
+    if missing:
+        storage.remove(evaluation.sample.marker)  # of a job whose pictures were lost since, or are too few
+    return [draw(evaluation, name, checkpoint_name, name in missing, after=after) for name in evaluation.sets]
+
+
+@task(name="draw", task_run_name="draw {picture_set} {checkpoint_name}", cache_policy=NO_CACHE)
+def draw(
+    evaluation: EvaluationPlan, picture_set: str, checkpoint_name: str, is_missing: bool, after: After = ()
+) -> State | Output:
+    """Conditions of the validation split -> generated pictures of one set."""
+    step = evaluation.sample
+    if is_missing:
+        run_step(step, evaluation.target.config)
+        return Output(step)
+    return Completed(name="Cached", message="already drawn", data=Output(step))
 
 
 @task(name="score", task_run_name="score {checkpoint_name}", cache_policy=NO_CACHE)
-def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
-    """Generated pictures -> FID, KID, LPIPS, report.html."""
-    return run_step(step, plan.config)
+def score(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | Output:
+    """Generated pictures -> FID, KID, LPIPS, ..."""
+    return run_step(evaluation.score, evaluation.target.config)
 
 
 @task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
-def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
-    """Put metrics and sample grid of a scored checkpoint where the UI shows them. Returns the report's URI."""
+def report(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | str:
+    """Figures and pictures -> report.html, shown where the UI shows it. Returns the report's URI."""
+    step = evaluation.report
+    was_there = step.result() is not None
+    run_step(step, evaluation.target.config)
+    uri = _show_report(step, checkpoint_name)
+    return Completed(name="Cached", message=f"already done: {step.output}", data=uri) if was_there else uri
+
+
+def _show_report(step: Step, checkpoint_name: str) -> str:
+    """Put metrics and sample grid of an evaluation where the UI shows them. Returns the report's URI."""
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
     rows = [_metric_row(name, metric) for name, metric in result["metrics"].items()]

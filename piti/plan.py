@@ -72,7 +72,7 @@ def fingerprint(value: Mapping[str, Any]) -> str:
 
 def dump(section: BaseModel, exclude: set[str] | None = None) -> dict[str, Any]:
     """A section of the config, JSON-able, for fingerprints."""
-    return section.modeldump(mode="json", exclude=exclude)
+    return section.model_dump(mode="json", exclude=exclude)
 
 
 def _weights(ref: WeightsRef | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from piti import storage
 from piti.config import Config
-from piti.evaluation.picture_sets import PICTURES, PictureSetName
+from piti.evaluation.picture_sets import PICTURES, PictureSetName, covers, drawn_ranges
 from piti.evaluation.targets import Network, Target
 from piti.plan import OPERATIONAL_MODEL_KEYS, Plan, Step, dump, fingerprint
 from piti.provenance import FORMAT_VERSIONS
@@ -30,13 +30,13 @@ class PlannedSet:
     wanted: int | None
 
     def is_done(self) -> bool:
-        """Whether every wanted picture has been drawn, as the set's marker says."""
+        """Whether a tar is there for every wanted picture."""
         try:
-            about = storage.read_json(storage.join(self.folder, storage.MARKER))
+            available = int(storage.read_json(storage.join(self.folder, storage.MARKER))["available"])
         except FileNotFoundError:
             return False
-        available: int = about["available"]
-        return bool(about["count"] >= (available if self.wanted is None else min(self.wanted, available)))
+        count = available if self.wanted is None else min(self.wanted, available)
+        return covers(drawn_ranges(self.folder), range(count))
 
 
 class EvaluationPlan:
@@ -62,6 +62,9 @@ class EvaluationPlan:
         if sampling.diversity_conditions:
             diversity = {"of": fingerprint(final), "variants": sampling.diversity_samples}
             contents["diversity"] = (diversity, _at_most(sampling.diversity_conditions, sampling.num_samples))
+        if sampling.upsampled_conditions:
+            truth = {"conditions": self._plan.validation.fingerprint, "base_size": config.models.base.image_size}
+            contents["upsampled"] = (truth | upsampler, _at_most(sampling.upsampled_conditions, sampling.num_samples))
         if config.evaluation.compare_stages:
             if target.stage1 is not None:
                 contents["stage1"] = (self._base_content(_weights(target.stage1)), sampling.num_samples)
@@ -115,8 +118,8 @@ class EvaluationPlan:
     def report(self) -> Step:
         """The page: a function of stored figures and pictures."""
         score = self.score
-        content = {"shown": dump(self._config.evaluation, exclude=None) | {}, "score": score.fingerprint}
-        content["shown"] = {name: content["shown"][name] for name in sorted(_SHOWN_ONLY)}
+        shown = {name: value for name, value in dump(self._config.evaluation).items() if name in _SHOWN_ONLY}
+        content = {"shown": shown, "score": score.fingerprint}
         return self._plan.step("report", "report", "reports", content, {**score.inputs, "score": score.output})
 
 

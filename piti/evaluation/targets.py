@@ -76,7 +76,9 @@ class Network:
     def describe(self) -> dict[str, Any]:
         """What is known of its origin; JSON-able."""
         about = {} if self.checkpoint is None else self.checkpoint.about
-        told = {name: about[name] for name in ("stage", "step", "samples", "seed", "fingerprint") if name in about}
+        told: dict[str, Any] = {
+            name: about[name] for name in ("stage", "step", "samples", "seed", "fingerprint") if name in about
+        }
         commit = about.get("code", {}).get("commit")
         return {
             "uri": self.uri, "title": self.title, "sha256": self.sha256, "run": self.run, **told,
@@ -155,7 +157,8 @@ def _newest_upsampler(plan: Plan | None, looked_in: list[str]) -> str | None:
     except DataError:  # the training data is not here, so nothing was trained here
         return None
     looked_in.append(run)
-    return (checkpoints_of(run) or [None])[-1]
+    found = checkpoints_of(run)
+    return found[-1] if found else None
 
 
 def _plan_behind(plan: Plan, base: Network) -> Plan | None:
