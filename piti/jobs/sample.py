@@ -37,10 +37,9 @@ def run(context: JobContext) -> JobResult:
     config, folders = context.config, set_folders(context.spec.inputs)
     available = count_conditions(context.spec)
     parts = missing_parts(config, folders, available)
-    total = sum(
-        num_wanted(config, name, available) * len(variants_of(config, name)) for name in folders
-    )  # of them, a part of `final` may also draw `base`
     to_draw = sum(part.num_pictures for part in parts)
+    counted = (name for name in folders if name != "base")  # drawn with `final`
+    total = max(to_draw, sum(num_wanted(config, name, available) * len(variants_of(config, name)) for name in counted))
     context.info(f"{to_draw} of {total} pictures to draw, in {len(parts)} parts")
     if parts:
         done = total - to_draw
