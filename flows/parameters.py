@@ -11,6 +11,12 @@ Overrides = Annotated[
     dict[str, Any] | None,
     Field(description='Dotted config keys to values, e.g. {"sampling.guidance_scale": 2.0}'),
 ]
+AnotherConfig = Annotated[
+    str | None, Field(description="The config whose variants are compared (default: the one that the study names)")
+]
+StudyName = Annotated[
+    str, Field(description="A study's name (guidance, samplers, ...) or the path of a YAML file", min_length=1)
+]
 StepName = Literal["shard", "degrade", "pretrain", "stage1", "stage2", "upsampler", "sample"]
 StartFrom = Annotated[
     StepName | None,

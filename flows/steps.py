@@ -137,6 +137,20 @@ def _show_report(step: Step, checkpoint_name: str) -> str:
     return str(result["report"])
 
 
+@task(name="study", task_run_name="compare the variants", cache_policy=NO_CACHE)
+def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> State | str:
+    """Reports of variants -> one page, with a link in the UI. Returns the page's URI."""
+    was_there = step.result() is not None
+    if not was_there:
+        storage.write_json(step.inputs["study"], about)
+    run_step(step, plan.config)
+    page = str(step.require_result()["page"])
+    key = f"study-{step.fingerprint[:12]}"
+    create_link_artifact(storage.as_link(page), link_text=f"study {about['name']}", key=key)
+    get_run_logger().info("study: %s", page)
+    return Completed(name="Cached", message=f"already done: {step.output}", data=page) if was_there else page
+
+
 def run_step(step: Step, config: Config) -> State | Output:
     """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
 

@@ -22,7 +22,7 @@ from piti.data.sources import open_source
 from piti.errors import DataError
 from piti.provenance import FORMAT_VERSIONS
 
-JobKind = Literal["shard", "degrade", "train", "sample", "score", "report"]
+JobKind = Literal["shard", "degrade", "train", "sample", "score", "report", "study"]
 
 # Settings that change how fast, how often or where a stage runs, but not what it learns.
 _OPERATIONAL_STAGE_KEYS = {
@@ -149,8 +149,8 @@ class Plan:
 
     @cached_property
     def pretrain(self) -> Step | None:
-        """None where a pretrained base is configured."""
-        if self.config.pretrained.base is not None:
+        """None where a pretrained base is configured, or none is wanted."""
+        if self.config.pretrained.base is not None or self.config.pretrained.from_scratch:
             return None
         return self._train("pretrain", {}, {})
 

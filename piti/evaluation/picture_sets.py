@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -146,6 +145,8 @@ def write_pictures(
 
 
 def _png(picture: NDArray[np.uint8], name: str) -> bytes:
+    import cv2  # flows, which only ask what there is, shall not wait for it
+
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
         raise DataError(f"{name} of shape {picture.shape} cannot be written as a PNG")
@@ -226,6 +227,8 @@ class PictureSet:
 
 
 def _decode(data: bytes, key: str) -> NDArray[np.uint8]:
+    import cv2
+
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if decoded is None:
         raise DataError(f"the generated picture {key} does not decode", "delete its tar and DONE.json, and run again")

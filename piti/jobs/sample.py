@@ -57,6 +57,7 @@ def run(context: JobContext) -> JobResult:
         "upsampler": context.spec.inputs["upsampler"],
         **describe_sampling(config),
         "pictures_drawn": to_draw,
+        "pictures_wanted": total,
         "seconds": round(time.monotonic() - started, 3),
     }
 
