@@ -163,21 +163,14 @@ def test_another_grid_computes_nothing_again(sampled: JobSpec, job_spec: SpecMak
 
 
 def test_damaged_stored_features_are_computed_again(sampled: JobSpec, job_spec: SpecMaker) -> None:
+    """To the same bits, by a job of as many threads: two threads round features otherwise than one, by up to 1e-6."""
     spec = job_spec("score", samples=sampled.output)
-    first = score.score(JobContext(spec))
+    first = score.run(JobContext(spec))
     for path in Path(spec.config.root, "features").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:50])
-    second = score.score(JobContext(spec))
+    second = score.run(JobContext(spec))
     assert second["arrays_computed"] > 0
-    assert list(second["metrics"]) == list(first["metrics"])
-    for name, metric in second["metrics"].items():
-        before = first["metrics"][name]
-        assert list(metric) == list(before)
-        for (
-            field,
-            value,
-        ) in metric.items():  # float32 features: numbers were seen to differ by 1e-7, the cause is not known
-            assert value == (pytest.approx(before[field], rel=1e-6) if isinstance(value, float) else before[field])
+    assert second["metrics"] == first["metrics"]
 
 
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
