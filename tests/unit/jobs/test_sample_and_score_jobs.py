@@ -22,6 +22,8 @@ from piti.evaluation.measurement import Evaluation
 from piti.evaluation.picture_sets import Part, PictureSet, write_pictures
 from piti.job import JobContext, JobSpec
 from piti.jobs import sample, score
+from piti.jobs.degrade import degrade_shard
+from piti.jobs.ray_tasks import run_tasks
 
 pytestmark = pytest.mark.integration
 SpecMaker = Callable[..., JobSpec]
@@ -106,6 +108,14 @@ def test_a_lost_worker_costs_a_retry(job_spec: SpecMaker, sampled: JobSpec, monk
 def test_a_problem_of_a_worker_is_raised_as_it_was(job_spec: SpecMaker) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         sample.run(JobContext(job_spec("sample", checkpoint="/nowhere/step-00000001")))
+
+
+def test_a_problem_of_a_data_task_is_raised_as_it_was(small_config: Config, tmp_path: Path) -> None:
+    """The jobs shard and degrade run their tasks through `run_tasks`; elsewhere their tests do without Ray."""
+    folder = str(tmp_path)
+    work = [(folder, "train-000000.tar", folder, "plan", small_config.data, small_config.degradation, 4, 0)]
+    with pytest.raises(DataError, match=r"is no finished set of shards .* - run piti/prepare"):
+        list(run_tasks(degrade_shard, work))
 
 
 def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: SpecMaker) -> None:
