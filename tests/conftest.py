@@ -11,6 +11,9 @@ from tests.running_stack import RunningStack
 
 # Processes run side by side, so each gets one thread; those that a test starts inherit it. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# OpenCV reads and writes some formats by way of a temporary file, which it leaves behind where it fails. None is used
+# here: without a folder to put that file, whoever tries fails.
+os.environ["OPENCV_TEMP_PATH"] = os.path.join(os.devnull, "nowhere")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
