@@ -6,15 +6,12 @@ That trained runs agree, too: tests/integration/test_ray_training.py.
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from piti.diffusion import LossSecondMomentSampler
 from piti.training.gradients import Draw, _gathered
-from piti.training.state import TrainingState
 from piti.training.workers import Workers
 from tests.worker_processes import WORLD_SIZE, run_workers
 
@@ -34,12 +31,11 @@ def losses_of(rank: int, number: int) -> tuple[Tensor, Tensor, int]:
 def work(rank: int, folder: Path) -> None:
     """One of the processes: a sampler learns from what the workers found, through the loop's own gathering."""
     workers, sampler = Workers.current(), LossSecondMomentSampler(NUM_TIMESTEPS)
-    nothing_learns = cast(TrainingState, SimpleNamespace(parameters=list))
     for number in range(ROUNDS):
         t, losses, num_pictures = losses_of(rank, number)
         drawn = Draw(t, *(torch.zeros(SHARE) for _ in range(4)))
-        gathered = _gathered(nothing_learns, drawn, {"loss": losses}, num_pictures, workers)
-        sampler.update(gathered.t, gathered.terms["loss"])
+        gathered = _gathered(drawn, {"loss": losses}, num_pictures, (), workers)
+        sampler.update(gathered.t, gathered.terms["loss"], gathered.is_there)
     torch.save(sampler.state_dict(), folder / f"rank-{rank}.pt")
 
 
