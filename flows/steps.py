@@ -36,6 +36,7 @@ from piti.config import Config, Stage
 from piti.errors import StackError, first_line
 from piti.evaluation.evaluation_plan import EvaluationPlan
 from piti.plan import Plan, Step
+from piti.stack import reports
 
 After = Sequence[Any]
 ARTIFACT_INTERVAL_SECONDS = 3.0
@@ -131,7 +132,8 @@ def _show_report(step: Step, checkpoint_name: str) -> str:
     )
     key = f"report-{step.fingerprint[:12]}"
     create_markdown_artifact(markdown, key=key, description=f"evaluation of {result['checkpoint']}")
-    link = storage.as_link(result["report"])
+    folder, _, name = step.output.rpartition("/")
+    link = reports.link(folder, f"{name}/{storage.name(result['report'])}")
     create_link_artifact(link, link_text=f"report of {checkpoint_name}", key=f"link-{step.fingerprint[:12]}")
     get_run_logger().info("report: %s", result["report"])
     return str(result["report"])
@@ -146,7 +148,9 @@ def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> S
     run_step(step, plan.config)
     page = str(step.require_result()["page"])
     key = f"study-{step.fingerprint[:12]}"
-    create_link_artifact(storage.as_link(page), link_text=f"study {about['name']}", key=key)
+    folder, _, name = step.output.rpartition("/")
+    link = reports.link(folder, f"{name}/{storage.name(page)}")
+    create_link_artifact(link, link_text=f"study {about['name']}", key=key)
     get_run_logger().info("study: %s", page)
     return Completed(name="Cached", message=f"already done: {step.output}", data=page) if was_there else page
 

@@ -81,7 +81,7 @@ def study_step(
         "runs": runs, "command": command,
     }  # fmt: skip
     first = next(number for number, run in enumerate(runs) if run["variant"] == asked.compared_to)
-    step = plans[first].step("study", "study", "studies", about, dict(evaluations[first].report.inputs))
+    step = plans[first].step("study", "study", "reports", about, dict(evaluations[first].report.inputs))
     get_run_logger().info("%d runs of %d variants are compared", len(runs), len(asked.variants))
     step.inputs["study"] = storage.join(step.output, "variants.json")
     return plans[first], step, about

@@ -226,8 +226,13 @@ class Cascade:
             about |= load_pretrained(model, WeightsRef(path=uri), network)
         else:
             model = load_model(uri, model_config)
-        model = model.to(self._device).eval().requires_grad_(False)
-        return _Loaded(round_weights(model) if self._config.sampling.precision == "bf16" else model, about)
+        return _Loaded(ready_to_draw(model, self._config, self._device), about)
+
+
+def ready_to_draw(model: PITIModel, config: Config, device: torch.device) -> PITIModel:
+    """The network on `device` for drawing alone: no gradients, no dropout, weights of `sampling.precision`."""
+    model = model.to(device).eval().requires_grad_(False)
+    return round_weights(model) if config.sampling.precision == "bf16" else model
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,7 @@ class _Tar:
 
     def add(self, orders: Sequence[Order], pictures: Tensor, about: dict[str, Any]) -> None:
         """`pictures`: float (N, 3, H, W) at 8-bit levels in [-1, 1]. `about`: how they were drawn."""
-        for order, picture in zip(orders, _to_uint8(pictures), strict=True):
+        for order, picture in zip(orders, to_uint8(pictures), strict=True):
             self._pictures[order.key if order.variant == 0 else f"{order.key}.{order.variant}"] = picture
             if order.key not in self._conditions:
                 levels = ((order.condition + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -319,7 +324,7 @@ def _device_of(model: PITIModel) -> torch.device:
     return next(model.parameters()).device
 
 
-def _to_uint8(pictures: Tensor) -> list[NDArray[np.uint8]]:
+def to_uint8(pictures: Tensor) -> list[NDArray[np.uint8]]:
     """float (N, 3, H, W) at 8-bit levels in [-1, 1] -> N times uint8 (H, W, 3)."""
     levels = (pictures.float() + 1).mul(127.5).round().to(torch.uint8)
     return list(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())

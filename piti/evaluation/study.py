@@ -107,7 +107,7 @@ def _row(
         settings="; ".join(part for part in (overrides, f"seeds {seeds}" if seeds else "") if part) or "as configured",
         figures=figures,
         differences=differences,
-        links=[(_link_text(one), f"../../reports/{storage.name(one.run['report'])}/report.html") for one in runs],
+        links=[(_link_text(one), f"../{storage.name(one.run['report'])}/report.html") for one in runs],
         positions={
             axis: sum(values) / len(values)
             for axis, found in positions.items()
