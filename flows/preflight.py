@@ -8,7 +8,7 @@ from copy import copy
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import Cluster, Resources
+from flows.cluster import Cluster, Resources, patiently
 from flows.parameters import Overrides
 from piti import storage
 from piti.config import STAGES, Config
@@ -146,7 +146,7 @@ def sampling_problems(config: Config) -> list[PitiError]:
 def cluster_problems(config: Config, training: bool = True) -> list[PitiError]:
     """Whether the cluster answers and is large enough: for all workers of `training`, or else for one."""
     try:
-        return size_problems(config, Cluster().resources(), training)
+        return size_problems(config, _resources(), training)
     except PitiError as error:
         return [error]
 
@@ -181,5 +181,10 @@ def wanted_resources(config: Config, training: bool = True) -> Resources:
 
 def fit_beside_each_other(config: Config) -> bool:
     """Whether the cluster can run two training jobs at once."""
-    total, wanted = Cluster().resources(), wanted_resources(config)
+    total, wanted = _resources(), wanted_resources(config)
     return 2 * wanted.cpus <= total.cpus and 2 * wanted.gpus <= total.gpus
+
+
+def _resources() -> Resources:
+    """What the cluster has; one that is away is waited for."""
+    return patiently(get_run_logger(), lambda: Cluster().resources())

@@ -30,8 +30,9 @@ from prefect.states import Completed
 from ray.job_submission import JobStatus
 
 from flows.cancellation import give_up, is_wanted
-from flows.cluster import Cluster, Progress, RayJob, StepError
+from flows.cluster import Cluster, Progress, RayJob, StepError, patiently
 from piti import storage
+from piti.checkpoints import checkpoints_of
 from piti.config import Config, Stage
 from piti.errors import StackError, first_line
 from piti.plan import Plan, Step
@@ -112,28 +113,44 @@ def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
 def run_step(step: Step, config: Config) -> State | Output:
     """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
 
-    A job that died without saying why (a killed driver, a lost node) is started again, and resumes, up to
-    `cluster.max_attempts` times. Raises StepError with the job's own reason, StackError if the cluster is gone.
+    A job that died without saying why (a killed driver, a lost node or head) is started again, and resumes, up to
+    `cluster.max_attempts` times without progress. A cluster that is away is waited for. Raises StepError with the job's
+    own reason, StackError if the cluster is gone.
     """
     if step.result() is not None:
         return Completed(name="Cached", message=f"already done: {step.output}", data=Output(step))
-    logger = get_run_logger()
-    cluster, who = Cluster(), str(flow_run.id)
-    reason = ""
-    for attempt in range(1, config.cluster.max_attempts + 1):
-        job, attached = cluster.submit_or_attach(step, config, who)
-        page = f"{cluster.url}/#/jobs/{job.id}"
-        logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, page)
-        status = _follow(job, step, config, who, seen=len(job.log_so_far()) if attached else 0)
+    logger, who = get_run_logger(), str(flow_run.id)
+    reason, attempt, parts = "", 0, _whole_parts(step)
+    while attempt < config.cluster.max_attempts:
+        attempt += 1
+        job, attached, seen = patiently(logger, lambda: _start(step, config, who))
+        logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, job.page)
+        status = _follow(job, step, config, who, seen)
         if step.result() is not None:
             return Output(step)
         previous, reason = reason, _failure(job, step, status)
-        if reason == previous:
-            raise StepError(f"{reason} (twice in a row)", f"see the log above or {page}")
+        before, parts = parts, _whole_parts(step)
+        if parts != before:
+            attempt = 1
+        elif reason == previous:
+            raise StepError(f"{reason} (twice in a row)", f"see the log above or {job.page}")
         logger.warning("attempt %d of %d: %s", attempt, config.cluster.max_attempts, reason)
     raise StepError(
         f"{reason} ({config.cluster.max_attempts} attempts)", "run again to continue from the last checkpoint"
     )
+
+
+def _start(step: Step, config: Config, who: str) -> tuple[RayJob, bool, int]:
+    """The job that makes `step`'s output, whether it was there already, and how much of its log is old then."""
+    job, attached = Cluster().submit_or_attach(step, config, who)
+    return job, attached, len(job.log_so_far()) if attached else 0
+
+
+def _whole_parts(step: Step) -> list[str]:
+    """What a step has finished so far: checkpoints or tars. It changes with progress."""
+    if step.kind == "train":
+        return checkpoints_of(step.output)
+    return [name for name in storage.list_names(step.output) if name.endswith(".tar")]
 
 
 def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
@@ -200,7 +217,8 @@ def _failure(job: RayJob, step: Step, status: JobStatus | None) -> str:
         return f"{step.name} failed: {failure['reason']}"
     if status is None:
         return f"the cluster lost {step.name}'s job {job.id}"
-    return f"{step.name}'s job {job.id} ended as {status.value} without a result"
+    said = job.message()
+    return f"{step.name}'s job {job.id} ended as {status.value} without a result{f': {said}' if said else ''}"
 
 
 def _show_curve(step: Step) -> None:
