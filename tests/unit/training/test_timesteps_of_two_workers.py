@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -41,12 +40,11 @@ def losses_of(rank: int, number: int) -> tuple[Tensor, Tensor, int]:
 def fed_with(rank: int, workers: Workers) -> LossSecondMomentSampler:
     """A sampler that learned in rounds from what the workers found, through the loop's own gathering."""
     sampler = LossSecondMomentSampler(NUM_TIMESTEPS)
-    nothing_learns = cast(training_state.TrainingState, SimpleNamespace(parameters=list))
     for number in range(ROUNDS):
         t, losses, num_pictures = losses_of(rank, number)
         drawn = Draw(t, *(torch.zeros(SHARE) for _ in range(4)))
-        gathered = _gathered(nothing_learns, drawn, {"loss": losses}, num_pictures, workers)
-        sampler.update(gathered.t, gathered.terms["loss"])
+        gathered = _gathered(drawn, {"loss": losses}, num_pictures, (), workers)
+        sampler.update(gathered.t, gathered.terms["loss"], gathered.is_there)
     return sampler
 
 
@@ -55,8 +53,8 @@ def work(rank: int, folder: Path, spec: dict[str, Any]) -> None:
     samplers: list[LossSecondMomentSampler] = []
 
     class Remembered(LossSecondMomentSampler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
             samplers.append(self)
 
     training_state.LossSecondMomentSampler = Remembered  # type: ignore[misc]
