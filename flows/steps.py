@@ -35,6 +35,7 @@ from piti import storage
 from piti.config import Config, Stage
 from piti.errors import StackError, first_line
 from piti.plan import Plan, Step
+from piti.stack import reports
 
 After = Sequence[Any]
 ARTIFACT_INTERVAL_SECONDS = 3.0
@@ -101,7 +102,8 @@ def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
     )
     key = f"report-{step.fingerprint[:12]}"
     create_markdown_artifact(markdown, key=key, description=f"evaluation of {result['checkpoint']}")
-    link = storage.as_link(result["report"])
+    folder, _, name = step.output.rpartition("/")
+    link = reports.link(folder, f"{name}/{storage.name(result['report'])}")
     create_link_artifact(link, link_text=f"report of {checkpoint_name}", key=f"link-{step.fingerprint[:12]}")
     get_run_logger().info("report: %s", result["report"])
     return str(result["report"])

@@ -5,6 +5,7 @@
 | PITI_HOME                   | see `default_home`       | where the local stack keeps its database, logs and pids     |
 | PITI_RAY_JOBS_URL           | http://127.0.0.1:8265    | the Ray cluster's dashboard, whose Jobs API runs the jobs   |
 | PITI_RAY_TOKEN_FILE         | `<PITI_HOME>/ray-token`  | the token that `piti up` makes and the cluster asks for     |
+| PITI_REPORTS_URL            | none                     | where the local stack serves reports over HTTP              |
 | PITI_PREFECT_AUTH_FILE      | `<PITI_HOME>/prefect-auth` | user:password that `piti up` makes and the server asks for |
 | PITI_CONFIG_VARIABLES       | none                     | further variables that configs may use, separated by commas |
 | PITI_CONFIG_FOLDERS         | the working folder       | folders whose configs a run may name, separated by colons   |
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     home: LocalPath = Field(default_factory=default_home)
     ray_jobs_url: Annotated[str, Field(pattern="^https?://")] = "http://127.0.0.1:8265"
     ray_token_file: LocalPath | None = None
+    reports_url: Annotated[str, Field(pattern="^https?://")] | None = None
     prefect_auth_file: LocalPath | None = None
     config_variables: str = ""
     config_folders: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,9 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").startswith("report-")]
     assert "data:image/png;base64," in page["data"]
     assert "| fd_efficientnet_lite0 |" in page["data"]
-    assert any(key.startswith("link-") for _, key in kinds)
+    (shown,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").startswith("link-")]
+    (address,) = re.findall(r"http://127[^)]*", shown["data"])
+    assert prefect.page(address) == (report / "report.html").read_bytes(), "what the link in the UI opens"
 
 
 def test_the_graph_of_the_run_follows_the_data(finished: FlowRun, prefect: Prefect) -> None:

@@ -116,7 +116,7 @@ def test_up_again_changes_nothing(stack: RunningStack) -> None:
     answer = stack.up()
     assert time.monotonic() - started < 20
     assert identities(stack) == before
-    assert answer.stdout.count("answers") == 3
+    assert answer.stdout.count("answers") == 4
     assert stack.record.ports.prefect_url in answer.stdout
     assert stack.piti("status").returncode == 0
 
