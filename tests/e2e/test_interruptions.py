@@ -157,9 +157,11 @@ def progress(prefect: Prefect, flow_run: str) -> list[dict[str, object]]:
     return [one for one in found if one["type"] == "progress" and "-pretrain-" in (one["key"] or "")]
 
 
-def test_two_runs_at_once_make_one_job(pair: tuple[str, str, str], prefect: Prefect) -> None:
+def test_two_runs_at_once_make_one_job(pair: tuple[str, str, str], prefect: Prefect, root: Path) -> None:
     first, second, job = pair
-    assert [one["key"] for run in (first, second) for one in progress(prefect, run)] == [job, job]
+    assert {file.stem for file in (root / "jobs" / job / "followers").iterdir()} == {first, second}
+    for run in (first, second):
+        assert [one["key"] for one in progress(prefect, run)] == ["demo-sketch-pretrain-progress"]
 
 
 def test_a_deleted_run_takes_nothing_from_the_other(pair: tuple[str, str, str], prefect: Prefect, root: Path) -> None:
