@@ -114,6 +114,13 @@ class Cluster:
         totals = [node.resources_total or {} for node in nodes]
         return Resources(sum(total.get("CPU", 0.0) for total in totals), sum(total.get("GPU", 0.0) for total in totals))
 
+    def grows(self) -> bool:
+        """Whether an autoscaler adds nodes. Without one Ray names a type for each node, after the node."""
+        answer = self._client._do_request("GET", "/api/cluster_status").json()
+        status = (answer.get("data") or {}).get("clusterStatus") or {}
+        active = (status.get("autoscalerReport") or {}).get("activeNodes") or {}
+        return any(not name.startswith("node_") for name in active)
+
     def running_jobs(self) -> list[RayJob]:
         """This project's jobs that have not ended, whoever started them."""
         found = [(entry, (entry.metadata or {}).get("folder")) for entry in self._client.list_jobs()]

@@ -119,4 +119,4 @@ def _evaluate_checkpoint(plan: Plan, checkpoint: str, after: steps.After) -> str
     sample, score = evaluation_steps(plan, checkpoint)
     pictures = steps.sample(plan, sample, name, after=after)
     scores = steps.score(plan, score, name, after=[pictures])
-    return steps.report(score, name, after=[scores])
+    return steps.report(score, plan.config.name, name, after=[scores])

@@ -73,7 +73,7 @@ def train(plan: Plan, stage: Stage, after: After = ()) -> State | Output:
     if step is None:
         return Completed(name="Skipped", message="a pretrained base is configured")
     outcome = run_step(step, plan.config)
-    _show_curve(step)
+    _show_curve(step, plan.config.name)
     return outcome
 
 
@@ -90,7 +90,7 @@ def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> St
 
 
 @task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
-def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
+def report(step: Step, config_name: str, checkpoint_name: str, after: After = ()) -> str:
     """Put metrics and sample grid of a scored checkpoint where the UI shows them. Returns the report's URI."""
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
@@ -101,11 +101,14 @@ def report(step: Step, checkpoint_name: str, after: After = ()) -> str:
     markdown = (
         f"# Evaluation of {checkpoint_name}\n\n{table}\n{comparable}\n{picture}\n\nWhole report: `{result['report']}`"
     )
-    key = f"report-{step.fingerprint[:12]}"
-    create_markdown_artifact(markdown, key=key, description=f"evaluation of {result['checkpoint']}")
+    create_markdown_artifact(
+        markdown, key=_key(config_name, checkpoint_name, "report"), description=f"evaluation of {result['checkpoint']}"
+    )
     folder, _, name = step.output.rpartition("/")
     link = reports.link(folder, f"{name}/{storage.name(result['report'])}")
-    create_link_artifact(link, link_text=f"report of {checkpoint_name}", key=f"link-{step.fingerprint[:12]}")
+    create_link_artifact(
+        link, link_text=f"report of {checkpoint_name}", key=_key(config_name, checkpoint_name, "report-link")
+    )
     get_run_logger().info("report: %s", result["report"])
     return str(result["report"])
 
@@ -155,7 +158,10 @@ def _whole_parts(step: Step) -> list[str]:
 
 def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
     description = f"{step.name} of {config.name}"
-    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=job.id, description=description))
+    artifact = cast(
+        UUID,
+        create_progress_artifact(progress=0.0, key=_key(config.name, step.name, "progress"), description=description),
+    )
     last: Progress = {}
     updated_seconds, asked_seconds = 0.0, time.monotonic()
 
@@ -221,10 +227,15 @@ def _failure(job: RayJob, step: Step, status: JobStatus | None) -> str:
     return f"{step.name}'s job {job.id} ended as {status.value} without a result{f': {said}' if said else ''}"
 
 
-def _show_curve(step: Step) -> None:
+def _key(*parts: str) -> str:
+    """An artifact's key, which the UI shows as its name: Prefect admits a-z, 0-9 and -. The same key again is its next version."""
+    return "-".join(parts).lower().replace("_", "-")
+
+
+def _show_curve(step: Step, config_name: str) -> None:
     curve = _picture(storage.join(step.output, "curve.png"), f"loss curve of {step.name}")
     if curve:
-        key = f"curve-{step.name}-{step.fingerprint[:12]}"
+        key = _key(config_name, step.name, "loss-curve")
         create_markdown_artifact(f"# {step.name}\n\n{curve}", key=key, description=f"loss curve of {step.name}")
 
 

@@ -133,7 +133,7 @@ class Cascade:
         while orders := list(itertools.islice(waiting, self._config.sampling.batch_size)):
             names = [order.key if order.variant == 0 else f"{order.key}.{order.variant}" for order in orders]
             for product, drawn in self._draw(part.drawing, orders).items():
-                pictures[product].update(zip(names, _to_uint8(drawn), strict=True))
+                pictures[product].update(zip(names, to_uint8(drawn), strict=True))
         for product, named in pictures.items():
             write_pictures(part.uri(output, product), named)
         return len(pictures[part.products[0]])
@@ -182,8 +182,13 @@ class Cascade:
         return self._upsampler
 
     def _ready(self, model: PITIModel) -> PITIModel:
-        model = model.to(self._device).eval().requires_grad_(False)
-        return round_weights(model) if self._config.sampling.precision == "bf16" else model
+        return ready_to_draw(model, self._config, self._device)
+
+
+def ready_to_draw(model: PITIModel, config: Config, device: torch.device) -> PITIModel:
+    """The network on `device` for drawing alone: no gradients, no dropout, weights of `sampling.precision`."""
+    model = model.to(device).eval().requires_grad_(False)
+    return round_weights(model) if config.sampling.precision == "bf16" else model
 
 
 def _noise(orders: Sequence[Order], config: Config, network: Network, side: int, device: torch.device) -> PictureNoise:
@@ -203,7 +208,7 @@ def _device_of(model: PITIModel) -> torch.device:
     return next(model.parameters()).device
 
 
-def _to_uint8(pictures: Tensor) -> list[NDArray[np.uint8]]:
+def to_uint8(pictures: Tensor) -> list[NDArray[np.uint8]]:
     """float (N, 3, H, W) in [-1, 1] -> N times uint8 (H, W, 3); truncated as between the networks."""
     levels = (quantize_8bit(pictures.float()) + 1).mul(127.5).round().to(torch.uint8)
     return list(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())

@@ -83,7 +83,7 @@ def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
     running: dict[Any, Part] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < cluster.num_workers:
+            while waiting and len(running) < cluster.workers.max:
                 part = waiting.pop()
                 running[task.remote(spec, part)] = part
             (finished,), _ = ray.wait(list(running), num_returns=1)

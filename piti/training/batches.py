@@ -33,7 +33,7 @@ class Batches:
             config.data,
             degraded=degraded_input(context) if stage.is_upsampler else None,
             scale=config.scale,
-            batch_size=stage.settings.batch_size // workers.world_size,
+            batch_size=stage.settings.batch_size,
             rank=workers.rank,
             world_size=workers.world_size,
             num_workers=config.cluster.loader_workers,

@@ -56,13 +56,14 @@ def draw(state: TrainingState, examples: Examples) -> Draw:
     """Random numbers as functions of (seed, stage, step, position in the whole batch); see `randomness`."""
     stage, step, workers = state.stage, state.progress.step, state.workers
     settings, parts = stage.settings, (stage.config.seed, stage.name, step)
-    first = workers.rank * (settings.batch_size // workers.world_size)
+    first = workers.share(settings.batch_size).start
     positions = range(first, first + len(examples.pictures))
     t, weights = state.timesteps.sample(settings.batch_size, generator(*parts, "timesteps"))
     noise = normal_pictures(positions, examples.pictures.shape[1:], *parts, "noise")
     dropped = uniform(positions, *parts, "condition") < settings.phase_at(step).condition_dropout
     mix = uniform(positions, *parts, "mix")
-    mine = slice(positions.start, positions.stop)
+    # Beyond the batch lies only what pads the last share.
+    mine = sent(torch.tensor(positions).clamp(max=settings.batch_size - 1), workers.device)
     noise, keep, mix = (sent(values, workers.device) for values in (noise, ~dropped, mix))
     return Draw(t[mine], weights[mine], noise, keep, mix)
 
@@ -70,12 +71,14 @@ def draw(state: TrainingState, examples: Examples) -> Draw:
 def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses:
     """Leave the step's mean gradient in the learning parameters and return what it was made of.
 
-    Every worker calls this with at least one picture. Where damaged samples made the batch smaller, its last picture
-    fills the gap with weight 0, so that all workers take part in the same number of microbatches. The critic takes its
-    step first, as published. Nothing is read from the device.
+    Every worker calls this with at least one picture. Where damaged samples made the batch smaller, or it does not divide
+    into equal shares, the last picture fills the gap with weight 0, so that all workers take part in the same number of
+    microbatches. Whatever the number of workers, each picture weighs 1 / batch_size. The critic takes its step first, as
+    published. Nothing is read from the device.
     """
     settings, network, workers = state.stage.settings, state.network, state.workers
-    num_pictures, share = len(examples.pictures), settings.batch_size // workers.world_size
+    num_pictures, share = len(examples.pictures), -(-settings.batch_size // workers.world_size)
+    mean_share = settings.batch_size / workers.world_size  # gradients are averaged over the workers afterwards
     examples = examples.padded(share)
     drawn = draw(state, examples)
     is_there = torch.arange(share, device=workers.device) < num_pictures
@@ -91,21 +94,21 @@ def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses
         for part in parts:  # without gradient: the predictions of all come before the critic's step, that before them
             with torch.no_grad():
                 predicted = part.losses(state.model)["x0"]
-            picture_losses.accumulate_critic(predicted, *part.for_critic(is_there / share))
+            picture_losses.accumulate_critic(predicted, *part.for_critic(is_there / mean_share))
         picture_losses.step_critic()
     terms: list[dict[str, Tensor]] = []
     for part in parts:
         with nullcontext() if part is parts[-1] else without_synchronisation(network):
             losses = part.losses(network)
             if picture_losses is not None and teaches and len(parts) == 1:
-                picture_losses.accumulate_critic(losses["x0"], *part.for_critic(is_there / share))
+                picture_losses.accumulate_critic(losses["x0"], *part.for_critic(is_there / mean_share))
                 picture_losses.step_critic()
             found = {"mse": losses["mse"], "vb": losses["vb"]}
             if picture_losses is not None:
                 found |= picture_losses(losses["x0"], part.examples.pictures)
             loss = torch.stack(list(found.values())).sum(dim=0)
             weights = (drawn.weights * is_there)[part.place]
-            ((loss * weights).sum() / share).backward()  # type: ignore[no-untyped-call]
+            ((loss * weights).sum() / mean_share).backward()  # type: ignore[no-untyped-call]
         terms.append({"loss": loss.detach(), **{name: value.detach() for name, value in found.items()}})
     joined = {name: torch.cat([entry[name] for entry in terms]) for name in terms[0]}
     return _gathered(drawn, joined, num_pictures, state.parameters(), workers)
@@ -119,7 +122,7 @@ class Microbatch:
         self.examples = examples.slice(place.start, place.stop)
         self._stage = state.stage
         self._drawn = Draw(*(getattr(drawn, field.name)[place] for field in fields(Draw)))
-        first = state.workers.rank * len(examples.pictures) + place.start
+        first = state.workers.share(state.stage.settings.batch_size).start + place.start
         self._dropout_seed = seed_of(
             state.stage.config.seed, state.stage.name, state.progress.step, "dropout", first, place.stop - place.start
         )
