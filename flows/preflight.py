@@ -8,7 +8,7 @@ from copy import copy
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import Cluster, Resources
+from flows.cluster import Cluster, Resources, patiently
 from flows.parameters import Overrides
 from piti import storage
 from piti.config import STAGES, Config, Stage
@@ -161,8 +161,8 @@ def sampling_problems(config: Config) -> list[PitiError]:
 def cluster_problems(config: Config, training: bool = True) -> list[PitiError]:
     """Whether the cluster answers, and is or can become large enough: for `training`, or else for one worker."""
     try:
-        cluster = Cluster()
-        problems = size_problems(config, cluster.resources(), training)
+        cluster, total = _cluster()
+        problems = size_problems(config, total, training)
         if problems and cluster.grows() and config.cluster.max_cpus is None and config.cluster.max_gpus is None:
             for problem in problems:
                 get_run_logger().warning(
@@ -217,7 +217,17 @@ def wanted_resources(config: Config, training: bool = True, stages: Sequence[Sta
 
 def fit_beside_each_other(config: Config, total: Resources | None = None) -> bool:
     """Whether the cluster (of `total`; None: the one that runs) can train the base's stages and the upsampler at once."""
-    most = grown(config, Cluster().resources() if total is None else total)
+    most = grown(config, _cluster()[1] if total is None else total)
     base = wanted_resources(config, stages=["pretrain", "stage1", "stage2"])
     upsampler = wanted_resources(config, stages=["upsampler"])
     return base.cpus + upsampler.cpus <= most.cpus and base.gpus + upsampler.gpus <= most.gpus
+
+
+def _cluster() -> tuple[Cluster, Resources]:
+    """The cluster and what it has; one that is away is waited for."""
+
+    def ask() -> tuple[Cluster, Resources]:
+        cluster = Cluster()
+        return cluster, cluster.resources()
+
+    return patiently(get_run_logger(), ask)

@@ -84,11 +84,11 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert "cannot be compared with published" in (report / "report.html").read_text()
     kinds = [(artifact["type"], artifact["key"] or "") for artifact in prefect.artifacts(finished.id)]
     assert sum(kind == "progress" for kind, _ in kinds) == 9
-    assert sum(key.startswith("curve-") for _, key in kinds) == 4
-    (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").startswith("report-")]
+    assert sum(key.endswith("-loss-curve") for _, key in kinds) == 4
+    (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").endswith("-report")]
     assert "data:image/png;base64," in page["data"]
     assert "| fd_efficientnet_lite0 |" in page["data"]
-    (shown,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").startswith("link-")]
+    (shown,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").endswith("-report-link")]
     (address,) = re.findall(r"http://127[^)]*", shown["data"])
     assert prefect.page(address) == (report / "report.html").read_bytes(), "what the link in the UI opens"
 
