@@ -52,6 +52,12 @@ class PreemptedError(StoppedError):
     """A machine that this job runs on is about to go, so its workers ended. The job starts others."""
 
 
+class DivergedError(PitiError):
+    """A training run's numbers are lost. Its next attempt goes on from what was good."""
+
+    retryable = True
+
+
 class PreflightError(PitiError):
     """Everything that preflight found wrong, all at once."""
 

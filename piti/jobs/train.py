@@ -35,9 +35,7 @@ logger = logging.getLogger("piti")
 # these: a report and the end of a run each wait for the next poll, and metrics.jsonl says what Ray's metrics would.
 _QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
 _PREEMPTION_GRACE_SECONDS = 60.0  # for a last checkpoint whose upload outlasts the node that is taken away
-_START_SECONDS = (
-    300.0  # for workers to start once there is room for them: Ray's minute is short for a node's first ones
-)
+_START_SECONDS = 300.0  # for workers to get room and to start: Ray's minute is short for the first ones of a node
 _RESIZE_SECONDS = 300.0  # between looks for room for more workers: a resize goes back to the last checkpoint
 _COLLECTIVE_SPARE_SECONDS = 120.0  # collectives outlast `stall_seconds`, so that the stacks of a hang come first
 # Relative paths must mean the same in workers as in the driver. Log lines go to people, not to terminals.
