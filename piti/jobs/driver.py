@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -10,11 +11,13 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from piti import storage
-from piti.config import Stage
-from piti.errors import StoppedError
+from piti.config import ClusterConfig, Stage
+from piti.errors import StoppedError, first_line
 from piti.job import JobContext, StopRequest
 from piti.runs import WORKERS_FILE
 from piti.training.watchdog import stalls_of
+
+logger = logging.getLogger("piti")
 
 _LOOK_SECONDS = 2.0
 _QUIET_SECONDS = 10.0  # starting takes some time anyway
@@ -32,7 +35,9 @@ class Driver:
         self._context, self._stage = context, stage
         self._attempt = ""
         self._has_begun = True
+        self._has_asked = False
         self._began_waiting_seconds = 0.0
+        self._said_seconds = float("-inf")
         self._is_told, self._is_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="piti-driver", daemon=True)
 
@@ -66,20 +71,24 @@ class Driver:
         return StoppedError(f"{self._context.spec.name}: {_WHY}", "run again: it goes on where it was")
 
     def _look(self) -> None:
-        said_seconds = float("-inf")
-        has_asked = False
         while not self._is_over.wait(_LOOK_SECONDS):
-            if self._is_told.is_set() and not has_asked:
-                StopRequest(self._context.spec.folder).make(_WHY)
-                has_asked = True
-            self._has_begun = self._has_begun or self._begun()
-            waited_seconds = time.monotonic() - self._began_waiting_seconds
-            if self._has_begun or waited_seconds < _QUIET_SECONDS or (waits_for := self._waits_for()) is None:
-                continue
-            self._context.progress(0, 1, waits_for, force=True)
-            if time.monotonic() - said_seconds >= _REPEAT_SECONDS:
-                self._context.info(f"{self._context.spec.name}: {waits_for}")
-                said_seconds = time.monotonic()
+            try:
+                self._look_once()
+            except Exception as error:  # noqa: BLE001 - whatever storage or Ray raise: the next look may succeed
+                logger.warning("%s: %s", self._context.spec.name, first_line(error))
+
+    def _look_once(self) -> None:
+        if self._is_told.is_set() and not self._has_asked:
+            StopRequest(self._context.spec.folder).make(_WHY)
+            self._has_asked = True
+        self._has_begun = self._has_begun or self._begun()
+        waited_seconds = time.monotonic() - self._began_waiting_seconds
+        if self._has_begun or waited_seconds < _QUIET_SECONDS or (waits_for := self._waits_for()) is None:
+            return
+        self._context.progress(0, 1, waits_for, force=True)
+        if time.monotonic() - self._said_seconds >= _REPEAT_SECONDS:
+            self._context.info(f"{self._context.spec.name}: {waits_for}")
+            self._said_seconds = time.monotonic()
 
     def _begun(self) -> bool:
         try:
@@ -105,7 +114,7 @@ class Driver:
         return waiting_message(workers.min, resources_of(cluster), free)
 
 
-def resources_of(cluster: Any) -> dict[str, float]:
+def resources_of(cluster: ClusterConfig) -> dict[str, float]:
     """What each worker holds, by Ray's names."""
     return {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
 
