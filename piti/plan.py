@@ -28,6 +28,9 @@ JobKind = Literal["shard", "degrade", "train", "sample", "score"]
 _OPERATIONAL_STAGE_KEYS = {
     "microbatch_size", "validate_every_steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "compile",
 }  # fmt: skip
+_FILES_OF_EVALUATION: dict[str, Any] = {
+    "inception": True, "lpips_trunk": True, "clip": True, "vgg16": True, "alignment": {"network", "labels"},
+}  # fmt: skip
 _OPERATIONAL_MODEL_KEYS = {"activation_checkpointing"}
 
 
@@ -181,8 +184,8 @@ class Plan:
         """Metrics and report of sampled pictures. Feature networks count by their content, wherever they lie."""
         evaluation = self.config.evaluation
         content = {
-            "evaluation": _dump(evaluation, exclude={"inception", "lpips_trunk"}),
-            "networks": [weights_digest(ref) for ref in (evaluation.inception, evaluation.lpips_trunk)],
+            "evaluation": evaluation.model_dump(mode="json", exclude=_FILES_OF_EVALUATION),
+            "networks": {key: weights_digest(ref) for key, ref in evaluation.files.items()},
             "samples": sample.fingerprint,
         }
         inputs = {**sample.inputs, "samples": sample.output}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -85,7 +84,6 @@ def report_data(spec: JobSpec, stored: Mapping[str, Any], grids: Sequence[Pictur
     config, origin = spec.config, stored["provenance"]
     checkpoint = Checkpoint.at(stored["checkpoint"])
     side = config.models.upsampler.image_size
-    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     comparison = {
         name: {kind: metric_from_json(value) for kind, value in distances.items()}
         for name, distances in stored["comparison"].items()
@@ -93,7 +91,7 @@ def report_data(spec: JobSpec, stored: Mapping[str, Any], grids: Sequence[Pictur
     labels = stage_labels(list(comparison), checkpoint)
     return ReportData(
         title=f"Evaluation of {config.name}: {checkpoint.label}, step {checkpoint.step}",
-        subtitle=f"{stored['num_samples']} pictures of {side}×{side} from {config.data.modality} conditions · {when}",
+        subtitle=f"{stored['num_samples']} pictures of {side}×{side} from {config.data.modality} conditions · {stored['evaluated']}",
         facts=_facts(spec, checkpoint, origin),
         warnings=_warnings(origin),
         metrics=metric_rows(config, stored["kinds"], stored["metrics"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from piti import storage
@@ -11,8 +12,8 @@ from piti.jobs.ray_tasks import ray_connection, result_of
 
 if TYPE_CHECKING:
     from eval.grid import PictureGrid
-    from eval.pictures import NetworkIdentity
     from piti.evaluation.measurement import Evaluation, Measurement
+    from piti.evaluation.networks import Networks
 
 
 def run(context: JobContext) -> JobResult:
@@ -42,19 +43,19 @@ def score(context: JobContext, device: str = "cpu") -> JobResult:
     """Measure, write the report's files (each whole) and return the job's result. Raises as `run` does."""
     from piti.evaluation.grids import final_grids, stages_grid
     from piti.evaluation.measurement import Evaluation, Measurement
-    from piti.evaluation.networks import open_extractor, open_perceptual_network
+    from piti.evaluation.networks import open_networks
     from piti.evaluation.stored_arrays import StoredArrays
 
     spec, config = context.spec, context.config
     steps = 3
     context.progress(0, steps, "loading feature networks", force=True)
-    extractor, network = open_extractor(config, device), open_perceptual_network(config, device)
+    networks = open_networks(config, device)
     evaluation = Evaluation(config, spec.inputs["shards"], spec.inputs["samples"])
     arrays = StoredArrays(config.root)
 
     context.progress(1, steps, f"measuring {len(evaluation.keys)} pictures", force=True)
-    measurement = Measurement(evaluation, config, extractor, network, arrays)
-    stored = measure(spec, evaluation, measurement, (extractor.identity, network.identity))
+    measurement = Measurement(evaluation, config, networks, arrays)
+    stored = measure(spec, evaluation, measurement, networks)
     for name, metric in stored["metrics"].items():
         context.info(f"{name} {metric['value']:.4g} (95 %: {metric['low']} to {metric['high']})")
 
@@ -77,7 +78,7 @@ def measure(
     spec: JobSpec,
     evaluation: Evaluation,
     measurement: Measurement,
-    networks: tuple[NetworkIdentity, NetworkIdentity],
+    networks: Networks,
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     from piti.evaluation.figures import metric_to_json
@@ -88,6 +89,7 @@ def measure(
     return {
         "checkpoint": checkpoint.uri,
         "step": checkpoint.step,
+        "evaluated": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "num_samples": len(evaluation.keys),
         "kinds": {kind: metric.name for kind, metric in metrics.items()},
         "metrics": {metric.name: metric_to_json(metric) for metric in metrics.values()},
@@ -96,16 +98,17 @@ def measure(
             for name, distances in measurement.comparison().items()
         },
         "per_picture": {"lpips": dict(zip(evaluation.keys, measurement.distances().tolist(), strict=True))},
-        "provenance": provenance(spec, *networks),
+        "provenance": provenance(spec, networks.inception.identity, networks.lpips_trunk.identity),
     }
 
 
 def publish_report(spec: JobSpec, stored: dict[str, Any], grids: list[PictureGrid]) -> dict[str, str]:
-    """Write report.html, grid.png, config.yaml and, last, metrics.json. Returns where people look: report and grid."""
+    """Write report.html, grid.png, config.yaml and metrics.json, then the leaderboard. Returns where people look."""
     import yaml
 
     from eval.grid import grid_png
     from eval.report import render_report
+    from piti.evaluation.leaderboard import METRICS_FILE, rebuild_leaderboard
     from piti.evaluation.report import CONFIG_FILE, report_data
 
     report, grid = storage.join(spec.output, "report.html"), storage.join(spec.output, "grid.png")
@@ -113,5 +116,5 @@ def publish_report(spec: JobSpec, stored: dict[str, Any], grids: list[PictureGri
     config = yaml.safe_dump(spec.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     storage.write_bytes(storage.join(spec.output, CONFIG_FILE), config.encode("utf-8"))
     storage.write_bytes(report, render_report(report_data(spec, stored, grids)).encode("utf-8"))
-    storage.write_json(storage.join(spec.output, "metrics.json"), stored)
-    return {"report": report, "grid": grid}
+    storage.write_json(storage.join(spec.output, METRICS_FILE), stored)
+    return {"report": report, "grid": grid, "leaderboard": rebuild_leaderboard(spec.config.root)}

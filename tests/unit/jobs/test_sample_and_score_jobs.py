@@ -53,7 +53,7 @@ def tars(folder: str) -> dict[str, bytes]:
 def test_sampling_leaves_every_set_and_says_what_it_drew(sampled: JobSpec) -> None:
     result = storage.read_json(storage.join(sampled.output, storage.MARKER))
     counts = {name: about["count"] for name, about in result["sets"].items()}
-    assert counts == {"final": 6, "base": 6, "stage1": 6, "untrained": 6, "diversity": 6}
+    assert counts == {"final": 6, "base": 6, "stage1": 6, "untrained": 6, "diversity": 6, "upsampled": 4}
     assert sorted(name for about in result["sets"].values() for name in about["files"]) == sorted(tars(sampled.output))
     assert result["guidance"] == {"scale": 1.5, "normalized": True}
     assert PictureSet(sampled.output, "final").picture(PictureSet(sampled.output, "final").keys[0]).shape == (32, 32, 3)
@@ -63,7 +63,7 @@ def test_sampling_leaves_every_set_and_says_what_it_drew(sampled: JobSpec) -> No
         32,
         3,
     )
-    assert storage.read_json(storage.join(sampled.folder, "progress.json"))["done"] == 24
+    assert storage.read_json(storage.join(sampled.folder, "progress.json"))["done"] == 28
 
 
 def test_a_restart_draws_the_missing_parts_only_and_gets_the_same_pictures(
@@ -81,7 +81,7 @@ def test_a_restart_draws_the_missing_parts_only_and_gets_the_same_pictures(
     assert {name: data for name, data in after.items() if name not in kept} == {
         name: data for name, data in before.items() if name not in kept
     }
-    assert result["pictures_drawn"] == 12
+    assert result["pictures_drawn"] == 16
 
 
 def test_a_lost_worker_costs_a_retry(job_spec: SpecMaker, sampled: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +112,12 @@ def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: Spec
     spec = job_spec("score", samples=sampled.output)
     result = score.run(JobContext(spec))
     metrics = json.loads(storage.read_text(storage.join(spec.output, "metrics.json")))
-    assert list(metrics["metrics"]) == [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
-    assert list(metrics["kinds"]) == ["fid", "kid", "lpips", "lpips_diversity"]
-    for metric in metrics["metrics"].values():
+    through_the_stand_in = [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
+    assert list(metrics["metrics"]) == [*through_the_stand_in, "psnr_upsampler", "ssim_upsampler", "edge_f1_canny"]
+    assert list(metrics["kinds"]) == ["fid", "kid", "lpips", "lpips_diversity", "psnr", "ssim", "edge_f1"]
+    assert 0 < metrics["metrics"]["edge_f1_canny"]["value"] < 1
+    assert metrics["metrics"]["edge_f1_canny"]["note"].startswith("the photographs themselves come to 0.9")
+    for metric in (metrics["metrics"][name] for name in through_the_stand_in):
         assert metric["network"]["slug"] == "efficientnet_lite0"
         assert len(metric["network"]["weights_sha256"]) == 64
         assert not metric["network"]["comparable"]
@@ -195,20 +198,22 @@ def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec
         "lpips": 0,
         "rmse": 0,
     }
+    assert result["metrics"]["edge_f1_canny"]["value"] > 0.9  # not 1: edges were found before the picture became a JPEG
     assert "pd_diversity_efficientnet_lite0" not in result["metrics"]
+    assert "psnr_upsampler" not in result["metrics"]
 
 
 def only_final(config: Config) -> Config:
     """Without diversity and without the comparison of stages."""
     return config.model_copy(
         update={
-            "sampling": config.sampling.model_copy(update={"diversity_conditions": 0}),
+            "sampling": config.sampling.model_copy(update={"diversity_conditions": 0, "upsampled_conditions": 0}),
             "evaluation": config.evaluation.model_copy(update={"compare_stages": False}),
         }
     )
 
 
-@pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity"])
+@pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity", "upsampled"])
 def test_missing_pictures_are_named(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, lost: str) -> None:
     samples = tmp_path / "samples"
     shutil.copytree(sampled.output, samples)
