@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import Cluster, Resources
+from flows.cluster import Cluster, Resources, patiently
 from flows.parameters import Overrides
 from piti import storage
-from piti.config import STAGES, Config
+from piti.config import STAGES, Config, Stage
 from piti.config.presets import load_config
 from piti.data.sources import open_source
 from piti.data.sources.trees import shared_listings
@@ -24,8 +24,8 @@ from piti.weights import weights_problems
 def preflight(config: str, overrides: Overrides = None, training: bool = True) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems.
 
-    Without `training` only what evaluation needs is asked for: not VGG19, not the weights that training begins from,
-    no batch of training pictures, no room for checkpoints, and the cluster has to hold one worker.
+    Without `training` only what evaluation needs is asked for: the shards, or else the validation split of the dataset;
+    not VGG19, not the weights that training begins from, no room for checkpoints, and a cluster that holds one worker.
     """
     return copy(
         _preflight(config, overrides, training)
@@ -40,19 +40,34 @@ def _preflight(config: str, overrides: Overrides = None, training: bool = True) 
         if problems:
             raise PreflightError(problems)
         plan = Plan(settings)
-        get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
+        data = plan.shard if training else plan.conditions
+        get_run_logger().info("config %s, data in %s, output in %s", settings.name, data.output, settings.root)
     return plan
 
 
 def config_problems(config: Config, training: bool = True) -> list[PitiError]:
     """What is wrong with dataset, respacings, weights and, for `training`, pretrained networks, sizes and disk."""
+    sharding = training or not _is_sharded(config)
     return [
-        *(source_problems(config) if training else open_source(config.data).problems()),
+        *(source_problems(config) if training else validation_problems(config) if sharding else []),
         *sampling_problems(config),
-        *weights_problems(config, training),
+        *weights_problems(config, training, sharding),
         *(pretrained_problems(config) if training else []),
         *feature_network_problems(config),
     ]
+
+
+def validation_problems(config: Config) -> list[PitiError]:
+    """What is wrong with the dataset's validation split."""
+    return open_source(config.data).problems(["validation"])
+
+
+def _is_sharded(config: Config) -> bool:
+    """Whether what evaluation reads of the dataset is there, so that the dataset itself need not be."""
+    try:
+        return Plan(config).conditions.result() is not None
+    except PitiError:
+        return False
 
 
 def source_problems(config: Config) -> list[PitiError]:
@@ -73,7 +88,7 @@ def _size_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
                 f"the training split has {num_samples} pictures, fewer than one batch of training.{stage} ({settings.batch_size})",
                 f"lower training.{stage}.batch_size or add pictures",
             )
-    data, num_workers = config.data, config.cluster.num_workers
+    data, num_workers = config.data, config.cluster.workers.max
     found = -(-num_samples // data.samples_per_shard)
     if found < num_workers:
         yield PitiError(
@@ -144,42 +159,75 @@ def sampling_problems(config: Config) -> list[PitiError]:
 
 
 def cluster_problems(config: Config, training: bool = True) -> list[PitiError]:
-    """Whether the cluster answers and is large enough: for all workers of `training`, or else for one."""
+    """Whether the cluster answers, and is or can become large enough: for `training`, or else for one worker."""
     try:
-        return size_problems(config, Cluster().resources(), training)
+        cluster, total = _cluster()
+        problems = size_problems(config, total, training)
+        if problems and cluster.grows() and config.cluster.max_cpus is None and config.cluster.max_gpus is None:
+            for problem in problems:
+                get_run_logger().warning(
+                    "%s now, and grows by itself; jobs wait until it has: cluster.max_cpus and max_gpus tell how far",
+                    problem.problem,
+                )
+            return []
+        return problems
     except PitiError as error:
         return [error]
 
 
 def size_problems(config: Config, total: Resources, training: bool = True) -> list[PitiError]:
-    """What a training job, or else evaluation's one worker, wants and a cluster of this size cannot give."""
-    wanted = wanted_resources(config, training)
-    what, workers = ("training", config.cluster.num_workers) if training else ("evaluation", 1)
+    """What training, or else evaluation's one worker, wants and a cluster of this size, or grown, cannot give."""
+    wanted, most = wanted_resources(config, training), grown(config, total)
+    what, workers = ("training", most_workers(config)) if training else ("evaluation", 1)
+    grows = most != total
+    has = "the cluster grows to" if grows else "the cluster has"
     problems: list[PitiError] = []
-    if wanted.cpus > total.cpus:
+    if wanted.cpus > most.cpus:
         problems.append(
             PitiError(
-                f"{what} wants {wanted.cpus:g} CPUs ({workers} workers), the cluster has {total.cpus:g}",
+                f"{what} wants {wanted.cpus:g} CPUs ({workers} workers), {has} {most.cpus:g}",
                 "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes",
             )
         )
-    if wanted.gpus > total.gpus:
+    if wanted.gpus > most.gpus:
         problems.append(
             PitiError(
-                f"{what} wants {wanted.gpus:g} GPUs, the cluster has {total.gpus:g}",
+                f"{what} wants {wanted.gpus:g} GPUs, {has} {most.gpus:g}",
                 "lower cluster.num_workers, set cluster.use_gpu to false, or add nodes",
             )
         )
     return problems
 
 
-def wanted_resources(config: Config, training: bool = True) -> Resources:
-    """What one training job holds while it runs, or else the least that evaluation needs: one worker at a time."""
-    workers = config.cluster.num_workers if training else 1
+def grown(config: Config, total: Resources) -> Resources:
+    """What a cluster that has `total` now can become: `cluster.max_cpus` and `max_gpus`, where they are larger."""
+    return Resources(max(total.cpus, config.cluster.max_cpus or 0), max(total.gpus, config.cluster.max_gpus or 0))
+
+
+def most_workers(config: Config, stages: Sequence[Stage] = STAGES) -> int:
+    """Workers that any of `stages` needs at least."""
+    return max(config.workers(stage).min for stage in stages)
+
+
+def wanted_resources(config: Config, training: bool = True, stages: Sequence[Stage] = STAGES) -> Resources:
+    """What a job of `stages` needs while it runs, or else the least that evaluation needs: one worker at a time."""
+    workers = most_workers(config, stages) if training else 1
     return Resources(workers * config.cluster.cpus_per_worker, workers if config.cluster.use_gpu else 0)
 
 
-def fit_beside_each_other(config: Config) -> bool:
-    """Whether the cluster can run two training jobs at once."""
-    total, wanted = Cluster().resources(), wanted_resources(config)
-    return 2 * wanted.cpus <= total.cpus and 2 * wanted.gpus <= total.gpus
+def fit_beside_each_other(config: Config, total: Resources | None = None) -> bool:
+    """Whether the cluster (of `total`; None: the one that runs) can train the base's stages and the upsampler at once."""
+    most = grown(config, _cluster()[1] if total is None else total)
+    base = wanted_resources(config, stages=["pretrain", "stage1", "stage2"])
+    upsampler = wanted_resources(config, stages=["upsampler"])
+    return base.cpus + upsampler.cpus <= most.cpus and base.gpus + upsampler.gpus <= most.gpus
+
+
+def _cluster() -> tuple[Cluster, Resources]:
+    """The cluster and what it has; one that is away is waited for."""
+
+    def ask() -> tuple[Cluster, Resources]:
+        cluster = Cluster()
+        return cluster, cluster.resources()
+
+    return patiently(get_run_logger(), ask)

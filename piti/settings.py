@@ -5,10 +5,11 @@
 | PITI_HOME                   | see `default_home`       | where the local stack keeps its database, logs and pids     |
 | PITI_RAY_JOBS_URL           | http://127.0.0.1:8265    | the Ray cluster's dashboard, whose Jobs API runs the jobs   |
 | PITI_RAY_TOKEN_FILE         | `<PITI_HOME>/ray-token`  | the token that `piti up` makes and the cluster asks for     |
+| PITI_REPORTS_URL            | none                     | where the local stack serves reports over HTTP              |
 | PITI_PREFECT_AUTH_FILE      | `<PITI_HOME>/prefect-auth` | user:password that `piti up` makes and the server asks for |
 | PITI_CONFIG_VARIABLES       | none                     | further variables that configs may use, separated by commas |
 | PITI_CONFIG_FOLDERS         | the working folder       | folders whose configs a run may name, separated by colons   |
-| PITI_RAY_PATIENCE_SECONDS   | 60                       | how long a silent cluster is waited for before giving up    |
+| PITI_RAY_PATIENCE_SECONDS   | 300                      | how long a silent cluster is waited for before giving up    |
 | PITI_JOB_PYTHON             | this interpreter         | the Python that jobs run in (in an image: the image's)      |
 | PITI_JOB_STOP_SECONDS       | 20                       | what a stopped job gets to leave in order before SIGKILL    |
 | PITI_OBJECT_STORE_MEGABYTES | 512                      | shared memory of the local Ray head                         |
@@ -56,10 +57,11 @@ class Settings(BaseSettings):
     home: LocalPath = Field(default_factory=default_home)
     ray_jobs_url: Annotated[str, Field(pattern="^https?://")] = "http://127.0.0.1:8265"
     ray_token_file: LocalPath | None = None
+    reports_url: Annotated[str, Field(pattern="^https?://")] | None = None
     prefect_auth_file: LocalPath | None = None
     config_variables: str = ""
     config_folders: str = ""
-    ray_patience_seconds: Seconds = 60.0
+    ray_patience_seconds: Seconds = 300.0
     job_python: str = sys.executable
     job_stop_seconds: Seconds = 20.0
     object_store_megabytes: Annotated[int, Field(ge=100)] = 512

@@ -19,7 +19,7 @@ PITI = Path(sys.executable).with_name("piti")
 def run_piti(
     *arguments: str,
     environment: dict[str, str],
-    timeout_seconds: float = 300.0,
+    timeout_seconds: float = 500.0,
     program: Path = PITI,
     folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -46,6 +46,7 @@ class RunningStack:
         # Wide enough that no table line is broken, whatever terminal the tests run in.
         environment = {
             **os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+            "PITI_START_TIMEOUT_SECONDS": "450",
         }  # fmt: skip
         environment["PREFECT_HOME"] = str(home / "prefect")  # whose profiles `piti up` adds to
         answer = run_piti("up", "--free-ports", *options, environment=environment, program=program, folder=folder)

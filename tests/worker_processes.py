@@ -15,11 +15,12 @@ WORLD_SIZE = 2
 _PATIENCE_SECONDS = 240
 
 
-def run_workers(function: Callable[..., None], folder: Path, *arguments: Any) -> None:
-    """`function(rank, folder, *arguments)` in each; they meet through a file in `folder`. Fails unless all end well."""
+def run_workers(function: Callable[..., None], folder: Path, *arguments: Any, world_size: int = WORLD_SIZE) -> None:
+    """`function(rank, folder, *arguments)` in each of `world_size`; they meet through a file in `folder`. Fails unless all end well."""
     spawning = multiprocessing.get_context("spawn")
     processes = [
-        spawning.Process(target=_work, args=(function, rank, folder, *arguments)) for rank in range(WORLD_SIZE)
+        spawning.Process(target=_work, args=(function, rank, world_size, folder, *arguments))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
@@ -31,13 +32,13 @@ def run_workers(function: Callable[..., None], folder: Path, *arguments: Any) ->
             if process.is_alive():
                 process.kill()
                 process.join()
-    assert [process.exitcode for process in processes] == [0] * WORLD_SIZE
+    assert [process.exitcode for process in processes] == [0] * world_size
 
 
-def _work(function: Callable[..., None], rank: int, folder: Path, *arguments: Any) -> None:
+def _work(function: Callable[..., None], rank: int, world_size: int, folder: Path, *arguments: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     try:
         function(rank, folder, *arguments)
     finally:

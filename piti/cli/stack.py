@@ -38,7 +38,7 @@ def up(
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Choose free ports for everything.")] = False,
     num_cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores that jobs may use; all, if not given.")] = None,
 ) -> None:
-    """Start the stack on this machine, or what is missing of it: Prefect server, Ray head, serving process."""
+    """Start the stack on this machine, or what is missing of it: Prefect server, Ray head, reports, serving process."""
     given = Ports(prefect_port, ray_dashboard_port, ray_port)
     wanted = Ports.free() if free_ports else None if given == Ports() else given
     with _console.status("starting") as spinner:
@@ -66,12 +66,13 @@ def status() -> None:
 
 
 def open_ui() -> None:
-    """Open the Prefect UI of the local stack in a browser, and say which password it will ask for."""
+    """Open the Prefect UI of the local stack in a browser, and say which password it and the reports will ask for."""
     stack = recorded_stack()
     if stack is None:
         raise StackError("nothing is running", "`piti up` starts the stack")
     require_prefect(stack.ports.prefect_api_url)
-    _console.print(f"{stack.ports.prefect_url} asks once for this, and the browser keeps it:")
+    _console.print(f"reports: {stack.ports.reports_url}")
+    _console.print(f"{stack.ports.prefect_url} and the reports ask once for this, and the browser keeps it:")
     _console.print(auth_string(stack.ports.prefect_api_url) or "(nothing)")
     if sys.stdout.isatty():
         webbrowser.open(stack.ports.prefect_url)
@@ -81,6 +82,7 @@ def _show(stack: Stack) -> bool:
     urls = {
         "prefect": stack.ports.prefect_url,
         "ray": stack.ports.ray_url,
+        "reports": stack.ports.reports_url,
         "serve": f"{stack.ports.prefect_url}/deployments",
     }
     everything_answers = True

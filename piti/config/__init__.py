@@ -36,6 +36,7 @@ from piti.config.tree import (
     StageConfig,
     TrainingConfig,
     UpsamplerStageConfig,
+    WorkerRange,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "EvaluationConfig", "ListSourceConfig", "Modality", "ModelConfig", "ModelsConfig", "PairedSourceConfig", "PhaseConfig",
     "Positive", "PretrainedConfig", "SamplingConfig", "Scenes", "ScheduleConfig", "Section", "Share", "SketchConfig", "SketchInversion",
     "SourceConfig", "Stage", "StageConfig", "TrainingConfig", "UpsamplerStageConfig", "WebdatasetSourceConfig", "WeightsRef",
+    "WorkerRange",
 ]  # fmt: skip

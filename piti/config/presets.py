@@ -100,7 +100,7 @@ def _source_models() -> dict[str, type[BaseModel]]:
 
 
 def _union_tags() -> set[str]:
-    return set(_source_models())
+    return {*_source_models(), "number", "WorkerRange"}
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

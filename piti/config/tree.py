@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
 from piti.config.section import Positive, ProgramRef, Section, Share, WeightsRef, require_known_scheme
@@ -195,10 +195,20 @@ class TrainingConfig(Section):
 
 
 class PretrainedConfig(Section):
-    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours."""
+    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours.
+
+    `from_scratch`: stage 1 begins from random weights, to show what pretraining is worth.
+    """
 
     base: WeightsRef | None = None
     upsampler: WeightsRef | None = None
+    from_scratch: bool = False
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.from_scratch and self.base is not None:
+            raise ValueError("from_scratch and base exclude each other")
+        return self
 
 
 class SamplingConfig(Section):
@@ -294,20 +304,52 @@ class EvaluationConfig(Section):
         }
 
 
+class WorkerRange(Section):
+    """As many training workers as the cluster has room for, between two numbers."""
+
+    min: Positive
+    max: Positive
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+def _is_range(value: object) -> str:
+    return "WorkerRange" if isinstance(value, dict | WorkerRange) else "number"
+
+
 class ClusterConfig(Section):
     """What a job asks of the Ray cluster. `num_workers` training workers, each with these resources (fewer in a stage
-    whose batch has fewer pictures).
+    whose batch has fewer pictures). A range {min, max} is elastic: training begins with what there is room for, goes on
+    with fewer where a node is lost, and takes in new ones; the batch and what is learned stay the same.
+
+    A cluster that grows by itself counts as `max_cpus` and `max_gpus` before training begins; None: as its present nodes.
+    A worker that makes no step for `stall_seconds` writes its stacks to the log and ends; the run is tried again.
 
     A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` lets it go on.
     """
 
-    num_workers: Positive = 1
+    num_workers: Annotated[
+        Annotated[Positive, Tag("number")] | Annotated[WorkerRange, Tag("WorkerRange")], Discriminator(_is_range)
+    ] = 1
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
+    max_cpus: Positive | None = None
+    max_gpus: Positive | None = None
     loader_workers: Annotated[int, Field(ge=0)] = 2
     max_failures: Annotated[int, Field(ge=0)] = 3
     max_attempts: Positive = 3
     abandoned_job_seconds: Annotated[float, Field(gt=0)] | Literal["never"] = 600.0
+    stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
+
+    @property
+    def workers(self) -> WorkerRange:
+        """`num_workers` as a range."""
+        number = self.num_workers
+        return number if isinstance(number, WorkerRange) else WorkerRange(min=number, max=number)
 
 
 class Config(Section):
@@ -357,15 +399,8 @@ class Config(Section):
             problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
         if self.evaluation.alignment is not None and self.data.modality == "sketch":
             problems.append("evaluation.alignment does nothing with sketches: leave it out")
-        if self.pretrained.base is None and self.training.pretrain is None:
+        if self.pretrained.base is None and self.training.pretrain is None and not self.pretrained.from_scratch:
             problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
-        for stage in STAGES:
-            settings = self.stage(stage)
-            if settings is not None and settings.batch_size % self.num_workers(stage):
-                problems.append(
-                    f"training.{stage}.batch_size {settings.batch_size} must be divisible by "
-                    f"cluster.num_workers {self.cluster.num_workers}"
-                )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -375,10 +410,12 @@ class Config(Section):
         """Enlargement factor of the upsampler."""
         return self.models.upsampler.image_size // self.models.base.image_size
 
-    def num_workers(self, stage: Stage) -> int:
-        """Training workers of a stage: `cluster.num_workers`, or one a picture where the batch is smaller than that."""
-        settings = self.stage(stage)
-        return self.cluster.num_workers if settings is None else min(self.cluster.num_workers, settings.batch_size)
+    def workers(self, stage: Stage) -> WorkerRange:
+        """Training workers of a stage: those of `cluster.num_workers`, or one a picture where its batch is smaller."""
+        workers, settings = self.cluster.workers, self.stage(stage)
+        if settings is None:
+            return workers
+        return WorkerRange(min=min(workers.min, settings.batch_size), max=min(workers.max, settings.batch_size))
 
     def stage(self, stage: Stage) -> StageConfig | None:
         """The settings of a training stage; None for a pretraining that is not configured."""

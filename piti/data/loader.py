@@ -2,7 +2,7 @@
 
 The stream is endless: epoch after epoch of the training split, each sample once an epoch, in an order that follows
 from (seed, epoch) alone (see SampleOrder). Global step b takes positions [b * B, (b + 1) * B), B being the batch over all
-ranks; rank r takes the r-th contiguous part of them. To resume, on any number of ranks and threads, a position suffices.
+ranks; rank r takes the r-th contiguous part of them (`part_of`). To resume, on any number of ranks and threads, a position suffices.
 
 A damaged sample keeps its position, and its batch is smaller by one: all ranks see what they would have seen, before and
 after a resume. Where every sample of a rank's part is damaged, the next readable sample of the stream stands in, since a
@@ -36,6 +36,11 @@ _AHEAD_BATCHES = 2
 _LISTED_SKIPS = 100
 _TRIED_STAND_INS = 1000
 _WINDOW_SHARDS = 8  # shards that are mixed at a time: enough to shuffle, few enough for a local cache
+
+
+def part_of(batch_size: int, rank: int, world_size: int) -> range:
+    """Positions of a step that rank `rank` takes: contiguous, and as many as any other's or one less or more."""
+    return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 
 class SampleOrder:
@@ -77,8 +82,8 @@ class TrainingLoader:
     A batch is a dict: `image` (N, 3, S, S), `condition` (N, C, S, S), `keys` list of str, and, where `degraded` is
     given (companions' URI, or a recipe that is applied as pictures are read), `low_res` (N, 3, s, s) with
     s = S // `scale`. All hold uint8, so that a quarter of the bytes goes to the device, where
-    `piti.data.conditions.unit_range` makes them [-1, 1]. N is `batch_size` unless samples were damaged. `start_sample`
-    is a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, a batch is read when it
+    `piti.data.conditions.unit_range` makes them [-1, 1]. `batch_size` counts pictures of a step over all ranks; N is this
+    rank's part of it unless samples were damaged. `start_sample` is a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, a batch is read when it
     is asked for.
 
     Raises DataError where a set of shards is missing, was made for another config, or its companions do not match.
@@ -98,7 +103,7 @@ class TrainingLoader:
         seed: int,
         start_sample: int = 0,
     ) -> None:
-        if not 0 <= rank < world_size or batch_size < 1 or start_sample < 0 or num_workers < 0:
+        if not 0 <= rank < world_size <= batch_size or start_sample < 0 or num_workers < 0:
             raise ValueError(
                 f"{rank=}, {world_size=}, {batch_size=}, {start_sample=}, {num_workers=} do not fit together"
             )
@@ -106,7 +111,7 @@ class TrainingLoader:
         self._examples = ExampleReader(shards, "train", data, degraded, scale)
         self._order = SampleOrder(self._examples.shard, seed)
         self._seed = seed
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._batch_size, self._part = batch_size, part_of(batch_size, rank, world_size)
         self._num_workers = num_workers
         self._start_sample = start_sample
         self._num_read = self._num_skipped = self._num_substituted = 0
@@ -148,10 +153,10 @@ class TrainingLoader:
 
     def _parts(self) -> Iterator[range]:
         """This rank's positions of each global step."""
-        first = self._start_sample + self._rank * self._batch_size
+        first = self._start_sample
         while True:
-            yield range(first, first + self._batch_size)
-            first += self._batch_size * self._world_size
+            yield range(first + self._part.start, first + self._part.stop)
+            first += self._batch_size
 
     def _load(self, position: int) -> Example | Damage:
         epoch, number = self._order.at(position)

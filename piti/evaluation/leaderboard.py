@@ -71,7 +71,8 @@ def _column(kind: FigureKind, metric: Metric) -> Column:
 
 
 def _title(stored: Mapping[str, Any]) -> str:
-    return f"{stored['provenance']['config']}, step {stored['step']}"
+    origin = stored["provenance"]
+    return f"{origin['config']}: {origin['base']['title']}"
 
 
 def _facts(stored: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from piti.data.manifest import MANIFEST
 from piti.errors import DataError
 from piti.evaluation.figures import FIGURES, Alignment, FeatureNetwork, Need, PerceptualTrunk
 from piti.evaluation.networks import Networks
-from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName
+from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName, num_wanted, set_folders
 from piti.evaluation.stored_arrays import StoredArrays
 
 FEWEST_PICTURES = 4
@@ -45,41 +45,43 @@ class Truth:
 
 
 class Evaluation:
-    """Generated pictures in the folder `samples` and the truth in `shards`.
+    """The picture sets among a job's inputs (`set_folders`), and the truth in `inputs["shards"]`.
 
-    `keys` are the conditions that `sampling.num_samples` asks for, in the order of the validation split. Every set must
-    have a picture of each; `diversity` and `upsampled`, of the first ones. Raises DataError where pictures are missing
-    (naming them) or damaged, or too few.
+    `keys` are the conditions that `sampling.num_samples` asks for, in the order of the validation split. Each set must
+    have a picture of each, `diversity` and `upsampled` of as many as the config says. Raises DataError where pictures
+    are missing (naming them) or damaged, or too few.
     """
 
-    def __init__(self, config: Config, shards: str, samples: str) -> None:
+    def __init__(self, config: Config, inputs: Mapping[str, str]) -> None:
         self._config = config
-        self.sets = {name: PictureSet(samples, name) for name in SET_NAMES}
-        self.stage_sets = [name for name in STAGE_SETS if len(self.sets[name])]
-        self._reader = ExampleReader(shards, "validation", config.data, None, config.scale)
+        folders = set_folders(inputs)
+        self.sets = {name: PictureSet(folders.get(name)) for name in SET_NAMES}
+        self.stage_sets = [name for name in STAGE_SETS if name in folders]
+        self._shards = inputs["shards"]
+        self._reader = ExampleReader(self._shards, "validation", config.data, None, config.scale)
         self._numbers = {key: number for number, key in enumerate(self._reader.keys)}
-        self._shards = shards
         self.keys = list(self._reader.keys[: config.sampling.num_samples])
         if len(self.keys) < FEWEST_PICTURES:
             raise DataError(
                 f"there are {len(self.keys)} pictures to measure, at least {FEWEST_PICTURES} are needed",
                 "raise sampling.num_samples, or give the source more validation pictures",
             )
-        self._check_complete(samples)
+        for name, folder in folders.items():
+            self._check_complete(name, folder)
 
-    def _check_complete(self, samples: str) -> None:
-        wanted = dict.fromkeys(("final", "base", *self.stage_sets), self.keys)
-        if self._config.evaluation.compare_stages:
-            wanted |= dict.fromkeys(STAGE_SETS, self.keys)
-        wanted |= {name: self.keys_of(name) for name in ("diversity", "upsampled")}
-        for name, keys in wanted.items():
-            missing = [key for key in keys if key not in self.sets[name]]
-            if missing:
-                named = ", ".join(missing[:_NAMED_AT_MOST]) + (" ..." if len(missing) > _NAMED_AT_MOST else "")
-                raise DataError(
-                    f"{samples}: {len(missing)} of {len(keys)} pictures of the set {name} are missing: {named}",
-                    f"delete {storage.join(samples, storage.MARKER)} and run again: what is missing is drawn",
-                )
+    def keys_of(self, name: PictureSetName) -> list[str]:
+        """The conditions that a set has pictures of."""
+        return self.keys[: num_wanted(self._config, name, len(self.keys))]
+
+    def _check_complete(self, name: PictureSetName, folder: str) -> None:
+        keys = self.keys_of(name)
+        missing = [key for key in keys if key not in self.sets[name]]
+        if missing:
+            named = ", ".join(missing[:_NAMED_AT_MOST]) + (" ..." if len(missing) > _NAMED_AT_MOST else "")
+            raise DataError(
+                f"{folder}: {len(missing)} of {len(keys)} pictures of the set {name} are missing: {named}",
+                f"delete {storage.join(folder, storage.MARKER)} and run again: what is missing is drawn",
+            )
 
     def truth(self, key: str) -> Truth:
         """The ground truth of a condition."""
@@ -97,12 +99,6 @@ class Evaluation:
         for key in self.keys:
             truth = self.truth(key)
             yield truth.small if small else truth.picture
-
-    def keys_of(self, name: PictureSetName) -> list[str]:
-        """The conditions that a set has pictures of."""
-        sampling = self._config.sampling
-        count = {"diversity": sampling.diversity_conditions, "upsampled": sampling.upsampled_conditions}.get(name)
-        return self.keys[:count]
 
     def conditions(self) -> Iterator[StoredCondition]:
         """The conditions as stored, in the order of `keys`."""
@@ -159,6 +155,27 @@ class Measurement:
         if self._networks.aligner is not None and not self._evaluation.has_given_sketches:
             there.add(self._config.data.modality)
         return there
+
+    @property
+    def num_computed(self) -> int:
+        """How many arrays were not stored yet."""
+        return self._stored.num_computed
+
+    def extract(self) -> None:
+        """Let the networks see every picture, so that what they compute is stored: figures are arithmetic afterwards."""
+        there = self._available()
+        extractors: tuple[FeatureNetwork, ...] = ("inception", "clip", "vgg16")
+        trunks: tuple[PerceptualTrunk, ...] = ("lpips_trunk", "vgg16")
+        for network in (name for name in extractors if name in there):
+            self.features(network)
+        for trunk in (name for name in trunks if name in there):
+            self.perceptual(trunk, "distances")
+        if "diversity" in there:
+            self.perceptual("lpips_trunk", "diversity")
+        if self._config.data.modality in there:
+            self.alignment()
+        for name in self._evaluation.stage_sets:
+            self.distances(name)
 
     def features(self, network: FeatureNetwork) -> tuple[Features, Features]:
         """Of the final pictures and of the truth, in float32 as the network gives them."""

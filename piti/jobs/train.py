@@ -105,6 +105,7 @@ def _trainer(context: JobContext) -> Any:
             return [callback for callback in callbacks if type(callback).__name__ not in _UNUSED_CALLBACKS]
 
     cluster, output = context.config.cluster, context.spec.output
+    workers = context.config.workers(cast(Stage, context.spec.name))
     folder, filesystem = _ray_storage(output)
     run_config = RunConfig(
         name=storage.name(output),
@@ -117,7 +118,7 @@ def _trainer(context: JobContext) -> Any:
         cast(Callable[[dict[Any, Any]], None], _worker),
         train_loop_config={"spec": context.spec},
         scaling_config=ScalingConfig(
-            num_workers=context.config.num_workers(cast(Stage, context.spec.name)),
+            num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
         ),

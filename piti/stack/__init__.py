@@ -1,4 +1,4 @@
-"""The stack on one machine: Prefect server, Ray head and serving process, on loopback.
+"""The stack on one machine: Prefect server, Ray head, reports and serving process, on loopback.
 
 `up` starts what is missing and waits until it answers; `down` stops exactly what `up` started.
 """

@@ -33,7 +33,7 @@ Report = Callable[[str], None]
 
 
 class Stack(BaseModel):
-    """The record of a running stack: its ports, its three processes by name, and the `folder` they work in."""
+    """The record of a running stack: its ports, its four processes by name, and the `folder` they work in."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -177,7 +177,7 @@ def _found_or_new(home: Path, ports: Ports | None, num_cpus: int | None) -> Stac
         )  # fmt: skip
     if ports is not None and not _fits(ports, stack.ports):
         raise StackError(f"the stack is running on other ports ({stack.ports.prefect_url})", "`piti down` first")
-    return stack
+    return stack.model_copy(update={"ports": stack.ports.chosen()})  # an older version's has no port for reports
 
 
 def _fits(wanted: Ports, actual: Ports) -> bool:

@@ -47,6 +47,7 @@ def client_environment(settings: Settings, ports: Ports) -> dict[str, str]:
         "PITI_HOME": str(settings.home),
         "PITI_RAY_JOBS_URL": ports.ray_url,
         "PITI_RAY_TOKEN_FILE": str(settings.token_file),
+        "PITI_REPORTS_URL": ports.reports_url,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(settings.token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -80,7 +81,7 @@ def server_environment(settings: Settings, ports: Ports, stack_id: str, folder: 
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # a folder `flows` or `prefect` where `piti up` was started is not ours
         "PREFECT_RUNNER_POLL_FREQUENCY": inherited.get("PREFECT_RUNNER_POLL_FREQUENCY", "2"),
-        "RAY_START_HOOK": "piti.stack.ray_head.without_ray_client",
+        "RAY_START_HOOK": "piti.stack.ray_head.for_one_machine",
     }
 
 

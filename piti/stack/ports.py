@@ -15,26 +15,31 @@ HOST = "127.0.0.1"
 
 # Below the range that systems give to outgoing connections, so that nothing takes one between choice and use.
 _FREE_RANGE = range(20000, 32000)
+_REPORTS_OFFSET = 10
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the stack listens, always on loopback. 0 means: any free port."""
+    """Where the stack listens, always on loopback. 0 means: any free port; for `reports` Prefect's plus 10, if free."""
 
     prefect: int = 4200
     ray_dashboard: int = 8265
     ray: int = 6379
+    reports: int = 0
 
     @classmethod
     def free(cls) -> Ports:
-        return cls(0, 0, 0)
+        return cls(0, 0, 0, 0)
 
     def chosen(self) -> Ports:
         """The same with a free port instead of each 0."""
         taken: list[int] = []
-        for port in asdict(self).values():
+        for port in (self.prefect, self.ray_dashboard, self.ray):
             taken.append(port or free_port(taken))
-        return Ports(*taken)
+        prefect, ray_dashboard, ray = taken
+        near = prefect + _REPORTS_OFFSET  # the same at every start, so that links in the Prefect UI stay good
+        reports = self.reports or (near if near not in taken and is_free(near) else free_port(taken))
+        return Ports(prefect, ray_dashboard, ray, reports)
 
     @property
     def prefect_url(self) -> str:
@@ -47,6 +52,10 @@ class Ports:
     @property
     def ray_url(self) -> str:
         return f"http://{HOST}:{self.ray_dashboard}"
+
+    @property
+    def reports_url(self) -> str:
+        return f"http://{HOST}:{self.reports}"
 
 
 OPTIONS = {"prefect": "--prefect-port", "ray_dashboard": "--ray-dashboard-port", "ray": "--ray-port"}
@@ -94,7 +103,6 @@ def problems(ports: Ports, which: Collection[str]) -> Iterator[StackError]:
         port = numbers[name]
         if port and not is_free(port):
             by = holder(port)
-            yield StackError(
-                f"port {port} is taken by {by or 'another program'}",
-                f"stop it, or choose another port: piti up {OPTIONS[name]} N",
-            )
+            option = OPTIONS.get(name)
+            other = "`piti down`, then `piti up`" if option is None else f"choose another port: piti up {option} N"
+            yield StackError(f"port {port} is taken by {by or 'another program'}", f"stop it, or {other}")

@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 
-def without_ray_client(parameters: Any, head: bool) -> None:
-    """Leave out the Ray Client server: everything here goes through the Jobs API, so it is one open port less."""
+def for_one_machine(parameters: Any, head: bool) -> None:
+    """Leave out the Ray Client server: everything here goes through the Jobs API, so it is one open port less.
+
+    And wait for the node as long as `piti up` does: Ray gives up after 30 s, which a busy machine takes.
+    """
+    from ray._private import services
+
+    from piti.settings import settings
+
     guarded(parameters, head)
     parameters.ray_client_server_port = None
+    services.get_node = patient(services.get_node, settings().start_timeout_seconds)
+
+
+def patient(get_node: Callable[..., Any], patience_seconds: float) -> Callable[..., Any]:
+    """`get_node`, asked again until it knows the node or the time is over. Raises its last RuntimeError then."""
+
+    def asked_again(*arguments: Any) -> Any:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return asked_again
 
 
 def guarded(parameters: Any, head: bool) -> None:

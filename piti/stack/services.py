@@ -1,4 +1,4 @@
-"""The three services of the local stack: how each is started, and how one sees that it answers."""
+"""The four services of the local stack: how each is started, and how one sees that it answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from piti.settings import Settings
 from piti.stack.http import ray_answers
 from piti.stack.ports import HOST, Ports
 from piti.stack.prefect_api import prefect_answers, served_deployments
+from piti.stack.reports import reports_answer
 from piti.stack.secret_files import read_secret
 
-DEPLOYMENTS = {"full-train", "prepare", "train", "evaluate"}
+DEPLOYMENTS = {"full-train", "prepare", "train", "evaluate", "study"}
 
 # Ray's sockets lie at <temporary folder>/session_<date>_<pid>/sockets/plasma_store, and a Unix socket's path
 # may have 107 bytes.
@@ -41,7 +42,7 @@ class Service:
 
 
 def services(settings: Settings, ports: Ports, ray_folder: Path, num_cpus: int | None) -> list[Service]:
-    """Prefect server, Ray head and serving process, in the order in which they are stopped last to first."""
+    """Prefect server, Ray head, reports and serving process, in the order in which they are stopped last to first."""
     token = read_secret(settings.token_file)
     ray = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
@@ -56,10 +57,12 @@ def services(settings: Settings, ports: Ports, ray_folder: Path, num_cpus: int |
         sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(ports.prefect),
         "--analytics-off",
     ]  # fmt: skip
+    reports = (sys.executable, "-m", "piti.stack.report_server", str(ports.reports))
     api = ports.prefect_api_url
     return [
         Service("prefect", "Prefect server", ("prefect",), tuple(prefect), lambda _: prefect_answers(api), umask=0o077),
         Service("ray", "Ray head", ("ray_dashboard", "ray"), tuple(ray), lambda _: ray_answers(ports.ray_url, token)),
+        Service("reports", "Reports", ("reports",), reports, lambda _: reports_answer(ports.reports_url)),
         Service("serve", "Deployments", (), (sys.executable, "-m", "flows.serve"), lambda since: _all_served(api, since)),
     ]  # fmt: skip
 

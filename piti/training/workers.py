@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from piti.data.loader import part_of
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -36,6 +38,10 @@ class Workers:
     def is_first(self) -> bool:
         """Whether this worker does what must be done once: writing files, saying how far the run is."""
         return self.rank == 0
+
+    def share(self, num_pictures: int) -> range:
+        """This worker's positions of a step's `num_pictures`: contiguous parts, which differ by one picture at most."""
+        return part_of(num_pictures, self.rank, self.world_size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` such that its backward pass averages gradients over the workers."""
@@ -80,6 +86,13 @@ class Workers:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`. A GPU gets them from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def without_synchronisation(module: nn.Module) -> AbstractContextManager[Any]:

@@ -83,6 +83,12 @@ class Prefect:
         )
         return found
 
+    def page(self, address: str) -> bytes:
+        """What a signed-in browser shows."""
+        response = httpx.get(address, auth=self._auth, timeout=30)
+        response.raise_for_status()
+        return response.content
+
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """What the server answers. One that is busy is asked again for a while, as Prefect's own clients do."""
         deadline = time.monotonic() + 60

@@ -88,7 +88,7 @@ def test_the_order_is_mixed_and_follows_the_seed(sketch_set: ShardSet, sketch_da
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_resuming_on_any_number_of_ranks_continues_the_stream(
     sketch_set: ShardSet, sketch_data: DataConfig, sketch_companions: ShardSet, world_size: int, num_workers: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_resuming_on_any_number_of_ranks_continues_the_stream(
     undisturbed = joined(take(load(sketch_set, sketch_data, sketch_companions, batch_size=12), 6))
     assert sketch_set.num_samples("train") < 60
     settings = {
-        "batch_size": 12 // world_size,
+        "batch_size": 12,
         "world_size": world_size,
         "num_workers": num_workers,
         "start_sample": 24,

@@ -201,7 +201,7 @@ def test_neither_cut_nor_missing_answers_change_anything(
         found = []
         for rank in range(world_size):
             loader = TrainingLoader(
-                images.uri, sketch_data, degraded=low.uri, scale=4, batch_size=8 // world_size, rank=rank,
+                images.uri, sketch_data, degraded=low.uri, scale=4, batch_size=8, rank=rank,
                 world_size=world_size, num_workers=2, seed=1, start_sample=start_sample,
             )  # fmt: skip
             iterator = iter(loader)

@@ -1,4 +1,4 @@
-"""Bad inputs, each with its one line, found before any server is asked. One of them end to end: tests/e2e."""
+"""Bad inputs, each with its one line, found before any server is asked. Three of them end to end: tests/integration/test_stack.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from flows.cluster import Resources
-from flows.preflight import config_problems, size_problems
+from flows.preflight import config_problems, fit_beside_each_other, size_problems
+from piti.config import Config
 from piti.config.presets import load_config
 from piti.errors import ConfigError
 
@@ -41,6 +42,40 @@ def test_a_problem_is_one_line(tmp_path: Path, overrides: dict[str, Any], messag
     assert message in problem
     assert "\n" not in problem
     assert not (tmp_path / "root").exists()
+
+
+def gpu_config(root: Path, **more: Any) -> Config:
+    overrides = {"root": str(root), "cluster.use_gpu": True, "cluster.cpus_per_worker": 1, "cluster.num_workers": 8}
+    for stage, batch_size in {"pretrain": 128, "stage1": 128, "stage2": 128, "upsampler": 4}.items():
+        overrides[f"training.{stage}.batch_size"] = batch_size
+    return load_config("demo-sketch", overrides | {key.replace("__", "."): value for key, value in more.items()})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "message"),
+    [
+        ({}, 8, None),
+        ({}, 1, "training wants 8 GPUs, the cluster has 1"),
+        ({"cluster__max_gpus": 8}, 1, None),
+        ({"cluster__max_gpus": 4}, 1, "training wants 8 GPUs, the cluster grows to 4"),
+        ({"cluster__num_workers": {"min": 2, "max": 8}}, 2, None),
+        ({"cluster__num_workers": {"min": 2, "max": 8}}, 1, "training wants 2 GPUs, the cluster has 1"),
+    ],
+)
+def test_a_cluster_counts_as_what_it_can_become(
+    tmp_path: Path, cluster: dict[str, Any], gpus: int, message: str | None
+) -> None:
+    problems = [problem.problem for problem in size_problems(gpu_config(tmp_path, **cluster), Resources(64, gpus))]
+    assert problems == ([] if message is None else [message])
+
+
+def test_the_upsampler_trains_beside_the_base_where_its_own_workers_fit(tmp_path: Path) -> None:
+    """8 workers for the base, 4 for the upsampler, whose batch has four pictures."""
+    config = gpu_config(tmp_path)
+    assert not fit_beside_each_other(config, Resources(64, 11))
+    assert fit_beside_each_other(config, Resources(64, 12))
+    assert fit_beside_each_other(gpu_config(tmp_path, cluster__max_gpus=12), Resources(64, 8))
+    assert not fit_beside_each_other(gpu_config(tmp_path, training__upsampler__batch_size=64), Resources(64, 15))
 
 
 def test_the_demo_has_none(tmp_path: Path) -> None:

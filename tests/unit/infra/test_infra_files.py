@@ -336,7 +336,7 @@ def test_every_preset_finds_its_workers_in_some_overlay(preset: str, monkeypatch
             has_gpus = int(limits.get("nvidia.com/gpu", 0))
             by_gpu = [has_gpus // gpus] if gpus else []
             places += min(int(limits["cpu"]) // cpus, int(gibibytes(limits["memory"]) // memory), *by_gpu)
-        fitting.append(places >= config.cluster.num_workers)
+        fitting.append(places >= config.cluster.workers.max)
     assert any(fitting)
     assert fitting[0] == (not gpus), "the base, which needs no GPU, has room for the demo"
 

@@ -117,10 +117,7 @@ def test_file_that_is_no_yaml_mapping(tmp_path: Path, text: str) -> None:
         ({"data.source.train_crop": 8}, "did you mean 'data.source.train_crops'"),
         ({"sampling.guidance_scale": "much"}, "sampling.guidance_scale: Input should be a valid number"),
         ({"models.base.condition_size": 64}, "models.base.condition_size is 64, data.image_size is 128"),
-        (
-            {"training.stage1.batch_size": 15},
-            "training.stage1.batch_size 15 must be divisible by cluster.num_workers 2",
-        ),
+        ({"cluster.num_workers": {"min": 4, "max": 2}}, "min 4 is larger than max 2"),
         ({"training.pretrain": None}, "give pretrained.base"),
         ({"data.modality": "mask"}, "num_classes is needed"),
         ({"name.x": 1}, "'name' is a value, it has no keys below it"),
@@ -190,7 +187,7 @@ def test_presets_of_datasets_have_the_published_settings(preset: str, monkeypatc
     assert (stage2.phases[0].learning_rate, stage2.batch_size, stage2.ema_rate) == (3.5e-5, 128, 0.9999)
     assert (upsampler.phases[0].learning_rate, upsampler.batch_size, upsampler.timestep_sampler) == (1e-5, 4, "uniform")
     assert (config.sampling.base_respacing, config.sampling.upsampler_respacing) == ("250", "fast27")
-    assert [config.num_workers(stage) for stage in ("stage1", "upsampler")] == [8, 4], "one worker a picture at most"
+    assert [config.workers(stage).max for stage in ("stage1", "upsampler")] == [8, 4], "one worker a picture at most"
 
 
 def test_a_config_survives_json() -> None:

@@ -85,9 +85,9 @@ def test_a_port_taken_on_all_interfaces_counts_as_taken() -> None:
 
 def test_free_ports_are_different_and_free() -> None:
     ports = Ports.free().chosen()
-    assert len({ports.prefect, ports.ray_dashboard, ports.ray}) == 3
-    assert list(problems(ports, ["prefect", "ray_dashboard", "ray"])) == []
-    assert Ports().chosen() == Ports(), "given ports stay"
+    assert len({ports.prefect, ports.ray_dashboard, ports.ray, ports.reports}) == 4
+    assert list(problems(ports, ["prefect", "ray_dashboard", "ray", "reports"])) == []
+    assert replace(Ports().chosen(), reports=0) == Ports(), "given ports stay"
 
 
 def test_a_process_is_not_mistaken_for_one_that_had_its_pid(sleeper: subprocess.Popen[bytes]) -> None:
@@ -354,6 +354,21 @@ def test_a_public_ray_dashboard_needs_a_token(
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     ray_head.guarded(SimpleNamespace(dashboard_host="0.0.0.0"), True)
+
+
+def test_a_ray_node_that_is_slow_to_start_is_waited_for() -> None:
+    """On two busy cores a node took more than the 30 s that Ray waits."""
+    answers = iter([RuntimeError("not yet"), {"node_manager_port": 1}])
+
+    def get_node(address: str) -> object:
+        if isinstance(answer := next(answers), RuntimeError):
+            raise answer
+        return answer
+
+    assert ray_head.patient(get_node, 5)("here") == {"node_manager_port": 1}
+    answers = iter([RuntimeError("never")])
+    with pytest.raises(RuntimeError, match="never"):
+        ray_head.patient(get_node, -1)("here")
 
 
 def test_the_profile_is_made_and_activated_only_where_the_user_has_none(

@@ -14,7 +14,7 @@ from piti.training.gradients import accumulate_gradients
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers
-from tests.worker_processes import WORLD_SIZE, run_workers
+from tests.worker_processes import run_workers
 
 TOLERANCE = 1e-5  # of the largest value
 BATCH = 4
@@ -40,8 +40,7 @@ def step(config: Config, mine: Examples, workers: Workers) -> dict[str, Tensor]:
     state = TrainingState.fresh(TrainingStage("upsampler", config), {}, workers)
     # A fresh network predicts no noise whatever it sees.
     torch.nn.init.normal_(state.model.decoder.out[2].weight, std=0.05, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    network = workers.wrap(state.model)
-    accumulate_gradients(state, network, mine, workers)
+    accumulate_gradients(state, mine)
     assert state.picture_losses is not None
     saved = state.picture_losses.state_dict()
     steps = {float(entry["step"]) for entry in saved["optimizer"]["state"].values()}
@@ -79,15 +78,20 @@ def test_padded_pictures_weigh_nothing(pipeline: Any) -> None:
     assert not torch.allclose(step(config_of(pipeline, None), changed, Workers())["moments"], whole["moments"])
 
 
-def work(rank: int, folder: Path, config: dict[str, Any], microbatch_size: int) -> None:
-    share = BATCH // WORLD_SIZE
-    mine = examples().slice(rank * share, (rank + 1) * share)
-    torch.save(step(Config.model_validate(config), mine, Workers.current()), folder / f"{microbatch_size}-{rank}.pt")
+def work(rank: int, folder: Path, config: dict[str, Any]) -> None:
+    workers = Workers.current()
+    share = workers.share(BATCH)
+    mine = examples().slice(share.start, share.stop)
+    torch.save(step(Config.model_validate(config), mine, workers), folder / f"rank-{rank}.pt")
 
 
-@pytest.mark.parametrize("microbatch_size", [2, 1])
-def test_workers_change_rounding_only(pipeline: Any, tmp_path: Path, microbatch_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "microbatch_size"), [(2, 1), (3, None)])
+def test_workers_change_rounding_only(
+    pipeline: Any, tmp_path: Path, world_size: int, microbatch_size: int | None
+) -> None:
+    """Also where the batch of 4 does not divide by their number: shares of 1, 1 and 2 pictures."""
     whole = step(config_of(pipeline, None), examples(), Workers())
-    run_workers(work, tmp_path, config_of(pipeline, microbatch_size).model_dump(mode="json"), microbatch_size)
-    for rank in range(WORLD_SIZE):
-        assert_agree(torch.load(tmp_path / f"{microbatch_size}-{rank}.pt", weights_only=True), whole)
+    config = config_of(pipeline, microbatch_size).model_dump(mode="json")
+    run_workers(work, tmp_path, config, world_size=world_size)
+    for rank in range(world_size):
+        assert_agree(torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True), whole)
