@@ -37,8 +37,8 @@ from piti.evaluation.cascade import Order, draw_base, draw_upsampled
 from piti.models.checkpoints import load_model
 from piti.provenance import code_versions
 from piti.seeds import seed_of
-from piti.training.ema import ema_rate_at
 from piti.training.gradients import accumulate_gradients
+from piti.training.loop import learn
 from piti.training.randomness import normal_pictures
 from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
@@ -108,10 +108,7 @@ def train(config: Config, network: str, folder: Path, num_crops: int, device: st
     stage, workers = TrainingStage(STAGES[network], config), Workers(device=torch.device(device))
     settings, run = stage.settings, storage.join(config.root, network)
     resume_from = newest_whole_checkpoint(run) if storage.exists(run) else None
-    if resume_from is None:
-        state = TrainingState.fresh(stage, {}, workers)
-    else:
-        state = TrainingState.resumed(stage, resume_from, workers)
+    state = TrainingState.begin(stage, {}, workers, resume_from)
     progress = state.progress
     print(f"{network}: cutting {num_crops} crops, then from step {progress.step} of {settings.total_steps}", flush=True)
     crops = make_crops(config, folder, "train", num_crops, degraded=stage.is_upsampler)
@@ -119,18 +116,8 @@ def train(config: Config, network: str, folder: Path, num_crops: int, device: st
     for batch in batches(crops, settings.batch_size, config.seed, progress.step):
         if progress.step >= settings.total_steps:
             break
-        losses = accumulate_gradients(state, state.model, stage.examples(batch, workers.device), workers)
-        if settings.gradient_clip is not None:
-            norm = torch.tensor(losses.gradient_norm)
-            torch.nn.utils.clip_grads_with_norm_(state.parameters(), settings.gradient_clip, norm)
-        for group in state.optimizer.param_groups:
-            group["lr"] = settings.phase_at(progress.step).learning_rate
-        if losses.is_finite:
-            state.optimizer.step()
-            state.ema.update(state.model, ema_rate_at(progress.step, settings.ema_rate, settings.ema_warmup))
-        state.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.skipped_steps += not losses.is_finite
+        losses = accumulate_gradients(state, stage.examples(batch, workers.device))
+        learn(state, losses)
         progress.seconds = before + time.monotonic() - began
         losses_seen.append(float(losses.terms["mse"].mean()))
         if progress.step % settings.log_every_steps == 0:

@@ -18,11 +18,17 @@ class TimestepSampler(Protocol):
         ...
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Timesteps (n,) int64 and loss weights (n,) float32: 1 / (num_timesteps * probability)."""
+        """Timesteps (n,) int64 and loss weights (n,) float32: 1 / (num_timesteps * probability).
+
+        Chances come from `generator`, on the CPU; the rest happens on the sampler's device.
+        """
         ...
 
-    def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from losses (n,) seen at timesteps (n,). All ranks must call it with the same, gathered values."""
+    def update(self, t: Tensor, losses: Tensor, counts: Tensor | None = None) -> None:
+        """Learn from losses (n,) seen at timesteps (n,), in this order; `counts` (n,) bool tells which of them to take in.
+
+        All ranks must call it with the same, gathered values. Nothing is read from the device.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -33,16 +39,17 @@ class TimestepSampler(Protocol):
 class UniformSampler:
     """Every timestep equally often, all weights 1."""
 
-    def __init__(self, num_timesteps: int) -> None:
+    def __init__(self, num_timesteps: int, device: torch.device | str = "cpu") -> None:
         self.num_timesteps = num_timesteps
+        self._device = torch.device(device)
 
     def weights(self) -> Tensor:
-        return torch.ones(self.num_timesteps, dtype=torch.float64)
+        return torch.ones(self.num_timesteps, dtype=torch.float64, device=self._device)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         return _importance_sample(self.weights(), n, generator)
 
-    def update(self, t: Tensor, losses: Tensor) -> None:
+    def update(self, t: Tensor, losses: Tensor, counts: Tensor | None = None) -> None:
         """Nothing to learn."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,32 +68,43 @@ class LossSecondMomentSampler:
     Uniform until every timestep has `history` losses. `uniform_probability` is then shared by all evenly.
     """
 
-    def __init__(self, num_timesteps: int, history: int = 10, uniform_probability: float = 0.001) -> None:
+    def __init__(
+        self,
+        num_timesteps: int,
+        history: int = 10,
+        uniform_probability: float = 0.001,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.num_timesteps = num_timesteps
         self.history = history
         self.uniform_probability = uniform_probability
-        self._losses = torch.zeros(num_timesteps, history, dtype=torch.float64)
-        self._counts = torch.zeros(num_timesteps, dtype=torch.int64)
+        self._losses = torch.zeros(num_timesteps, history, dtype=torch.float64, device=device)  # oldest first
+        self._counts = torch.zeros(num_timesteps, dtype=torch.int64, device=device)
 
     def weights(self) -> Tensor:
-        if bool((self._counts < self.history).any()):
-            return torch.ones(self.num_timesteps, dtype=torch.float64)
         weights = self._losses.square().mean(dim=1).sqrt()
         weights = weights / weights.sum() * (1 - self.uniform_probability)
-        return weights + self.uniform_probability / self.num_timesteps
+        weights = weights + self.uniform_probability / self.num_timesteps
+        return torch.where((self._counts == self.history).all(), weights, torch.ones_like(weights))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         return _importance_sample(self.weights(), n, generator)
 
-    def update(self, t: Tensor, losses: Tensor) -> None:
-        for step, loss in zip(t.tolist(), losses.detach().double().tolist(), strict=True):
-            count = int(self._counts[step])
-            if count == self.history:
-                self._losses[step] = self._losses[step].roll(-1)
-                self._losses[step, -1] = loss
-            else:
-                self._losses[step, count] = loss
-                self._counts[step] = count + 1
+    def update(self, t: Tensor, losses: Tensor, counts: Tensor | None = None) -> None:
+        counts = torch.ones_like(t, dtype=torch.bool) if counts is None else counts
+        same = (t[:, None] == t) & counts
+        num_before = same.tril(-1).sum(dim=1)  # of its own timestep, in this batch
+        num_new = torch.zeros_like(self._counts).index_add(0, t, counts.long())
+        num_dropped = (self._counts + num_new - self.history).clamp(min=0)
+        # Room at the end of each full history for what is new; the rest of it moves to the front.
+        places = torch.arange(self.history, device=t.device) + num_dropped[:, None]
+        moved = self._losses.gather(1, places.clamp(max=self.history - 1))
+        place = self._counts[t] + num_before - num_dropped[t]
+        nowhere = self.num_timesteps * self.history  # where losses go that do not count, or that newer ones displaced
+        place = torch.where(counts & (place >= 0), t * self.history + place, nowhere)
+        room = torch.cat([moved.flatten(), moved.new_zeros(1)])
+        self._losses = room.scatter(0, place, losses.detach().double())[:-1].view_as(self._losses)
+        self._counts = (self._counts + num_new).clamp(max=self.history)
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self._losses.clone(), "counts": self._counts.clone()}
@@ -100,11 +118,14 @@ class LossSecondMomentSampler:
                 f"the checkpoint's timestep sampler has {found}, this run's {expected}",
                 "keep timestep_sampler and the number of diffusion steps as they were trained",
             )
-        self._losses = state["losses"].to(torch.float64).clone()
-        self._counts = state["counts"].to(torch.int64).clone()
+        self._losses = state["losses"].to(self._losses, copy=True)
+        self._counts = state["counts"].to(self._counts, copy=True)
 
 
 def _importance_sample(weights: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The inverse of the distribution function at n uniform chances: what torch.multinomial does on a CPU."""
     probabilities = weights / weights.sum()
-    t = torch.multinomial(probabilities, n, replacement=True, generator=generator)
+    chances = torch.rand(n, dtype=torch.float64, generator=generator).to(weights.device, non_blocking=True)
+    distribution = probabilities.cumsum(0)
+    t = torch.searchsorted(distribution / distribution[-1], chances).clamp(max=len(weights) - 1)
     return t, (1 / (len(probabilities) * probabilities[t])).float()

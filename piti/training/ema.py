@@ -26,10 +26,14 @@ class EMA:
         self.model = copy.deepcopy(model, memo=dict(frozen)).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, rate: float) -> None:
-        """average <- rate * average + (1 - rate) * model, for every parameter of `model` that learns."""
+    def update(self, model: nn.Module, rate: float, is_usable: Tensor) -> None:
+        """average <- rate * average + (1 - rate) * model, for every parameter of `model` that learns.
+
+        Nothing changes where `is_usable` () bool, on the parameters' device, is false.
+        """
         averages, current = self._learning(model)
-        torch._foreach_lerp_(averages, current, 1.0 - rate)
+        share = is_usable * torch.tensor(1.0 - rate)
+        torch._foreach_lerp_(averages, current, [share] * len(averages))
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
@@ -12,27 +13,32 @@ from piti.seeds import seed_of
 from piti.training.randomness import generator, normal_pictures, uniform
 from piti.training.stages import Examples
 from piti.training.state import TrainingState
-from piti.training.workers import Workers, autocast, without_synchronisation
+from piti.training.workers import Workers, autocast, sent, without_synchronisation
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Losses of the B pictures of a step on the CPU, in the order of the stream, equal on all workers.
+    """Losses of a step's B places, in the order of the stream, on the device, equal on all workers.
 
-    `t` (B,) timesteps and `weights` (B,) importance weights; `terms` name -> (B,), without these weights, with "loss"
-    their sum; `gradient_norm` of the averaged gradient. `is_finite` is false where any of them is not a number or
-    infinite.
+    `is_there` (B,) is false at places that have no picture, whose numbers mean nothing. `t` (B,) timesteps and `weights`
+    (B,) importance weights; `terms` name -> (B,), without these weights, with "loss" their sum; `gradient_norm` () of the
+    averaged gradient. `is_finite` () is false where any of them is not a number or infinite.
     """
 
+    is_there: Tensor
     t: Tensor
     weights: Tensor
     terms: dict[str, Tensor]
-    gradient_norm: float
-    is_finite: bool
+    gradient_norm: Tensor
+    is_finite: Tensor
 
-    def means(self) -> dict[str, float]:
-        """Importance-weighted means, as published: they estimate the losses over all timesteps alike."""
-        return {name: float((values * self.weights).mean()) for name, values in self.terms.items()}
+    def means(self) -> dict[str, Tensor]:
+        """Importance-weighted means () float64, as published: they estimate the losses over all timesteps alike."""
+        count = self.is_there.sum()
+        return {
+            name: torch.where(self.is_there, values * self.weights, 0.0).sum() / count
+            for name, values in self.terms.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,9 @@ class Draw:
     mix: Tensor  # (n,) in [0, 1), for the critic's gradient penalty
 
 
-def draw(state: TrainingState, examples: Examples, workers: Workers) -> Draw:
+def draw(state: TrainingState, examples: Examples) -> Draw:
     """Random numbers as functions of (seed, stage, step, position in the whole batch); see `randomness`."""
-    stage, step = state.stage, state.progress.step
+    stage, step, workers = state.stage, state.progress.step, state.workers
     settings, parts = stage.settings, (stage.config.seed, stage.name, step)
     first = workers.share(settings.batch_size).start
     positions = range(first, first + len(examples.pictures))
@@ -56,28 +62,29 @@ def draw(state: TrainingState, examples: Examples, workers: Workers) -> Draw:
     noise = normal_pictures(positions, examples.pictures.shape[1:], *parts, "noise")
     dropped = uniform(positions, *parts, "condition") < settings.phase_at(step).condition_dropout
     mix = uniform(positions, *parts, "mix")
-    mine = torch.tensor(positions).clamp(max=settings.batch_size - 1)  # beyond it lies only what pads the last share
-    return Draw(*(values.to(workers.device) for values in (t[mine], weights[mine], noise, ~dropped, mix)))
+    # Beyond the batch lies only what pads the last share.
+    mine = sent(torch.tensor(positions).clamp(max=settings.batch_size - 1), workers.device)
+    noise, keep, mix = (sent(values, workers.device) for values in (noise, ~dropped, mix))
+    return Draw(t[mine], weights[mine], noise, keep, mix)
 
 
-def accumulate_gradients(state: TrainingState, network: nn.Module, examples: Examples, workers: Workers) -> StepLosses:
+def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses:
     """Leave the step's mean gradient in the learning parameters and return what it was made of.
 
-    `network` is `state.model`, wrapped for synchronisation. Every worker calls this with at least one picture. Where
-    damaged samples made the batch smaller, or the batch does not divide into equal shares, the last picture fills the
-    gap with weight 0, so that all workers take part in the same number of microbatches. Whatever the number of workers,
-    each picture weighs 1 / batch_size. The critic takes its step first, as published.
+    Every worker calls this with at least one picture. Where damaged samples made the batch smaller, or it does not divide
+    into equal shares, the last picture fills the gap with weight 0, so that all workers take part in the same number of
+    microbatches. Whatever the number of workers, each picture weighs 1 / batch_size. The critic takes its step first, as
+    published. Nothing is read from the device.
     """
-    settings = state.stage.settings
+    settings, network, workers = state.stage.settings, state.network, state.workers
     num_pictures, share = len(examples.pictures), -(-settings.batch_size // workers.world_size)
     mean_share = settings.batch_size / workers.world_size  # gradients are averaged over the workers afterwards
     examples = examples.padded(share)
-    drawn = draw(state, examples, workers)
+    drawn = draw(state, examples)
     is_there = torch.arange(share, device=workers.device) < num_pictures
     size = settings.microbatch_size or share
     parts = [
-        Microbatch(state, examples, drawn, slice(begin, min(begin + size, share)), workers)
-        for begin in range(0, share, size)
+        Microbatch(state, examples, drawn, slice(begin, min(begin + size, share))) for begin in range(0, share, size)
     ]
     picture_losses = state.picture_losses
     if picture_losses is not None and not picture_losses.starts_at(state.progress.step):
@@ -104,18 +111,18 @@ def accumulate_gradients(state: TrainingState, network: nn.Module, examples: Exa
             ((loss * weights).sum() / mean_share).backward()  # type: ignore[no-untyped-call]
         terms.append({"loss": loss.detach(), **{name: value.detach() for name, value in found.items()}})
     joined = {name: torch.cat([entry[name] for entry in terms]) for name in terms[0]}
-    return _gathered(state, drawn, joined, num_pictures, workers)
+    return _gathered(drawn, joined, num_pictures, state.parameters(), workers)
 
 
 class Microbatch:
     """The examples and random numbers at `place` of a worker's share of a step."""
 
-    def __init__(self, state: TrainingState, examples: Examples, drawn: Draw, place: slice, workers: Workers) -> None:
+    def __init__(self, state: TrainingState, examples: Examples, drawn: Draw, place: slice) -> None:
         self.place = place
         self.examples = examples.slice(place.start, place.stop)
         self._stage = state.stage
         self._drawn = Draw(*(getattr(drawn, field.name)[place] for field in fields(Draw)))
-        first = workers.share(state.stage.settings.batch_size).start + place.start
+        first = state.workers.share(state.stage.settings.batch_size).start + place.start
         self._dropout_seed = seed_of(
             state.stage.config.seed, state.stage.name, state.progress.step, "dropout", first, place.stop - place.start
         )
@@ -144,14 +151,14 @@ class Microbatch:
 
 
 def _gathered(
-    state: TrainingState, drawn: Draw, terms: dict[str, Tensor], num_pictures: int, workers: Workers
+    drawn: Draw, terms: dict[str, Tensor], num_pictures: int, parameters: Iterable[nn.Parameter], workers: Workers
 ) -> StepLosses:
     """What all workers found. Gradients are equal on all of them by now, so their norm is, too."""
-    gradients = [parameter.grad for parameter in state.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     is_there = torch.arange(len(drawn.t), device=workers.device) < num_pictures
     columns = [is_there.double(), drawn.t.double(), drawn.weights.double(), *(v.double() for v in terms.values())]
-    table = workers.gather(torch.stack(columns, dim=1)).cpu()
-    _, t, weights, *columns = table[table[:, 0] == 1].unbind(dim=1)
-    is_finite = all(bool(values.isfinite().all()) for values in columns) and bool(norm.isfinite())
-    return StepLosses(t.long(), weights, dict(zip(terms, columns, strict=True)), float(norm), is_finite)
+    there, t, weights, *columns = workers.gather(torch.stack(columns, dim=1)).unbind(dim=1)
+    is_there = there == 1
+    is_finite = norm.isfinite() & (torch.stack(columns).isfinite() | ~is_there).all()
+    return StepLosses(is_there, t.long(), weights, dict(zip(terms, columns, strict=True)), norm, is_finite)

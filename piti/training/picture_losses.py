@@ -17,6 +17,7 @@ from piti.errors import CheckpointError, ConfigError
 from piti.models import PatchDiscriminator
 from piti.models.weight_files import read_weights
 from piti.seeds import seed_of
+from piti.training.optimizers import adam, load_optimizer, step_where
 from piti.training.workers import Workers
 from piti.weights import open_weights
 
@@ -146,7 +147,7 @@ class PictureLosses:
             torch.default_generator.manual_seed(seed_of(config.seed, "upsampler", "critic"))
             critic = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
         self._critic = critic.to(workers.device)
-        self._optimizer = torch.optim.Adam(self._critic.parameters(), lr=settings.discriminator_learning_rate)
+        self._optimizer = adam(self._critic.parameters(), learning_rate=settings.discriminator_learning_rate)
 
     def starts_at(self, step: int) -> bool:
         """Whether these losses take part in optimizer step number `step`."""
@@ -183,13 +184,11 @@ class PictureLosses:
         """
         self._workers.average_gradients(self._critic.parameters())
         gradients = [parameter.grad for parameter in self._critic.parameters() if parameter.grad is not None]
-        if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        step_where(torch.nn.utils.get_total_norm(gradients).isfinite(), self._optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"critic": self._critic.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._critic.load_state_dict(state["critic"], strict=True)
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self._optimizer, state["optimizer"])

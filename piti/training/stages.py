@@ -27,6 +27,7 @@ from piti.models import PITIModel, build_model
 from piti.models.checkpoints import load_model
 from piti.models.pretrained import load_pretrained
 from piti.seeds import seed_of
+from piti.training.workers import sent
 
 THUMBNAIL_SIZE = 8  # pixels a side: colours and rough layout, no edges
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -78,7 +79,7 @@ class TrainingStage:
         """A loader's batch as this stage sees it, on `device`."""
 
         def moved(name: str) -> Tensor:
-            return unit_range(cast(Tensor, batch[name]).to(device, non_blocking=True))
+            return unit_range(sent(cast(Tensor, batch[name]), device))
 
         images = moved("image")
         if self.is_upsampler:

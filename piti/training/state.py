@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from piti import storage
 from piti.checkpoints import EMA_FILE, Checkpoint, checkpoint_uri, remove_checkpoint
@@ -14,7 +16,8 @@ from piti.errors import CheckpointError
 from piti.models import PITIModel
 from piti.models.checkpoints import aside_of, load_model, load_trainer_state, publish_frozen, write_checkpoint
 from piti.models.weight_files import fetch_weights
-from piti.training.ema import EMA
+from piti.training.ema import EMA, ema_rate_at
+from piti.training.optimizers import adamw
 from piti.training.picture_losses import PictureLosses
 from piti.training.stages import TrainingStage
 from piti.training.workers import Workers
@@ -32,23 +35,30 @@ class Survivor(Protocol):
 class Progress:
     """How far a run is. `step` counts optimizer steps taken, skipped ones included; `seconds` of all attempts.
 
-    `last_validation` is of the weights after `last_validation_step` steps.
+    `last_validation` is of the weights after `last_validation_step` steps. The counts of skipped steps () int64 lie on the
+    device.
     """
 
     step: int = 0
     seconds: float = 0.0
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
+    skipped_steps: Tensor = field(default_factory=lambda: torch.tensor(0))
+    skipped_in_a_row: Tensor = field(default_factory=lambda: torch.tensor(0))
     initial_validation: dict[str, float] = field(default_factory=dict)
     last_validation: dict[str, float] = field(default_factory=dict)
     last_validation_step: int = 0
+
+    def count(self, is_finite: Tensor) -> None:
+        """Take in a step, whose numbers were finite or not: () bool."""
+        self.step += 1
+        self.skipped_steps = self.skipped_steps + ~is_finite
+        self.skipped_in_a_row = torch.where(is_finite, 0, self.skipped_in_a_row + 1)
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, name, torch.as_tensor(value) if name.startswith("skipped") else value)
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,8 @@ class Snapshot:
     """The contents of a checkpoint after `step` steps, in memory of its own."""
 
     step: int
-    model: dict[str, torch.Tensor]
-    ema: dict[str, torch.Tensor]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
     trainer: dict[str, Any]
 
     @property
@@ -71,6 +81,7 @@ class TrainingState:
 
     def __init__(self, stage: TrainingStage, model: PITIModel, workers: Workers, origin: dict[str, Any]) -> None:
         self.stage = stage
+        self.workers = workers
         self.origin = origin
         self.model = model.to(workers.device).train().requires_grad_(False)
         stage.learnable(self.model).requires_grad_(True)
@@ -79,26 +90,42 @@ class TrainingState:
         self.picture_losses = PictureLosses(stage.config, workers) if stage.is_upsampler else None
         self.progress = Progress()
         self._frozen: dict[str, str] | None = None  # how checkpoints find the weights that do not learn
+        if stage.settings.compile:
+            self.model.compile()
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """`model` such that its backward pass averages gradients over the workers."""
+        return self.workers.wrap(self.model)
 
     def begin_phase(self) -> None:
-        """Go on from the averaged weights with a fresh optimizer and timestep sampler, as the published runs do.
+        """Where a phase begins: go on from the averaged weights with a fresh optimizer and timestep sampler.
 
-        The upsampler's critic goes on as it is.
+        So do the published runs. The upsampler's critic goes on as it is.
         """
-        self.ema.copy_to(self.model)
-        self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
+        if self.progress.step in self.stage.settings.phase_ends:
+            self.ema.copy_to(self.model)
+            self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
+
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.stage.settings.phase_at(self.progress.step).learning_rate
+
+    def ema_rate(self) -> float:
+        """Of the next step."""
+        settings = self.stage.settings
+        return ema_rate_at(settings.step_in_phase(self.progress.step), settings.ema_rate, settings.ema_warmup)
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        settings = self.stage.settings
-        rate = settings.phase_at(0).learning_rate  # the loop sets each step's
-        return torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=settings.weight_decay, fused=True)
+        return adamw(self.parameters(), weight_decay=self.stage.settings.weight_decay)
 
     def _fresh_timesteps(self) -> TimestepSampler:
         steps = self.stage.diffusion.num_timesteps
-        uniform = self.stage.settings.timestep_sampler == "uniform"
-        return UniformSampler(steps) if uniform else LossSecondMomentSampler(steps)
+        if self.stage.settings.timestep_sampler == "uniform":
+            return UniformSampler(steps, device=self.workers.device)
+        return LossSecondMomentSampler(steps, device=self.workers.device)
 
-    def parameters(self) -> list[torch.nn.Parameter]:
+    def parameters(self) -> list[nn.Parameter]:
         """The parameters that learn."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
@@ -112,6 +139,15 @@ class TrainingState:
         if self.picture_losses is not None:
             entries["picture_losses"] = self.picture_losses
         return entries
+
+    @classmethod
+    def begin(
+        cls, stage: TrainingStage, inputs: dict[str, str], workers: Workers, resume_from: str | None
+    ) -> TrainingState:
+        """`fresh`, or `resumed` from a checkpoint's URI."""
+        if resume_from is None:
+            return cls.fresh(stage, inputs, workers)
+        return cls.resumed(stage, resume_from, workers)
 
     @classmethod
     def fresh(cls, stage: TrainingStage, inputs: dict[str, str], workers: Workers) -> TrainingState:
@@ -164,7 +200,7 @@ class TrainingState:
             storage.publish_folder(aside, uri)
         return uri
 
-    def _frozen_weights(self) -> dict[str, torch.Tensor]:
+    def _frozen_weights(self) -> dict[str, Tensor]:
         """The weights that do not learn."""
         learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         return {key: value for key, value in self.model.state_dict().items() if key not in learning}
@@ -172,7 +208,7 @@ class TrainingState:
 
 def _copied(value: Any) -> Any:
     """Containers and their tensors, copied to the CPU: from a GPU into pinned memory, without waiting."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         if not value.is_cuda:
             return value.detach().clone()
         copy = torch.empty_like(value, device="cpu", pin_memory=True, requires_grad=False)
@@ -185,7 +221,7 @@ def _copied(value: Any) -> Any:
 
 
 def _num_bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, dict):
         value = list(value.values())

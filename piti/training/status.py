@@ -7,28 +7,32 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from piti.job import PROGRESS_INTERVAL_SECONDS, JobContext
 from piti.training.gradients import StepLosses
 from piti.training.metrics import MetricsLog
 from piti.training.publisher import Publisher
 from piti.training.state import TrainingState
-from piti.training.workers import Workers
 
 FLUSH_SECONDS = 5.0  # how long a checkpoint waits for the metrics before it
+_NUM_STEPS = "steps"  # name of the sum that counts
 STEADY_AFTER_STEPS = 2  # the first steps of a process are slow (caches, compilation) and would spoil the rate
 
 
 class Status:
     """Collects steps and reports their means, through a publisher. Does nothing on workers other than the first."""
 
-    def __init__(self, context: JobContext, state: TrainingState, workers: Workers) -> None:
+    def __init__(self, context: JobContext, state: TrainingState) -> None:
         self._context = context
         self._state = state
         self._settings = state.stage.settings
-        self._publisher = Publisher() if workers.is_first else None
+        self._publisher = Publisher() if state.workers.is_first else None
         self._log: MetricsLog | None = None
-        self._sums: dict[str, float] = {}
-        self._num_steps = 0
+        self._sums: dict[str, Tensor] = {}  # over the steps since the last report, on the device
+        self._means: dict[str, float] = {}  # of the last report
+        self._num_skipped = 0
         self._first_step = state.progress.step
         self._steady_since: tuple[float, int] | None = None
         self._spent_elsewhere_seconds = 0.0
@@ -46,13 +50,13 @@ class Status:
         if step - self._first_step == STEADY_AFTER_STEPS:
             self._steady_since = (time.monotonic(), step)
             self._spent_elsewhere_seconds = 0.0
-        if losses.is_finite:
-            for name, value in {**losses.means(), "gradient_norm": losses.gradient_norm}.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value
-            self._num_steps += 1
-        self._publish_progress(step)
+        seen = {**losses.means(), "gradient_norm": losses.gradient_norm.double(), _NUM_STEPS: losses.is_finite.double()}
+        for name, value in seen.items():
+            usable = torch.where(losses.is_finite, value, 0.0)
+            self._sums[name] = self._sums[name] + usable if name in self._sums else usable
         if step % self._settings.log_every_steps == 0 or step == self._settings.total_steps:
             self._report(learning_rate)
+        self._publish_progress(step)
 
     def _publish_progress(self, step: int) -> None:
         total, now = self._settings.total_steps, time.monotonic()
@@ -107,14 +111,23 @@ class Status:
         return steps * self._settings.batch_size / seconds if steps and seconds > 0 else None
 
     def _report(self, learning_rate: float) -> None:
-        values = {name: total / self._num_steps for name, total in self._sums.items()} if self._num_steps else {}
-        values |= {"learning_rate": learning_rate, "skipped_steps": float(self._state.progress.skipped_steps)}
+        self._read()
+        values = {**self._means, "learning_rate": learning_rate, "skipped_steps": float(self._num_skipped)}
         if (rate := self.pictures_per_second()) is not None:
             values["pictures_per_second"] = rate
         if self._log is not None:
             self._log.add(self._state.progress.step, "train", values)
         self._context.info(f"{self._state.stage.name}: {self._where()}, {self._message()}")
-        self._sums, self._num_steps = {}, 0
+
+    def _read(self) -> None:
+        """Get the sums from the device, all at once."""
+        names = list(self._sums)
+        skipped = self._state.progress.skipped_steps.double()
+        *totals, num_skipped = torch.stack([*self._sums.values(), skipped.to(self._state.workers.device)]).tolist()
+        sums = dict(zip(names, totals, strict=True))
+        num_steps = sums.pop(_NUM_STEPS)
+        self._means = {name: total / num_steps for name, total in sums.items()} if num_steps else {}
+        self._num_skipped, self._sums = int(num_skipped), {}
 
     def _where(self) -> str:
         return f"step {self._state.progress.step} of {self._settings.total_steps}"
@@ -122,13 +135,13 @@ class Status:
     def _message(self) -> str:
         """Loss, rate and time left, as far as they are known."""
         parts = []
-        if self._num_steps:
-            parts.append(f"loss {self._sums['loss'] / self._num_steps:.4f}")
+        if self._means:
+            parts.append(f"loss {self._means['loss']:.4f}")
         if (rate := self.pictures_per_second()) is not None:
             left = (self._settings.total_steps - self._state.progress.step) * self._settings.batch_size / rate
             parts += [f"{rate:.3g} pictures/s", f"{_duration(left)} left"]
-        if self._state.progress.skipped_steps:
-            parts.append(f"{self._state.progress.skipped_steps} steps skipped")
+        if self._num_skipped:
+            parts.append(f"{self._num_skipped} steps skipped")
         return ", ".join(parts)
 
 

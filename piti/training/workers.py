@@ -88,6 +88,13 @@ class Workers:
         return box[0]
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`. A GPU gets them from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def without_synchronisation(module: nn.Module) -> AbstractContextManager[Any]:
     """A context in which a wrapped module's backward pass keeps gradients to itself (for gradient accumulation)."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()

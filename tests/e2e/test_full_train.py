@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -20,29 +22,23 @@ pytestmark = pytest.mark.integration
 HEAVY = {"shard the dataset", "degrade pictures", "train pretrain", "train stage1", "train stage2", "train upsampler"}
 
 
-@pytest.fixture(scope="module")
-def asked(finished: FlowRun, prefect: Prefect, root: Path) -> dict[str, FlowRun]:
+@dataclass(frozen=True)
+class Asked:
     """Runs over the output of `finished`, all started at once: they do not wait for one another."""
+
+    again: FlowRun
+    nothing_new: FlowRun
+    other_guidance: CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack) -> Asked:
     overrides = tiny_overrides(root)
-    started = {
-        "again": prefect.start("full-train", config="demo-sketch", overrides=overrides),
-        "nothing new": prefect.start("evaluate", config="demo-sketch", overrides=overrides),
-        "other guidance": prefect.start(
-            "evaluate", config="demo-sketch", overrides=tiny_overrides(root, sampling__guidance_scale=2.5)
-        ),
-        "unknown": prefect.start(
-            "evaluate", config="demo-sketch", overrides=overrides, checkpoints=["/nowhere/step-00000001"]
-        ),
-        "refused": prefect.start("train", config="demo-sketch", overrides=IMPOSSIBLE | {"root": str(root / "refused")}),
-    }
-    return {name: prefect.wait(flow_run) for name, flow_run in started.items()}
-
-
-IMPOSSIBLE = {
-    "cluster.num_workers": 8,
-    "sampling.base_respacing": "fast",
-    "data.source": {"kind": "paired", "images": "/nowhere"},
-}
+    again = prefect.start("full-train", config="demo-sketch", overrides=overrides)
+    nothing_new = prefect.start("evaluate", config="demo-sketch", overrides=overrides)
+    other = json.dumps(tiny_overrides(root, sampling__guidance_scale=2.5))
+    told = stack.piti("run", "evaluate", "--config", "demo-sketch", "--param", f"overrides={other}")
+    return Asked(prefect.wait(again), prefect.wait(nothing_new), told)
 
 
 def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect: Prefect) -> None:
@@ -76,8 +72,8 @@ def test_the_graph_of_the_run_follows_the_data(finished: FlowRun, prefect: Prefe
     }  # fmt: skip
 
 
-def test_again_does_nothing_twice(asked: dict[str, FlowRun], root: Path) -> None:
-    run = asked["again"]
+def test_again_does_nothing_twice(asked: Asked, root: Path) -> None:
+    run = asked.again
     assert run.state == "COMPLETED", run.message
     assert {run.tasks[name] for name in HEAVY} == {"Cached"}
     assert {state for name, state in run.tasks.items() if name.startswith(("sample", "score"))} == {"Cached"}
@@ -85,45 +81,24 @@ def test_again_does_nothing_twice(asked: dict[str, FlowRun], root: Path) -> None
     assert len(jobs) == len(HEAVY) + 2 + 2, "sample and score ran for two guidances, everything else once"
 
 
-def test_evaluate_with_nothing_new_says_so(asked: dict[str, FlowRun]) -> None:
-    run = asked["nothing new"]
+def test_evaluate_with_nothing_new_says_so(asked: Asked) -> None:
+    run = asked.nothing_new
     assert run.state == "COMPLETED"
     assert "nothing new" in run.message
     assert [name for name in run.tasks if not name.startswith("preflight")] == []
 
 
-def test_evaluate_with_other_guidance_only_samples_and_scores(asked: dict[str, FlowRun], root: Path) -> None:
-    run = asked["other guidance"]
-    assert run.state == "COMPLETED", run.message
-    assert {name.split()[0] for name in run.tasks} == {"preflight", "sample", "score", "report"}
-    assert len(list((root / "reports").iterdir())) == 2
-
-
-def test_evaluating_an_unknown_checkpoint_fails_in_one_line(asked: dict[str, FlowRun]) -> None:
-    run = asked["unknown"]
-    assert run.state == "FAILED"
-    assert "/nowhere/step-00000001 is not a finished checkpoint" in run.message
-
-
-def test_bad_input_is_one_clear_line_with_everything_that_is_wrong(asked: dict[str, FlowRun], root: Path) -> None:
-    """Each problem by itself, and those that a config's form has: tests/unit/flows/test_preflight.py."""
-    run = asked["refused"]
-    assert run.state == "FAILED"
-    for part in ("preflight found", "/nowhere", "cannot read the respacing 'fast'", "training wants 8 CPUs"):
-        assert part in run.message
-    assert "\n" not in run.message
-    assert not (root / "refused").exists(), "nothing half-written is left behind"
-
-
-def test_piti_run_tells_where_the_report_is(finished: FlowRun, root: Path, stack: RunningStack) -> None:
-    told = stack.piti(
-        "run", "evaluate", "--config", "demo-sketch",
-        "--param", f"overrides={json.dumps(tiny_overrides(root))}", "--param", "checkpoints=latest",
-    )  # fmt: skip
+def test_evaluate_with_other_guidance_samples_and_scores_and_piti_run_names_the_report(
+    asked: Asked, prefect: Prefect, root: Path
+) -> None:
+    told = asked.other_guidance
     assert told.returncode == 0, told.stderr
+    run = prefect.inspect(re.findall(r"flow-run/([0-9a-f-]{36})", told.stdout)[0])
+    assert {name.split()[0] for name in run.tasks} == {"preflight", "sample", "score", "report"}
     reports = [line.removeprefix("report:").strip() for line in told.stdout.splitlines() if line.startswith("report:")]
     assert len(reports) == 1
     assert Path(reports[0]).read_text().startswith("<!doctype html>")
+    assert len(list((root / "reports").iterdir())) == 2
 
 
 def test_results_name_code_and_duration(finished: FlowRun, root: Path) -> None:

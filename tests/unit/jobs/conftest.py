@@ -12,13 +12,11 @@ import torch
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
-from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.sources import open_source
 from piti.job import JobSpec
 from piti.models import ModelConfig, build_model
 from piti.models.checkpoints import write_checkpoint
 from piti.plan import JobKind
+from tests.sharding import shard_here
 
 _NETWORK = {
     "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [8],
@@ -65,13 +63,7 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def small_inputs(small_config: Config) -> dict[str, str]:
     """The inputs of sample and score: shards, two checkpoints, and the runs that they came from."""
     config = small_config
-    shards = storage.join(config.root, "shards")
-    plans = plan_shards(open_source(config.data), config.data, config.seed)
-    for plan in plans:
-        write_shard(plan, config.data, shards)
-    about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-    write_manifest(shards, list(plans.digests), about)
-    inputs = {"shards": shards}
+    inputs = {"shards": shard_here(config.data, storage.join(config.root, "shards"), config.seed).uri}
     for number, stage in enumerate(("pretrain", "stage1", "stage2", "upsampler")):
         run = storage.join(config.root, "runs", stage)
         model = config.models.upsampler if stage == "upsampler" else config.models.base

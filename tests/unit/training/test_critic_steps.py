@@ -40,8 +40,7 @@ def step(config: Config, mine: Examples, workers: Workers) -> dict[str, Tensor]:
     state = TrainingState.fresh(TrainingStage("upsampler", config), {}, workers)
     # A fresh network predicts no noise whatever it sees.
     torch.nn.init.normal_(state.model.decoder.out[2].weight, std=0.05, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    network = workers.wrap(state.model)
-    accumulate_gradients(state, network, mine, workers)
+    accumulate_gradients(state, mine)
     assert state.picture_losses is not None
     saved = state.picture_losses.state_dict()
     steps = {float(entry["step"]) for entry in saved["optimizer"]["state"].values()}

@@ -15,8 +15,9 @@ from piti.seeds import seed_of
 from piti.training import loop
 from piti.training.ema import EMA, ema_rate_at
 from piti.training.gradients import Microbatch, StepLosses, accumulate_gradients, draw
-from piti.training.loop import MAX_SKIPPED_IN_A_ROW, train
+from piti.training.loop import train
 from piti.training.metrics import read_metrics
+from piti.training.observers import MAX_SKIPPED_IN_A_ROW
 from piti.training.randomness import generator, normal_pictures, uniform
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
@@ -55,9 +56,12 @@ def test_numbers_are_functions_of_their_names() -> None:
 def test_workers_draw_parts_of_the_same_numbers(pipeline: Any, uniform: Any, world_size: int) -> None:
     """What one worker draws for a batch of 4, two or four draw between them."""
     state = state_of(pipeline)
-    whole = draw(state, examples_of(4, uniform), CPU)
+    whole = draw(state, examples_of(4, uniform))
     share = 4 // world_size
-    parts = [draw(state, examples_of(share, uniform), Workers(rank, world_size)) for rank in range(world_size)]
+    parts = []
+    for rank in range(world_size):
+        state.workers = Workers(rank, world_size)
+        parts.append(draw(state, examples_of(share, uniform)))
     for name in ("t", "weights", "noise", "keep_condition", "mix"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
 
@@ -68,7 +72,7 @@ def test_conditions_are_dropped_as_often_as_configured(pipeline: Any, uniform: A
     kept = []
     for step in range(400):
         state.progress.step = step
-        kept.append(draw(state, examples_of(4, uniform), CPU).keep_condition.float().mean())
+        kept.append(draw(state, examples_of(4, uniform)).keep_condition.float().mean())
     assert torch.stack(kept).mean() == pytest.approx(0.7, abs=0.04)  # 1600 draws: 3.5 standard deviations
 
 
@@ -77,7 +81,7 @@ def test_microbatches_change_rounding_only(pipeline: Any, uniform: Any) -> None:
     results = []
     for micro in (None, 1, 3):
         state = state_of(pipeline, training__pretrain__microbatch_size=micro)
-        losses = accumulate_gradients(state, state.model, examples_of(4, uniform), CPU)
+        losses = accumulate_gradients(state, examples_of(4, uniform))
         results.append((gradient_of(state), losses.terms["loss"]))
     for gradient, loss in results[1:]:
         assert torch.allclose(gradient, results[0][0], rtol=1e-4, atol=1e-6)
@@ -88,12 +92,14 @@ def test_a_gap_left_by_a_damaged_sample_weighs_nothing(pipeline: Any, uniform: A
     """Three pictures of four: the gradient is that of those three (divided by four), and three losses are reported."""
     state = state_of(pipeline)
     whole = examples_of(4, uniform)
-    losses = accumulate_gradients(state, state.model, whole.slice(0, 3), CPU)
-    assert len(losses.terms["loss"]) == len(losses.t) == 3
+    losses = accumulate_gradients(state, whole.slice(0, 3))
+    assert losses.is_there.tolist() == [True, True, True, False]
+    expected = (losses.terms["loss"] * losses.weights)[:3].mean()
+    assert float(losses.means()["loss"]) == pytest.approx(float(expected), rel=1e-12)
     with_gap = gradient_of(state)
     state.optimizer.zero_grad()
     other = replace(whole, pictures=torch.cat([whole.pictures[:3], whole.pictures[2:3] * 0.5]))
-    accumulate_gradients(state, state.model, other.slice(0, 3), CPU)
+    accumulate_gradients(state, other.slice(0, 3))
     assert torch.equal(with_gap, gradient_of(state))
 
 
@@ -128,9 +134,10 @@ def test_dropout_follows_the_microbatch_not_the_worker(pipeline: Any, uniform: A
         torch.nn.init.normal_(state.model.decoder.out[2].weight, std=0.1, generator=generator("out"))  # type: ignore[arg-type]
         share = 4 // workers.world_size
         mine = whole.slice(workers.rank * share, (workers.rank + 1) * share)
-        drawn = draw(state, mine, workers)
+        state.workers = workers
+        drawn = draw(state, mine)
         places = [slice(begin, begin + 2) for begin in range(0, share, 2)]
-        return [Microbatch(state, mine, drawn, place, workers).losses(state.model)["mse"] for place in places]
+        return [Microbatch(state, mine, drawn, place).losses(state.model)["mse"] for place in places]
 
     together = losses_of(CPU)
     apart = [*losses_of(Workers(0, 2)), *losses_of(Workers(1, 2))]
@@ -198,7 +205,8 @@ def test_average_in_closed_form(pipeline: Any) -> None:
         for parameter in model.parameters():
             parameter.fill_(1.0)
     for _ in range(5):
-        ema.update(model, 0.9)
+        ema.update(model, 0.9, torch.tensor(True))
+    ema.update(model, 0.5, torch.tensor(False))  # a step that was left out
     for average in ema.model.encoder.parameters():
         assert torch.allclose(average, torch.full_like(average, 1 - 0.9**5), atol=1e-6)
     for average, parameter in zip(ema.model.decoder.parameters(), model.decoder.parameters(), strict=True):

@@ -1,0 +1,133 @@
+"""What happens beside the steps of a training run: telling of them, validation, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from piti.checkpoints import checkpoint_uri
+from piti.errors import PitiError
+from piti.job import JobContext
+from piti.training.batches import degraded_input
+from piti.training.checkpointer import Checkpointer
+from piti.training.gradients import StepLosses
+from piti.training.state import TrainingState
+from piti.training.status import Status
+from piti.training.validation import Validation
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class Observers:
+    """Every worker has them and calls each after every step; they look at the step's number for whether they are due.
+
+    What must be told or written is told and written by the first worker.
+    """
+
+    def __init__(self, context: JobContext, state: TrainingState) -> None:
+        self._context = context
+        self._state = state
+        self._settings = state.stage.settings
+        self._status = Status(context, state)
+        self._validation = Validation(
+            state.stage, context.spec.inputs["shards"], degraded_input(context), state.workers
+        )
+        self._checkpointer = Checkpointer(context, state, self._status) if state.workers.is_first else None
+        self._began_seconds = time.monotonic() - state.progress.seconds
+        self._is_leaving = False
+
+    def begin(self) -> None:
+        """Before the first step of a run: measure what it begins with."""
+        if not self._state.progress.initial_validation:
+            self._validate()
+
+    def log(self, losses: StepLosses, learning_rate: float) -> None:
+        """Take in a step; every `log_every_steps`, tell of the last ones. Raises PitiError where the run has diverged."""
+        self._status.step(losses, learning_rate)
+        if self._is_due(self._settings.log_every_steps) or self._state.progress.step == self._settings.total_steps:
+            self._require_progress()
+            self._is_leaving = self._is_abandoned()
+
+    def validate(self) -> None:
+        """Every `validate_every_steps`, and at the end of a phase: measure the averaged weights' losses."""
+        if self._is_due(self._settings.validate_every_steps) or self._ends_phase():
+            self._validate()
+
+    def checkpoint(self) -> None:
+        """Every `checkpoint_every_steps`: have a checkpoint written beside the training.
+
+        At the end of a phase, and of a run that is about to stop, wait for it too. Then raises its error.
+        """
+        must_be_written = self._ends_phase() or self._is_leaving
+        if not must_be_written and not self._is_due(self._settings.checkpoint_every_steps):
+            return
+        began_seconds = time.monotonic()
+        self._state.progress.seconds = began_seconds - self._began_seconds
+        if self._checkpointer is not None:
+            self._checkpointer.save()
+            if must_be_written:
+                self._checkpointer.wait()
+        if must_be_written:
+            self._state.workers.agree(None)  # no worker goes on, or ends the run, before it is there
+        self._status.elsewhere(time.monotonic() - began_seconds)
+
+    def stop(self) -> None:
+        """Raises AbandonedError where nobody follows the run any more, which is not at its end."""
+        if self._is_leaving and self._state.progress.step < self._settings.total_steps:
+            raise self._context.abandoned()
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+        self._status.close()
+
+    def result(self) -> dict[str, Any]:
+        """What the job leaves of a run that is finished."""
+        state, progress = self._state, self._state.progress
+        return {
+            "checkpoint": checkpoint_uri(self._context.spec.output, progress.step),
+            "steps": progress.step,
+            "samples": progress.step * self._settings.batch_size,
+            "initial_validation": progress.initial_validation,
+            "final_validation": progress.last_validation,
+            "wall_seconds": round(progress.seconds, 3),
+            "pictures_per_second": self._status.pictures_per_second(),
+            "skipped_steps": int(progress.skipped_steps),
+            "num_parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+            "num_learning_parameters": sum(parameter.numel() for parameter in state.parameters()),
+            "origin": state.origin,
+            "storage": self._storage(),
+        }
+
+    def _is_due(self, every_steps: int) -> bool:
+        return self._state.progress.step % every_steps == 0
+
+    def _ends_phase(self) -> bool:
+        return self._state.progress.step in self._settings.phase_ends
+
+    def _validate(self) -> None:
+        progress, began_seconds = self._state.progress, time.monotonic()
+        progress.last_validation = self._validation(self._state.ema.model)
+        progress.last_validation_step = progress.step
+        progress.initial_validation = progress.initial_validation or progress.last_validation
+        self._status.validation(progress.last_validation, time.monotonic() - began_seconds)
+
+    def _require_progress(self) -> None:
+        num_skipped = int(self._state.progress.skipped_in_a_row)
+        if num_skipped >= MAX_SKIPPED_IN_A_ROW:
+            raise PitiError(
+                f"{self._state.stage.name} diverged: the last {num_skipped} steps to step {self._state.progress.step} "
+                "gave numbers that are not finite",
+                f"lower training.{self._state.stage.name}'s learning_rate, set gradient_clip, or use precision fp32",
+            )
+
+    def _is_abandoned(self) -> bool:
+        """Whether nobody follows this run any more; every worker asks, and gets the same answer."""
+        workers = self._state.workers
+        return bool(workers.agree(workers.is_first and self._context.is_abandoned()))
+
+    def _storage(self) -> dict[str, Any]:
+        """How many writes failed, of metrics and of checkpoints, and what was lost in the end."""
+        failed = 0 if self._checkpointer is None else self._checkpointer.num_failed()
+        return {**self._status.storage(), "failed_checkpoints": failed}

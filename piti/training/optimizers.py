@@ -1,0 +1,38 @@
+"""Optimizers whose step is taken or left out on the device, so that the host need not look at each step's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def adamw(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW for `step_where`; the learning rate is given with each step."""
+    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay, fused=True)
+
+
+def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float) -> torch.optim.Adam:
+    """Adam for `step_where`."""
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+
+
+def step_where(is_usable: Tensor, optimizer: torch.optim.Optimizer, learning_rate: float | None = None) -> None:
+    """Take the step if `is_usable` () bool; otherwise parameters, moments and step count stay. Forgets the gradients.
+
+    `learning_rate` None: the one that the optimizer was made with.
+    """
+    if learning_rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+    optimizer.found_inf = (~is_usable).float()  # type: ignore[attr-defined]  # what torch's fused optimizers look at
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict` that keeps the optimizer fused, whatever made `state`."""
+    groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
