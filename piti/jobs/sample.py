@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from piti import storage
+from piti.checkpoints import claim_checkpoint
 from piti.data.shards import ShardSet
 from piti.errors import DataError
 from piti.evaluation.picture_sets import SET_NAMES, Part, describe_sampling, plan_parts
@@ -32,6 +33,8 @@ def run(context: JobContext) -> JobResult:
     done = total - sum(part.num_pictures for part in missing)
     context.info(f"{total} pictures to draw in {len(parts)} parts, {done} of them already there")
     if missing:
+        for role in ("checkpoint", "upsampler"):  # the score job takes the claims back
+            claim_checkpoint(context.spec.inputs[role], storage.name(output))
         context.progress(done, total, "loading networks", force=True)
         with ray_connection():
             for part in draw_parts(context.spec, missing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from piti import storage
-from piti.checkpoints import Checkpoint
+from piti.checkpoints import Checkpoint, release_checkpoint
 from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection, result_of
 
@@ -63,6 +63,8 @@ def score(context: JobContext, device: str = "cpu") -> JobResult:
     if len(evaluation.stage_sets) > 1:
         grids.append(stages_grid(evaluation, config, Checkpoint.at(stored["checkpoint"])))
     files = publish_report(spec, stored, grids)
+    for role in ("checkpoint", "upsampler"):
+        release_checkpoint(spec.inputs[role], storage.name(spec.inputs["samples"]))
     context.progress(steps, steps, "done")
     kept = ("checkpoint", "step", "num_samples", "metrics", "comparison")
     return {
