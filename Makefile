@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEEDED_DISK_GIB := 8
-TEST_PROCESSES ?= 2
+# Two of them drive a real stack and mostly wait.
+TEST_PROCESSES ?= 4
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -32,8 +33,7 @@ down: setup ## stop what `make demo` or `piti up` started
 	@$(BIN)/piti down
 
 test: setup lint ## lint, types, and the whole test suite
-	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES)
-	$(BIN)/python -m pytest tests/integration tests/e2e
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 lint: setup ## ruff, the floors of the house, mypy
 	$(BIN)/ruff check . scripts/check-architecture

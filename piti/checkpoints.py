@@ -27,6 +27,7 @@ EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
 ASIDE_PREFIX = ".writing-"  # of a folder that a checkpoint is written in, beside its final place
 
+NETWORK_ROLES = ("checkpoint", "upsampler", "stage1")  # among an evaluation's inputs
 CLAIM_SECONDS = 24 * 3600.0  # a claim that nobody takes back; longer than an evaluation
 _ANOTHER = "take another checkpoint, or train this one again"
 

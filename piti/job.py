@@ -46,6 +46,11 @@ class JobSpec(BaseModel):
         )  # fmt: skip
 
 
+def job_prefix(name: str, output: str) -> str:
+    """Beginning of the ids of all jobs of the step `name` that make `output`; the attempt's number follows."""
+    return f"piti-{name}-{storage.sha256_bytes(output.encode())[:12]}-"
+
+
 class Followers:
     """Who waits for a job: each renews a file of its own in `<folder>/followers/`."""
 

@@ -1,17 +1,33 @@
-"""What integration and end-to-end tests share: one real stack, on free ports, for the whole session."""
+"""What all tests share: one thread a process, one real stack a session, and who runs beside whom under xdist."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.running_stack import RunningStack
 
+# Processes run side by side, so each gets one thread; those that a test starts inherit it. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# OpenCV reads and writes some formats by way of a temporary file, which it leaves behind where it fails. None is used
+# here: without a folder to put that file, whoever tries fails.
+os.environ["OPENCV_TEMP_PATH"] = os.path.join(os.devnull, "nowhere")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that drive the stack come first, one process for a folder of them; a file's other tests stay together."""
+    for item in items:
+        on_stack = "stack" in getattr(item, "fixturenames", ())
+        group = item.path.parent.name if on_stack else item.path.relative_to(item.config.rootpath).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "stack" not in getattr(item, "fixturenames", ()))
+
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """A real Prefect server, Ray head and serving process that all tests share; nothing of it is left afterwards."""
+    """A real Prefect server, Ray head and serving process that a session's tests share; nothing of it is left afterwards."""
     stack = RunningStack.start(tmp_path_factory.mktemp("stack"))
     yield stack
     assert stack.stop() == [], "`piti down` left processes of the stack behind"

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from piti.cli.config import parse_settings
+from piti.cli.progress import RunProgress
 from piti.errors import PitiError, StackError
 from piti.stack.prefect_api import DEFAULT_API_URL, local_api_url, prefect_json, require_prefect, served_deployments
 
@@ -117,11 +118,10 @@ class Follower:
     def follow(self) -> list[str]:
         """URIs of the reports that the run made. Raises PitiError unless it completes."""
         silent_since: float | None = None
-        with _console.status("waiting for the serving process") as spinner:
+        with RunProgress(_console) as progress:
             while True:
                 try:
-                    state = self._poll()
-                    spinner.update(self._doing())
+                    state = self._poll(progress)
                     silent_since = None
                 except OSError as error:
                     silent_since = silent_since or time.monotonic()
@@ -137,7 +137,7 @@ class Follower:
         _console.print(Text(f"completed{': ' if message else ''}{message}", style="green"))
         return self._reports()
 
-    def _poll(self) -> dict[str, Any]:
+    def _poll(self, progress: RunProgress) -> dict[str, Any]:
         tasks = self._ask("task_runs", {"sort": "EXPECTED_START_TIME_ASC"})
         for task in tasks:
             state = task["state"] or {}
@@ -149,13 +149,12 @@ class Follower:
                 _console.print(
                     f"{when}  {task['name']:<28} ", Text(name, style=_COLORS[state["type"]]), seconds, sep=""
                 )
+        types = [(task["state"] or {}).get("type") for task in tasks]
+        running = {task["id"] for task, kind in zip(tasks, types, strict=True) if kind == "RUNNING"}
+        artifacts = self._ask("artifacts", {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"})
+        progress.show(types.count("COMPLETED"), running, artifacts)
         run: dict[str, Any] = prefect_json(self._api, f"flow_runs/{self._id}")
         return run["state"] or {"type": "PENDING"}
-
-    def _doing(self) -> str:
-        artifacts = self._ask("artifacts", {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"})
-        running = [artifact for artifact in artifacts if float(artifact["data"]) < 100]
-        return "; ".join(f"{artifact['description']} {artifact['data']:.0f} %" for artifact in running[:2]) or "running"
 
     def _reports(self) -> list[str]:
         """The column `report` of the run's table artifact `reports` (flows/evaluate.py)."""

@@ -215,10 +215,20 @@ class TrainingConfig(Section):
 
 
 class PretrainedConfig(Section):
-    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours."""
+    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours.
+
+    `from_scratch`: stage 1 begins from random weights, to show what pretraining is worth.
+    """
 
     base: WeightsRef | None = None
     upsampler: WeightsRef | None = None
+    from_scratch: bool = False
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.from_scratch and self.base is not None:
+            raise ValueError("from_scratch and base exclude each other")
+        return self
 
 
 class SamplingConfig(Section):
@@ -374,7 +384,7 @@ class Config(Section):
             )
         if upsampler.image_size % base.image_size:
             problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
-        if self.pretrained.base is None and self.training.pretrain is None:
+        if self.pretrained.base is None and self.training.pretrain is None and not self.pretrained.from_scratch:
             problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
         if problems:
             raise ValueError("; ".join(problems))

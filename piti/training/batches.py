@@ -10,6 +10,7 @@ from typing import Any
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
 from piti.job import JobContext
+from piti.training.divergence import left_out_steps
 from piti.training.stages import Examples
 from piti.training.state import TrainingState
 
@@ -27,7 +28,7 @@ class Batches:
 
     def __init__(self, context: JobContext, state: TrainingState) -> None:
         config, inputs, stage, workers = context.config, context.spec.inputs, state.stage, state.workers
-        self._state = state
+        self._state, step = state, state.progress.step
         self._loader = TrainingLoader(
             inputs["shards"],
             config.data,
@@ -38,7 +39,7 @@ class Batches:
             world_size=workers.world_size,
             num_workers=config.cluster.loader_workers,
             seed=config.seed,
-            start_sample=state.progress.step * stage.settings.batch_size,
+            start_sample=(step + left_out_steps(context.spec.output, step)) * stage.settings.batch_size,
         )
         self._num_threads = config.cluster.loader_workers
         self.keys: list[str] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -55,30 +55,25 @@ def kill_driver(root: Path, step: Step, when: Callable[[], object]) -> None:
     wait_for(f"a second attempt at {step.name}", lambda: len(job_folders(root, step)) == 2, 60)
 
 
-def hashes(folder: str) -> dict[str, str]:
-    """Of every file but DONE.json, which tells times."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != storage.MARKER)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
 @pytest.fixture(scope="module")
-def broken_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("interrupted")
+def interrupted(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> tuple[FlowRun, FlowRun]:
+    """A run whose job of stage 2 was killed, whose Ray head was lost, and that was then killed itself; and the next run.
 
-
-@pytest.fixture(scope="module")
-def interrupted(stack: RunningStack, prefect: Prefect, broken_root: Path) -> tuple[FlowRun, FlowRun]:
-    """A run whose every job was killed, and that was then killed itself; and the run that took over."""
-    overrides = interrupted_overrides(broken_root)
+    Everything before stage 2 is the output of `finished`. Kills of data jobs: tests/unit/data/test_data_killed.py.
+    """
+    overrides = interrupted_overrides(root)
     plan = Plan(load_config("demo-sketch", overrides))
-    assert plan.degrade is not None
-    first = prefect.start("train", config="demo-sketch", overrides=overrides)
-    for step in (plan.shard, plan.degrade):
-        kill_driver(broken_root, step, lambda output=Path(step.output): output.exists() and any(output.iterdir()))
-    kill_driver(broken_root, plan.stage2, lambda: checkpoints_of(plan.stage2.output))
     done_before = [step.require_result() for step in data_and_stage1(plan)]
-    second = job_folders(broken_root, plan.stage2)[-1]
+    first = prefect.start("train", config="demo-sketch", overrides=overrides)
+    kill_driver(root, plan.stage2, lambda: checkpoints_of(plan.stage2.output))
+    second = job_folders(root, plan.stage2)[-1]
     wait_for("its driver", lambda: driver_of(second), 60)
+    stack.kill("ray")
+    stack.up()
+    wait_for("a third attempt at stage 2", lambda: len(job_folders(root, plan.stage2)) == 3, 120)
+    third = job_folders(root, plan.stage2)[-1]
+    wait_for("its driver", lambda: driver_of(third), 120)
+    assert driver_of(second) is None, "it went with its head"
     stack.kill_serving_process()
     stack.up()
     run = prefect.run("train", config="demo-sketch", overrides=overrides)
@@ -88,7 +83,6 @@ def interrupted(stack: RunningStack, prefect: Prefect, broken_root: Path) -> tup
 
 def interrupted_overrides(root: Path) -> dict[str, object]:
     stage2 = {"training__stage2__phases.0.steps": 160, "training__stage2__checkpoint_every_steps": 20}
-    stage2["cluster__num_workers"] = 1
     return tiny_overrides(root, **stage2)
 
 
@@ -96,31 +90,19 @@ def data_and_stage1(plan: Plan) -> list[Step]:
     return [step for step in (plan.shard, plan.degrade, plan.pretrain, plan.stage1) if step is not None]
 
 
-def test_a_new_run_attaches_to_the_job_and_goes_on(interrupted: tuple[FlowRun, FlowRun], broken_root: Path) -> None:
-    plan = Plan(load_config("demo-sketch", interrupted_overrides(broken_root)))
+def test_a_new_run_attaches_to_the_job_and_goes_on(interrupted: tuple[FlowRun, FlowRun], root: Path) -> None:
+    plan = Plan(load_config("demo-sketch", interrupted_overrides(root)))
     _, run = interrupted
     assert run.state == "COMPLETED", run.message
     assert run.tasks["train stage1"] == "Cached"
-    assert len(job_folders(broken_root, plan.stage2)) == 2, "the new run was to attach to the job, not to start another"
+    assert len(job_folders(root, plan.stage2)) == 3, "the new run was to attach to the job, not to start another"
     assert plan.stage2.require_result()["resumed_from_step"] > 0
-
-
-def test_killed_data_jobs_leave_what_an_undisturbed_run_makes(
-    interrupted: tuple[FlowRun, FlowRun], finished: FlowRun, root: Path, broken_root: Path
-) -> None:
-    """At one moment of each job; tests/unit/data/test_data_killed.py has ten, spread over the work."""
-    whole, broken = (
-        Plan(load_config("demo-sketch", overrides))
-        for overrides in (tiny_overrides(root), interrupted_overrides(broken_root))
-    )
-    for one, other in zip(whole.preparation, broken.preparation, strict=True):
-        assert hashes(one.output) == hashes(other.output)
 
 
 def endless_overrides(root: Path, **more: object) -> dict[str, object]:
     """Pretraining that does not end by itself, on the shards of `finished`."""
     steps = {"training__pretrain__phases.0.steps": 100_000, "training__pretrain__checkpoint_every_steps": 50}
-    return tiny_overrides(root, cluster__num_workers=1, **steps, **more)
+    return tiny_overrides(root, **steps, **more)
 
 
 def pretraining(overrides: dict[str, object]) -> Step:
@@ -129,26 +111,30 @@ def pretraining(overrides: dict[str, object]) -> Step:
     return step
 
 
-def test_cancelling_a_run_stops_its_job(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> None:
-    step = pretraining(overrides := endless_overrides(root))
-    flow_run = prefect.start("full-train", config="demo-sketch", overrides=overrides)
-    (job,) = wait_for("a job", lambda: job_folders(root, step))
-    wait_for("pretraining", lambda: driver_of(job) and training_workers(stack))
-    prefect.cancel(flow_run)
-    wait_for("the job's end", lambda: driver_of(job) is None, 60)
-    wait_for("the cancelled state", lambda: prefect.inspect(flow_run).state == "CANCELLED", 60)
-    wait_for("the end of its workers", lambda: not training_workers(stack), 60)
+@dataclass(frozen=True)
+class Endless:
+    """Two runs of one config and the job that they share; a third run of another config and its job.
+
+    All were started at once. The tests below take them apart, in order.
+    """
+
+    first: str
+    second: str
+    job: str
+    lone: str
+    lone_job: str
 
 
 @pytest.fixture(scope="module")
-def pair(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> tuple[str, str, str]:
-    """Two runs of one config, started at once, and the job that they share. The tests below take them apart, in order."""
-    overrides = endless_overrides(root, training__pretrain__ema_rate=0.5)
-    first, second = (prefect.start("train", config="demo-sketch", overrides=overrides) for _ in range(2))
-    wait_for("both to follow", lambda: len(progress(prefect, first)) == len(progress(prefect, second)) == 1)
-    (job,) = job_folders(root, pretraining(overrides))
-    wait_for("pretraining", lambda: driver_of(job) and training_workers(stack))
-    return first, second, job
+def endless(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> Endless:
+    shared, other = endless_overrides(root, training__pretrain__ema_rate=0.5), endless_overrides(root)
+    first, second, lone = (
+        prefect.start("train", config="demo-sketch", overrides=overrides) for overrides in (shared, shared, other)
+    )
+    wait_for("all to follow", lambda: all(len(progress(prefect, run)) == 1 for run in (first, second, lone)))
+    (job,), (lone_job,) = (job_folders(root, pretraining(overrides)) for overrides in (shared, other))
+    wait_for("pretraining", lambda: driver_of(job) and driver_of(lone_job) and len(training_workers(stack)) == 2)
+    return Endless(first, second, job, lone, lone_job)
 
 
 def progress(prefect: Prefect, flow_run: str) -> list[dict[str, object]]:
@@ -157,23 +143,30 @@ def progress(prefect: Prefect, flow_run: str) -> list[dict[str, object]]:
     return [one for one in found if one["type"] == "progress" and "-pretrain-" in (one["key"] or "")]
 
 
-def test_two_runs_at_once_make_one_job(pair: tuple[str, str, str], prefect: Prefect) -> None:
-    first, second, job = pair
-    assert [one["key"] for run in (first, second) for one in progress(prefect, run)] == [job, job]
+def test_two_runs_at_once_make_one_job(endless: Endless, prefect: Prefect, root: Path) -> None:
+    both = {endless.first, endless.second}
+    assert {file.stem for file in (root / "jobs" / endless.job / "followers").iterdir()} == both
+    for run in both:
+        assert [one["key"] for one in progress(prefect, run)] == ["demo-sketch-pretrain-progress"]
 
 
-def test_a_deleted_run_takes_nothing_from_the_other(pair: tuple[str, str, str], prefect: Prefect, root: Path) -> None:
-    first, second, job = pair
-    followers = root / "jobs" / job / "followers"
-    prefect.request("DELETE", f"/flow_runs/{first}")
-    wait_for("the deleted run to leave", lambda: [file.stem for file in followers.iterdir()] == [second], 60)
-    assert driver_of(job) is not None
+def test_cancelling_a_run_stops_its_job_and_no_other(endless: Endless, stack: RunningStack, prefect: Prefect) -> None:
+    prefect.cancel(endless.lone)
+    wait_for("the job's end", lambda: driver_of(endless.lone_job) is None, 60)
+    wait_for("the cancelled state", lambda: prefect.inspect(endless.lone).state == "CANCELLED", 60)
+    wait_for("the end of its worker", lambda: len(training_workers(stack)) == 1, 60)
+    assert driver_of(endless.job) is not None
 
 
-def test_a_run_waits_for_a_prefect_server_that_is_away(
-    pair: tuple[str, str, str], stack: RunningStack, prefect: Prefect
-) -> None:
-    _, second, job = pair
+def test_a_deleted_run_takes_nothing_from_the_other(endless: Endless, prefect: Prefect, root: Path) -> None:
+    followers = root / "jobs" / endless.job / "followers"
+    prefect.request("DELETE", f"/flow_runs/{endless.first}")
+    wait_for("the deleted run to leave", lambda: [file.stem for file in followers.iterdir()] == [endless.second], 60)
+    assert driver_of(endless.job) is not None
+
+
+def test_a_run_waits_for_a_prefect_server_that_is_away(endless: Endless, stack: RunningStack, prefect: Prefect) -> None:
+    second, job = endless.second, endless.job
     stack.kill("prefect")
     stack.up()
     (before,) = progress(prefect, second)
@@ -185,9 +178,9 @@ def test_a_run_waits_for_a_prefect_server_that_is_away(
 
 
 def test_a_run_cancelled_while_nothing_serves_it_stops_its_job(
-    pair: tuple[str, str, str], stack: RunningStack, prefect: Prefect
+    endless: Endless, stack: RunningStack, prefect: Prefect
 ) -> None:
-    _, second, job = pair
+    second, job = endless.second, endless.job
     stack.kill_serving_process()
     prefect.cancel(second)
     assert driver_of(job) is not None

@@ -33,8 +33,9 @@ def tiny_overrides(root: Path, **more: Any) -> dict[str, Any]:
         "sampling.upsampler_respacing": "3",
         "sampling.diversity_conditions": 2,
         "evaluation.grid_samples": 4,
+        "cluster.num_workers": 1,
     }
-    for stage, steps in {"pretrain": 6, "stage1": 4, "stage2": 6, "upsampler": 4}.items():
+    for stage, steps in {"pretrain": 6, "stage1": 4, "stage2": 4, "upsampler": 4}.items():
         overrides |= {
             f"training.{stage}.phases": [{"steps": steps, "learning_rate": 1e-3, "condition_dropout": 0.2}],
             f"training.{stage}.batch_size": 4,

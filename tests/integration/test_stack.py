@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -21,7 +22,7 @@ from piti.stack.http import ray_answers, request_json
 from piti.stack.prefect_api import prefect_answers
 from piti.stack.processes import lives
 from piti.stack.services import DEPLOYMENTS
-from tests.e2e.runs import Prefect
+from tests.e2e.runs import Prefect, wait_for
 from tests.running_stack import RunningStack, run_piti
 
 pytestmark = pytest.mark.integration
@@ -179,51 +180,28 @@ def test_the_prefect_command_without_a_server_says_what_to_do(tmp_path: Path) ->
 def test_run_names_the_deployments_and_refuses_wrong_parameters(stack: RunningStack) -> None:
     unknown = stack.piti("run", "full-trian")
     assert unknown.returncode == 1
-    assert "evaluate, full-train, prepare, train" in unknown.stderr
+    assert "evaluate, full-train, prepare, study, train" in unknown.stderr
     wrong = stack.piti("run", "full-train", "-p", "start_from=nowhere")
     assert wrong.returncode == 1
     assert "start_from" in wrong.stderr or "nowhere" in wrong.stderr
     assert "Traceback" not in wrong.stderr + unknown.stderr
 
 
-def test_run_ends_with_the_reason_of_a_failed_run(stack: RunningStack) -> None:
-    answer = stack.piti("run", "prepare", "--config", "dmeo")
+def test_run_ends_with_all_that_is_wrong_in_one_line(stack: RunningStack, tmp_path: Path) -> None:
+    """Each problem by itself, and those that a config's form has: tests/unit/flows/test_preflight.py."""
+    overrides = {
+        "root": str(tmp_path / "refused"),
+        "cluster.num_workers": 1000,
+        "sampling.base_respacing": "fast",
+        "data.source": {"kind": "paired", "images": "/nowhere"},
+    }
+    answer = stack.piti("run", "train", "--config", "demo-sketch", "--param", f"overrides={json.dumps(overrides)}")
     assert answer.returncode == 1
-    assert "did you mean 'demo'" in answer.stderr, answer.stderr + answer.stdout
     assert "runs/flow-run/" in answer.stdout
-
-
-def test_down_takes_everything_and_nothing_else(
-    stack: RunningStack, bystander: subprocess.Popen[bytes], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    other = RunningStack.start(tmp_path_factory.mktemp("other"), "--num-cpus", "1")
-    try:
-        token = (other.home / "ray-token").read_text()
-        job = {"entrypoint": f'{sys.executable} -c "{STRAY}"'}
-        request_json(f"{other.ray_url}/api/jobs/", token, job, timeout_seconds=90)
-        deadline = time.monotonic() + 90
-        while not (strays := [process for process in psutil.process_iter() if is_stray(process)]):
-            assert time.monotonic() < deadline, "the job did not start"
-            time.sleep(0.2)
-        assert set(strays) <= set(other.processes())
-        ray_folder = other.record.ray_folder
-    finally:
-        left = other.stop()
-    assert left == []
-    assert not any(lives(process) for process in strays)
-    assert not (other.home / "stack.json").exists()
-    assert ray_folder.is_relative_to(other.home) or not ray_folder.exists()
-    assert bystander.poll() is None
-    assert stack.piti("status").returncode == 0
-    again = other.piti("down")
-    assert (again.returncode, again.stdout.strip()) == (0, "nothing was running")
-
-
-def is_stray(process: psutil.Process) -> bool:
-    try:
-        return process.cmdline() == ["sleep", "987"]
-    except psutil.Error:
-        return False
+    (line,) = answer.stderr.splitlines()
+    for part in ("preflight found", "/nowhere", "cannot read the respacing 'fast'", "training wants 1000 CPUs"):
+        assert part in line
+    assert not (tmp_path / "refused").exists(), "nothing half-written is left behind"
 
 
 def test_a_taken_port_is_named_with_its_holder_and_the_option(tmp_path: Path) -> None:
@@ -254,5 +232,28 @@ def test_a_service_that_cannot_start_leaves_nothing_running(tmp_path: Path) -> N
 def belongs_below(process: psutil.Process, home: Path) -> bool:
     try:
         return process.environ().get("PITI_HOME") == str(home) and lives(process)
+    except psutil.Error:
+        return False
+
+
+def test_down_takes_everything_and_nothing_else(stack: RunningStack, bystander: subprocess.Popen[bytes]) -> None:
+    """Last of this folder's tests on the stack."""
+    token = (stack.home / "ray-token").read_text()
+    job = {"entrypoint": f'{sys.executable} -c "{STRAY}"'}
+    request_json(f"{stack.ray_url}/api/jobs/", token, job, timeout_seconds=90)
+    strays = wait_for("the job's stray process", lambda: [one for one in stack.processes() if is_stray(one)], 90)
+    ray_folder = stack.record.ray_folder
+    assert stack.stop() == []
+    assert not any(lives(process) for process in strays)
+    assert not (stack.home / "stack.json").exists()
+    assert ray_folder.is_relative_to(stack.home) or not ray_folder.exists()
+    assert bystander.poll() is None
+    again = stack.piti("down")
+    assert (again.returncode, again.stdout.strip()) == (0, "nothing was running")
+
+
+def is_stray(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline() == ["sleep", "987"]
     except psutil.Error:
         return False

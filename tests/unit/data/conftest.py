@@ -13,11 +13,10 @@ import pytest
 
 from piti.config import DataConfig, DegradationConfig
 from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet
-from piti.data.sources import open_source
 from piti.jobs import degrade, shard
 from piti.jobs.degrade import companion_plan, degrade_shard
+from tests.sharding import shard_here
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +26,12 @@ def photograph() -> np.ndarray:
 
     path = Path(skimage.__file__).parent / "data" / "astronaut.png"
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+@pytest.fixture(scope="session")
+def small(photograph: np.ndarray) -> np.ndarray:
+    """A part of the photograph, uint8 (60, 90, 3)."""
+    return np.ascontiguousarray(photograph[100:160, 200:290])
 
 
 @pytest.fixture(scope="session")
@@ -69,16 +74,7 @@ def make_data() -> Callable[..., DataConfig]:
 @pytest.fixture(scope="session")
 def shard_now() -> Callable[[DataConfig, Path | str], ShardSet]:
     """Shard in this process, one shard after the other."""
-
-    def shard(data: DataConfig, uri: Path | str) -> ShardSet:
-        plans = plan_shards(open_source(data), data, seed=0)
-        for plan in plans:
-            write_shard(plan, data, str(uri))
-        about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-        write_manifest(str(uri), list(plans.digests), about)
-        return ShardSet(str(uri))
-
-    return shard
+    return lambda data, uri: shard_here(data, str(uri))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import struct
 import zlib
@@ -18,17 +17,7 @@ from piti.config import DataConfig
 from piti.data.items import RejectedItem
 from piti.data.sources import measurements, open_source
 from piti.data.sources.pictures import decode_picture
-
-
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def small(photograph: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(photograph[100:160, 200:290])
+from tests.unit.data.encoding import encoded
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -71,8 +60,7 @@ def test_every_format_is_turned_as_it_says(kind: str, orientation: int, small: n
     assert picture.image.shape == expected.shape
     assert np.abs(picture.image.astype(int) - expected).mean() <= tolerance
     assert picture.orientation == orientation
-    if orientation > 1:
-        assert picture.keep is None
+    assert orientation == 1 or picture.keep is None
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])

@@ -17,44 +17,11 @@ from piti.data.sources.files import PICTURE_SUFFIXES
 from piti.data.sources.pictures import decode_picture
 
 # Readable for Pillow, but icons, textures of games, film, drawings, scans and data of other sciences.
-_OTHERS = frozenset(
-    [
-        ".blp",
-        ".bufr",
-        ".bw",
-        ".cur",
-        ".dcx",
-        ".dds",
-        ".emf",
-        ".eps",
-        ".fit",
-        ".fits",
-        ".flc",
-        ".fli",
-        ".ftc",
-        ".ftu",
-        ".gbr",
-        ".grib",
-        ".h5",
-        ".hdf",
-        ".icns",
-        ".ico",
-        ".iim",
-        ".im",
-        ".mpeg",
-        ".mpg",
-        ".msp",
-        ".pcd",
-        ".ps",
-        ".pxr",
-        ".ras",
-        ".rgb",
-        ".rgba",
-        ".wmf",
-        ".xbm",
-        ".xpm",
-    ]
-)
+_OTHERS = frozenset([
+    ".blp", ".bufr", ".bw", ".cur", ".dcx", ".dds", ".emf", ".eps", ".fit", ".fits", ".flc", ".fli", ".ftc",
+    ".ftu", ".gbr", ".grib", ".h5", ".hdf", ".icns", ".ico", ".iim", ".im", ".mpeg", ".mpg", ".msp", ".pcd",
+    ".ps", ".pxr", ".ras", ".rgb", ".rgba", ".wmf", ".xbm", ".xpm",
+])  # fmt: skip
 _NOT_READ = frozenset({".heic", ".heif", ".hif", ".jxl"})
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from degradations import Recipe, apply_recipe
-from piti.config import Config, DegradationConfig
+from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.decoding import decode_image, decode_variant
 from piti.data.geometry import crop_photograph
@@ -21,7 +20,6 @@ from piti.data.verify import verify_shards
 from piti.errors import DataError
 from piti.job import JobContext, JobSpec
 from piti.jobs import degrade, shard
-from piti.jobs.ray_tasks import run_tasks
 from piti.plan import Plan, Step
 
 pytestmark = pytest.mark.usefixtures("without_ray")
@@ -121,18 +119,3 @@ def test_degrading_damaged_shards_says_which_sample(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match=f"sample {row['key']} in .* is damaged"):
         run(degrade, plan.degrade, config, tmp_path / "job")
-
-
-@pytest.mark.integration
-def test_the_error_of_a_task_on_ray_is_raised_as_it_was(tmp_path: Path) -> None:
-    own = not ray.is_initialized()
-    if own:
-        ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
-    try:
-        data = small_config(tmp_path, {"kind": "bundled"}).data
-        work = [(str(tmp_path), "train-000000.tar", str(tmp_path), "plan", data, DegradationConfig(), 4, 0)]
-        with pytest.raises(DataError, match=r"is no finished set of shards .* - run piti/prepare"):
-            list(run_tasks(degrade.degrade_shard, work))
-    finally:
-        if own:
-            ray.shutdown()

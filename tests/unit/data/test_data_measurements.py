@@ -52,7 +52,8 @@ def by_palette(kind: str, **options: Any) -> Writer:
 def by_opencv(suffix: str, *options: int) -> Writer:
     def write(values: np.ndarray) -> bytes:
         done, data = cv2.imencode(suffix, values, list(options))
-        return data.tobytes() if done else b""  # JPEG 2000 of some sizes it does not write
+        assert done
+        return data.tobytes()
 
     return write
 
@@ -132,6 +133,7 @@ WRITERS: dict[str, tuple[Writer, Any, int, bool]] = {
     "Pillow WebP": (by_pillow("WEBP", "RGB"), np.uint8, 255, False),
     "Pillow JPEG": (by_pillow("JPEG", quality=100), np.uint8, 255, False),
     "Pillow JPEG 2000": (by_pillow("JPEG2000"), np.uint8, 255, False),
+    "Pillow JPEG 2000 16": (by_pillow("JPEG2000"), np.uint16, 65535, False),
     "Pillow AVIF": (by_pillow("AVIF", "RGB"), np.uint8, 255, False),
     "OpenCV PNG": (by_opencv(".png"), np.uint8, 255, True),
     "OpenCV PNG 1 bit": (lambda values: by_opencv(".png", cv2.IMWRITE_PNG_BILEVEL, 1)(values * 255), np.uint8, 1, True),
@@ -142,7 +144,6 @@ WRITERS: dict[str, tuple[Writer, Any, int, bool]] = {
     "OpenCV PGM": (by_opencv(".pgm"), np.uint8, 255, True),
     "OpenCV PGM 16": (by_opencv(".pgm"), np.uint16, 65535, True),
     "OpenCV PGM text": (by_opencv(".pgm", cv2.IMWRITE_PXM_BINARY, 0), np.uint16, 65535, True),
-    "OpenCV JPEG 2000": (by_opencv(".jp2"), np.uint16, 65535, False),
     "OpenCV WebP lossless": (by_opencv(".webp", cv2.IMWRITE_WEBP_QUALITY, 101), np.uint8, 255, True),
     "tifffile 8": (by_tifffile(), np.uint8, 255, True),
     "tifffile 16, big-endian": (by_tifffile(byteorder=">"), np.uint16, 65535, True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from piti.data.geometry import resize_photograph
 from piti.data.shards import ShardSet
 from piti.data.sources import SPLITS, open_source
 from piti.data.verify import verify_shards
+from tests.unit.data.encoding import encoded
 from tests.value_files import write_values
 
 HEIGHT, WIDTH, SIZE = 80, 96, 64
@@ -51,13 +51,6 @@ def cut(number: int) -> np.ndarray:
     source = (photographs.astronaut, photographs.coffee, photographs.chelsea, photographs.rocket)[number % 4]()
     top = 20 + 11 * number
     return np.ascontiguousarray(source[top : top + HEIGHT, 60 + number : 60 + number + WIDTH])
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    settings = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
-    picture.save(stream, kind, **settings, **options)
-    return stream.getvalue()
 
 
 def jpeg(picture: np.ndarray, **options: Any) -> bytes:

@@ -12,33 +12,7 @@ from PIL import Image
 from piti.data.items import RejectedItem
 from piti.data.sources import measurements
 from piti.data.sources.pictures import decode_picture, decode_sketch
-
-
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def small(photograph: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(photograph[100:160, 200:290])
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(small: np.ndarray, orientation: int) -> None:
-    # Where each orientation's stored rows and columns come from, by the EXIF standard, written with numpy alone.
-    stored = {
-        1: small, 2: small[:, ::-1], 3: small[::-1, ::-1], 4: small[::-1], 5: small.transpose(1, 0, 2),
-        6: small.transpose(1, 0, 2)[::-1], 7: small.transpose(1, 0, 2)[::-1, ::-1],
-        8: small.transpose(1, 0, 2)[:, ::-1],
-    }[orientation]  # fmt: skip
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
-    picture = decode_picture(data)
-    np.testing.assert_array_equal(picture.image, small)
-    assert picture.keep == ("png" if orientation == 1 else None)
+from tests.unit.data.encoding import encoded
 
 
 def test_damaged_exif_does_not_cost_the_photograph(small: np.ndarray) -> None:

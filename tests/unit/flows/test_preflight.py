@@ -1,4 +1,4 @@
-"""Bad inputs, each with its one line, found before any server is asked. One of them end to end: tests/e2e."""
+"""Bad inputs, each with its one line, found before any server is asked. Three of them end to end: tests/integration/test_stack.py."""
 
 from __future__ import annotations
 

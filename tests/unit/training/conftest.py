@@ -13,14 +13,12 @@ from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.shards import ShardSet
-from piti.data.sources import open_source
 from piti.job import JobContext, JobSpec
 from piti.jobs.degrade import degrade_shard
 from piti.plan import Plan
 from piti.training.loop import train
 from piti.training.workers import Workers
+from tests.sharding import shard_here
 
 STAGES = ("pretrain", "stage1", "stage2", "upsampler")
 
@@ -106,15 +104,9 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("small")
     shards, degraded = str(folder / "shards"), str(folder / "degraded")
     config = load_config("demo-sketch", {"root": str(folder), **SMALL})
-    data = config.data
-    plans = plan_shards(open_source(data), data, config.seed)
-    for plan in plans:
-        write_shard(plan, data, shards)
-    about = {name: getattr(data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-    write_manifest(shards, list(plans.digests), about)
-    names = list(ShardSet(shards).stats)
+    names = list(shard_here(config.data, shards, config.seed).stats)
     for name in names:
-        degrade_shard(shards, name, degraded, "test", data, config.degradation, config.scale, config.seed)
+        degrade_shard(shards, name, degraded, "test", config.data, config.degradation, config.scale, config.seed)
     write_manifest(degraded, names, {"scale": config.scale})
     return shards, degraded
 

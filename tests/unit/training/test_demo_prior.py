@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,10 @@ from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.examples import ExampleReader
-from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.sources import open_source
 from piti.evaluation.cascade import Order, draw_base
 from piti.models import PITIModel
 from piti.training.stages import Examples, TrainingStage
+from tests.sharding import shard_here
 
 NUM_PICTURES = 48
 
@@ -42,13 +39,7 @@ def prior(config: Config) -> PITIModel:
 def examples(config: Config) -> Examples:
     """The demo's first validation pictures at the base's size and their conditions, read from shards."""
     shards = f"{config.root}/shards"
-    plans = plan_shards(open_source(config.data), config.data, config.seed)
-    for plan in plans:
-        write_shard(plan, config.data, shards)
-    about: dict[str, Any] = {
-        name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")
-    }
-    write_manifest(shards, list(plans.digests), about)
+    shard_here(config.data, shards, config.seed)
     reader = ExampleReader(shards, "validation", config.data, None, config.scale)
     read = [reader.example(number, None) for number in range(NUM_PICTURES)]
     batch = {name: torch.stack([getattr(example, name) for example in read]) for name in ("image", "condition")}

@@ -14,9 +14,6 @@ import torch
 
 from piti import storage
 from piti.config.presets import load_config
-from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.sources import open_source
 from piti.diffusion import LossSecondMomentSampler
 from piti.job import JobResult, JobSpec
 from piti.models.checkpoints import load_model, load_trainer_state
@@ -25,6 +22,7 @@ from piti.training.metrics import read_metrics
 from tests.e2e.runs import wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
+from tests.sharding import shard_here
 
 pytestmark = pytest.mark.integration
 
@@ -33,13 +31,7 @@ pytestmark = pytest.mark.integration
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
     config = load_config("demo-sketch", tiny_overrides(folder))
-    uri = str(folder / "shards")
-    plans = plan_shards(open_source(config.data), config.data, config.seed)
-    for plan in plans:
-        write_shard(plan, config.data, uri)
-    about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-    write_manifest(uri, list(plans.digests), about)
-    return uri
+    return shard_here(config.data, str(folder / "shards"), config.seed).uri
 
 
 class Driver:
