@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from piti import storage
+from piti.checkpoints import NETWORK_ROLES, release_checkpoint
 from piti.job import JobContext, JobResult
 from piti.jobs.score import METRICS_FILE
 
@@ -31,6 +32,9 @@ def run(context: JobContext) -> JobResult:
     storage.write_bytes(storage.join(spec.output, CONFIG_FILE), written.encode("utf-8"))
     storage.write_bytes(report, page.encode("utf-8"))
     storage.write_json(storage.join(spec.output, METRICS_FILE), stored)
+    for role in NETWORK_ROLES:
+        if role in spec.inputs:
+            release_checkpoint(spec.inputs[role], storage.name(spec.inputs["samples"]))
     kept = ("checkpoint", "step", "num_samples", "metrics", "comparison")
     return {
         **{name: stored[name] for name in kept},
