@@ -228,6 +228,8 @@ def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> Job
                 update_progress_artifact(
                     artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
                 )
+                if (picture := progress.get("picture")) and picture != last.get("picture"):
+                    _show_samples(step, picture)
                 last = progress
 
     status = job.follow(get_run_logger(), show, who, seen)
@@ -285,6 +287,14 @@ def _show_curve(step: Step, config_name: str) -> None:
     if curve:
         key = _key(config_name, step.name, "loss-curve")
         create_markdown_artifact(f"# {step.name}\n\n{curve}", key=key, description=f"loss curve of {step.name}")
+
+
+def _show_samples(step: Step, picture: str) -> None:
+    """Pictures that a training run draws now and then; the artifact's older versions are its history."""
+    title = f"{step.name}, {storage.name(picture).removesuffix('.png')}"
+    if markdown := _picture(picture, title):
+        key = f"samples-{step.name}-{step.fingerprint[:12]}"
+        create_markdown_artifact(f"# {title}\n\n{markdown}", key=key, description=f"pictures of {step.name}")
 
 
 def _picture(uri: str, title: str) -> str:

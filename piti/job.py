@@ -151,13 +151,19 @@ class JobContext:
         self._stop_request = StopRequest(spec.folder)
         self._lease = Lease(Followers(spec.folder), None if allowed == "never" else allowed)
 
-    def progress(self, done: float, total: float, message: str = "", force: bool = False) -> None:
-        """Publish how far the job is (`done` of `total` units); cheap to call often, at most one write a second."""
+    def progress(
+        self, done: float, total: float, message: str = "", force: bool = False, picture: str | None = None
+    ) -> None:
+        """Publish how far the job is (`done` of `total` units); cheap to call often, at most one write a second.
+
+        `picture`: URI of a PNG that shows how it is doing.
+        """
         now = time.monotonic()
         if not force and done < total and now - self._last_progress_seconds < PROGRESS_INTERVAL_SECONDS:
             return
         self._last_progress_seconds = now
         value = {"done": float(done), "total": float(total), "message": message, "time": time.time()}
+        value |= {"picture": picture} if picture else {}
         storage.write_json(storage.join(self.spec.folder, "progress.json"), value)
 
     def is_abandoned(self) -> bool:

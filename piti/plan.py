@@ -26,7 +26,8 @@ JobKind = Literal["shard", "degrade", "train", "sample", "score", "report", "stu
 
 # Settings that change how fast, how often or where a stage runs, but not what it learns.
 _OPERATIONAL_STAGE_KEYS = {
-    "microbatch_size", "validate_every_steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "compile",
+    "microbatch_size", "validate_every_steps", "sample_every_steps", "checkpoint_every_steps", "keep_checkpoints",
+    "keep_every_steps", "log_every_steps", "compile",
 }  # fmt: skip
 OPERATIONAL_MODEL_KEYS = {"activation_checkpointing"}
 _TRAINING_DATA_KEYS = {"horizontal_flip", "max_samples", "max_rejected_share"}  # nothing to a validation picture

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from piti import storage
+from piti.checkpoints import NETWORK_ROLES, release_checkpoint
 from piti.job import JobContext, JobResult
 from piti.jobs.score import METRICS_FILE
 
 
 def run(context: JobContext) -> JobResult:
-    """Write the report's files, each whole. Returns where people look: report and grid. Raises DataError."""
+    """Write the report's files, each whole, then the leaderboard. Returns where people look. Raises DataError."""
     import yaml
 
     from eval.grid import grid_png
     from eval.report import render_report
     from piti.evaluation.grids import final_grids, stages_grid
+    from piti.evaluation.leaderboard import rebuild_leaderboard
     from piti.evaluation.measurement import Evaluation
     from piti.evaluation.report import CONFIG_FILE, report_data
 
@@ -30,10 +32,14 @@ def run(context: JobContext) -> JobResult:
     storage.write_bytes(storage.join(spec.output, CONFIG_FILE), written.encode("utf-8"))
     storage.write_bytes(report, page.encode("utf-8"))
     storage.write_json(storage.join(spec.output, METRICS_FILE), stored)
+    for role in NETWORK_ROLES:
+        if role in spec.inputs:
+            release_checkpoint(spec.inputs[role], storage.name(spec.inputs["samples"]))
     kept = ("checkpoint", "step", "num_samples", "metrics", "comparison")
     return {
         **{name: stored[name] for name in kept},
         "comparable": stored["provenance"]["comparable"],
         "report": report,
         "grid": grid,
+        "leaderboard": rebuild_leaderboard(config.root),
     }

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from piti import storage
+from piti.checkpoints import NETWORK_ROLES, claim_checkpoint
 from piti.config import Config
 from piti.data.shards import ShardSet
 from piti.errors import DataError
@@ -43,6 +44,9 @@ def run(context: JobContext) -> JobResult:
     context.info(f"{to_draw} of {total} pictures to draw, in {len(parts)} parts")
     if parts:
         done = total - to_draw
+        for role in NETWORK_ROLES:  # the report job takes the claims back
+            if role in context.spec.inputs:
+                claim_checkpoint(context.spec.inputs[role], storage.name(context.spec.output))
         context.progress(done, total, "loading networks", force=True)
         with ray_connection():
             for part in draw_parts(context.spec, parts):
