@@ -29,7 +29,7 @@ from ray.util.state.exception import RayStateApiException
 from piti import storage
 from piti.config import Config
 from piti.errors import DataError, PitiError, StackError, first_line
-from piti.job import RENEW_SECONDS, Followers, JobSpec, StopRequest, job_prefix
+from piti.job import RENEW_SECONDS, Followers, JobSpec, job_prefix
 from piti.plan import Step
 from piti.settings import settings
 
@@ -136,7 +136,7 @@ class Cluster:
         The last attempt stays the one until it is over: between its claim and its submission anyone may submit it.
         """
         numbers = attempts(step, config)
-        if numbers and not (last := self._attempt(step, config, numbers[-1])).is_over_or_about_to_be():
+        if numbers and not (last := self._attempt(step, config, numbers[-1])).is_over():
             return last, not last.submit(step, config, who)
         job = self._attempt(step, config, 1 + (numbers[-1] if numbers else 0))
         return job, not job.submit(step, config, who)
@@ -179,12 +179,6 @@ class RayJob:
             return told is not None and told["session"] != self._cluster.session
         except (DataError, KeyError, TypeError):
             return True  # a stray folder, or one of an older version
-
-    def is_over_or_about_to_be(self) -> bool:
-        """As `is_over`; an attempt that was asked to end is waited for until it has."""
-        while not (is_over := self.is_over()) and StopRequest(self.folder).reason() is not None:
-            time.sleep(POLL_SECONDS)
-        return is_over
 
     def submit(self, step: Step, config: Config, who: str) -> bool:
         """Submit, unless it is submitted already; then False. `who` becomes its follower."""
@@ -236,7 +230,6 @@ class RayJob:
         """Ask the job to end; False if it was not running."""
         if self.status() not in ALIVE:
             return False
-        StopRequest(self.folder).make("its run was cancelled or deleted")
         return bool(self._client.stop_job(self.id))
 
     def progress(self) -> Progress | None:

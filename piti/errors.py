@@ -39,17 +39,13 @@ class StackError(PitiError):
 
 
 class StoppedError(PitiError):
-    """This job was asked to end before it was done. Another attempt goes on where it was."""
+    """This job ended before it was done. Another attempt goes on where it was."""
 
     retryable = True
 
 
 class AbandonedError(StoppedError):
     """Nobody follows this job any more, so it ended."""
-
-
-class PreemptedError(StoppedError):
-    """A machine that this job runs on is about to go, so its workers ended. The job starts others."""
 
 
 class DivergedError(PitiError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from contextlib import suppress
@@ -12,14 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from piti import storage
 from piti.config import Config
-from piti.errors import AbandonedError, PreemptedError, StoppedError, first_line
+from piti.errors import AbandonedError, StoppedError, first_line
 from piti.plan import JobKind, Step
 
 logger = logging.getLogger("piti")
 
 PROGRESS_INTERVAL_SECONDS = 1.0
 LEASE_LOOK_SECONDS = 5.0
-STOP_LOOK_SECONDS = 2.0
 RENEW_SECONDS = 10.0
 
 
@@ -83,33 +81,6 @@ class Followers:
         return storage.join(self._place, f"{who}.json")
 
 
-class StopRequest:
-    """A job asked to end, after a last checkpoint: the file `<folder>/stop.json`."""
-
-    def __init__(self, folder: str) -> None:
-        self._file = storage.join(folder, "stop.json")
-        self._looked_seconds = float("-inf")
-        self._reason: str | None = None
-
-    def make(self, reason: str) -> None:
-        """Ask it to end. The first reason stays."""
-        storage.create_bytes(self._file, json.dumps({"reason": reason}).encode())
-
-    def reason(self) -> str | None:
-        """Why the job should end; None: nobody asked. Cheap to ask often: storage is looked at every few seconds."""
-        if self._reason is None and time.monotonic() - self._looked_seconds >= STOP_LOOK_SECONDS:
-            self._looked_seconds = time.monotonic()
-            try:
-                self._reason = str(storage.read_json(self._file)["reason"])
-            except FileNotFoundError:
-                return None
-            except Exception as error:
-                if not isinstance(error, OSError) and not storage.is_client_error(error):
-                    raise
-                logger.warning("cannot see whether this job is to end: %s", first_line(error))
-        return self._reason
-
-
 class Lease:
     """Whether a job is still wanted: `expired` once its followers gave no sign for `seconds` (None: never).
 
@@ -148,7 +119,6 @@ class JobContext:
         self.config = spec.config
         self._last_progress_seconds = float("-inf")
         allowed = spec.config.cluster.abandoned_job_seconds
-        self._stop_request = StopRequest(spec.folder)
         self._lease = Lease(Followers(spec.folder), None if allowed == "never" else allowed)
 
     def progress(
@@ -178,22 +148,9 @@ class JobContext:
             "run again: it goes on where it was",
         )
 
-    def stop_reason(self, is_preempted: bool = False) -> StoppedError | None:
+    def stop_reason(self) -> StoppedError | None:
         """What this job should end with, after a last checkpoint; None: go on."""
-        if (asked := self._stop_request.reason()) is not None:
-            return StoppedError(f"{self.spec.name}: {asked}", "run again: it goes on where it was")
-        if self.is_abandoned():
-            return self.abandoned()
-        if is_preempted:
-            return PreemptedError(f"{self.spec.name}: a node that it runs on is about to go")
-        return None
-
-    def is_preempted(self) -> bool:
-        """Whether a machine that this job runs on is about to go. All its workers ask together."""
-        return False
-
-    def alive(self, step: int) -> None:
-        """A sign of life of a job that has taken `step` steps."""
+        return self.abandoned() if self.is_abandoned() else None
 
     def info(self, message: str) -> None:
         """A line for the job's log, which the flow's log repeats."""

@@ -11,7 +11,7 @@
 | PITI_CONFIG_FOLDERS         | the working folder       | folders whose configs a run may name, separated by colons   |
 | PITI_RAY_PATIENCE_SECONDS   | 300                      | how long a silent cluster is waited for before giving up    |
 | PITI_JOB_PYTHON             | this interpreter         | the Python that jobs run in (in an image: the image's)      |
-| PITI_JOB_STOP_SECONDS       | 60                       | what a stopped job gets to leave in order before SIGKILL    |
+| PITI_JOB_STOP_SECONDS       | 20                       | what a stopped job gets to leave in order before SIGKILL    |
 | PITI_OBJECT_STORE_MEGABYTES | 512                      | shared memory of the local Ray head                         |
 | PITI_START_TIMEOUT_SECONDS  | 180                      | how long `piti up` waits for a server to answer             |
 """
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     config_folders: str = ""
     ray_patience_seconds: Seconds = 300.0
     job_python: str = sys.executable
-    job_stop_seconds: Seconds = 60.0
+    job_stop_seconds: Seconds = 20.0
     object_store_megabytes: Annotated[int, Field(ge=100)] = 512
     start_timeout_seconds: Seconds = 180.0
 

@@ -14,30 +14,23 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from piti import storage
 from piti.checkpoints import clear_leftovers, newest_step, newest_whole_checkpoint
 from piti.config import Stage
-from piti.errors import PitiError, PreemptedError, first_line
+from piti.errors import PitiError, first_line
 from piti.job import JobContext, JobResult, JobSpec
 from piti.runs import WORKERS_FILE
 from piti.training.failures import Cause, Retries, root_cause
-from piti.training.watchdog import Watchdog, leave_stall
-
-if TYPE_CHECKING:
-    from piti.jobs.driver import Driver
 
 logger = logging.getLogger("piti")
 
 # Ray Train's defaults suit runs of hours. A trivial run of 2 workers on 2 cores took 30 s with them, 13 s with
 # these: a report and the end of a run each wait for the next poll, and metrics.jsonl says what Ray's metrics would.
 _QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
-_PREEMPTION_GRACE_SECONDS = 60.0  # for a last checkpoint whose upload outlasts the node that is taken away
-_START_SECONDS = 300.0  # for workers to get room and to start: Ray's minute is short for the first ones of a node
-_RESIZE_SECONDS = 300.0  # between looks for room for more workers: a resize goes back to the last checkpoint
-_COLLECTIVE_SPARE_SECONDS = 120.0  # collectives outlast `stall_seconds`, so that the stacks of a hang come first
+# Only a cluster of several nodes can lose one; elsewhere it is a process less to start.
+_SINGLE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Relative paths must mean the same in workers as in the driver. Log lines go to people, not to terminals.
 _CONDUCT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -58,28 +51,15 @@ def run(context: JobContext) -> JobResult:
     Raises PitiError for what trying again would not change, RuntimeError once `cluster.max_failures` is used up; both
     name the root cause.
     """
-    _prefer(_QUICK | _CONDUCT | _hang_settings(context))  # before Ray is imported, which is when it reads some of them
-    from piti.jobs.driver import Driver
+    _prefer(_QUICK | _CONDUCT)  # before Ray is imported, which is when it reads some of them
+    import ray
+
     from piti.jobs.ray_tasks import ray_connection
 
-    with ray_connection(), Driver(context, cast(Stage, context.spec.name)) as driver:
-        return _fit(context, driver)
-
-
-def _hang_settings(context: JobContext) -> dict[str, str]:
-    """Ray Train's own time-outs; NCCL's monitoring, where there is any, ends a hang before `stall_seconds` does."""
-    stall_seconds = context.config.cluster.stall_seconds
-    limits = {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{stall_seconds:g}"}
-    workers = context.config.cluster.workers
-    if workers.min == workers.max:  # else Ray's own, after which it looks anew for how many workers there is room
-        limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{_START_SECONDS:g}"
-    if not context.config.cluster.use_gpu:
-        return limits
-    return limits | {
-        "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",
-        "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
-        "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": f"{min(600.0, stall_seconds / 2):g}",
-    }
+    with ray_connection():
+        if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+            _prefer(_SINGLE_NODE)
+        return _fit(context)
 
 
 def _prefer(environment: dict[str, str]) -> None:
@@ -87,7 +67,7 @@ def _prefer(environment: dict[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-def _fit(context: JobContext, driver: Driver) -> JobResult:
+def _fit(context: JobContext) -> JobResult:
     """Ray Train retries whatever a worker raises, even what will never change. So it is told not to: `Retries` decides."""
     import ray.train
     from ray.train.v2.api.exceptions import ControllerError
@@ -95,18 +75,13 @@ def _fit(context: JobContext, driver: Driver) -> JobResult:
     name, retries = context.spec.name, Retries(context.config.cluster.max_failures)
     while True:
         try:
-            return cast(JobResult, _trainer(context, driver.attempt()).fit().return_value)
+            return cast(JobResult, _trainer(context).fit().return_value)
         except ray.train.WorkerGroupError as error:
             cause = root_cause(error.worker_failures)
         except ControllerError as error:
             cause = Cause(f"Ray Train's controller failed: {first_line(error.controller_failure)}")
-        if isinstance(cause.error, PreemptedError):  # nobody's fault: it does not count
-            context.info(f"{cause.error}; going on elsewhere from the last checkpoint")
-            continue
         if cause.error is not None:
             raise cause.error
-        if stalls := driver.stalls():
-            cause = Cause(f"{stalls[0]}; the log has the stacks of every worker")
         if not retries.after(cause, newest_step(context.spec.output)):
             raise _failed(name, cause, retries)
         context.info(
@@ -124,12 +99,9 @@ def _failed(name: str, cause: Cause, retries: Retries) -> Exception:
     return RuntimeError(f"{name} failed {retries.num_failures} times without progress: {cause.line}")
 
 
-def _trainer(context: JobContext, attempt: str) -> Any:
-    from ray.train.torch import TorchConfig
+def _trainer(context: JobContext) -> Any:
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
-
-    from piti.jobs.driver import resources_of
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
@@ -143,20 +115,16 @@ def _trainer(context: JobContext, attempt: str) -> Any:
         name=storage.name(output),
         storage_path=folder,
         storage_filesystem=filesystem,
-        failure_config=FailureConfig(
-            max_failures=0, relax_collectives_on_preemption=True, preemption_grace_s=_PREEMPTION_GRACE_SECONDS
-        ),
+        failure_config=FailureConfig(max_failures=0),
         logging_config=LoggingConfig(log_level="WARNING"),
     )
     return Trainer(
         cast(Callable[[dict[Any, Any]], None], _worker),
-        train_loop_config={"spec": context.spec, "attempt": attempt},
-        torch_config=TorchConfig(timeout_s=int(cluster.stall_seconds + _COLLECTIVE_SPARE_SECONDS)),
+        train_loop_config={"spec": context.spec},
         scaling_config=ScalingConfig(
             num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
-            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=cluster.use_gpu,
-            resources_per_worker=resources_of(cluster),
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
         ),
         run_config=run_config,
     )
@@ -173,43 +141,17 @@ def _ray_storage(output: str) -> tuple[str, Any]:
     return path, PyFileSystem(FSSpecHandler(fs))
 
 
-class WorkerContext(JobContext):
-    """A worker's connection to the outside: Ray tells it of preemption, and a watchdog ends it where it hangs."""
-
-    def __init__(self, spec: JobSpec, attempt: str, rank: int) -> None:
-        super().__init__(spec)
-        last_words = partial(leave_stall, spec.folder, attempt, rank)
-        self.watchdog = Watchdog(spec.config.cluster.stall_seconds, f"worker {rank} of {spec.name}", last_words)
-
-    def is_preempted(self) -> bool:
-        import ray.train
-
-        return ray.train.get_preemption_info() is not None
-
-    def alive(self, step: int) -> None:
-        self.watchdog.fed(step)
-
-
-def _worker(told: dict[str, Any]) -> JobResult:
+def _worker(told: dict[str, JobSpec]) -> JobResult:
     """What each Ray Train worker runs. The first worker's result becomes the job's."""
     import ray.train
-
-    rank = ray.train.get_context().get_world_rank()
-    _log_to_driver(rank)
-    context = WorkerContext(told["spec"], told["attempt"], rank)
-    try:
-        return _train(context, told["attempt"])
-    finally:
-        context.watchdog.close()
-
-
-def _train(context: WorkerContext, attempt: str) -> JobResult:
     import ray.train.torch
     import torch
 
     from piti.training.loop import train
     from piti.training.workers import Workers
 
+    context = JobContext(told["spec"])
+    _log_to_driver(ray.train.get_context().get_world_rank())
     if not context.config.cluster.use_gpu:
         torch.set_num_threads(context.config.cluster.cpus_per_worker)
     device = ray.train.torch.get_device()
@@ -218,8 +160,7 @@ def _train(context: WorkerContext, attempt: str) -> JobResult:
     places = workers.tell_all({"host": socket.gethostname(), "device": _device_name(device)})
     if workers.is_first:
         clear_leftovers(run)
-        about = {"attempt": attempt, "began": time.time(), "workers": places}
-        storage.write_json(storage.join(run, WORKERS_FILE), about)
+        storage.write_json(storage.join(run, WORKERS_FILE), {"began": time.time(), "workers": places})
     resume_from = workers.agree(newest_whole_checkpoint(run) if workers.is_first else None)
     if resume_from is not None and workers.is_first:
         context.info(f"{context.spec.name}: resuming from {resume_from}")

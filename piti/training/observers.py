@@ -47,7 +47,6 @@ class Observers:
 
     def log(self, losses: StepLosses, learning_rate: float) -> None:
         """Take in a step; every `log_every_steps`, tell of the last ones. As `validate` and `checkpoint`, raises what Divergence does."""
-        self._context.alive(self._state.progress.step)
         self._status.step(losses, learning_rate)
         if self._is_due(self._settings.log_every_steps) or self._state.progress.step == self._settings.total_steps:
             self._divergence.check_steps()
@@ -134,7 +133,6 @@ class Observers:
         progress.last_validation_step = progress.step
         progress.initial_validation = progress.initial_validation or progress.last_validation
         self._status.validation(progress.last_validation, time.monotonic() - began_seconds)
-        self._context.alive(progress.step)
 
     def _storage(self) -> dict[str, Any]:
         """How many writes failed, of metrics and of checkpoints, and what was lost in the end."""

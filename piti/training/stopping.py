@@ -1,4 +1,4 @@
-"""Whether a run is to end before its last step: it was stopped, nobody follows it, or its machine is about to go."""
+"""Whether a run is to end before its last step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class StopSign:
         """What a run that took `step` steps should end with, after a checkpoint; None: go on."""
         if step < self._looked_step + self._num_steps:
             return None
-        is_preempted = self._context.is_preempted()  # all workers ask together
-        reason = self._context.stop_reason(is_preempted) if self._workers.is_first else None
+        reason = self._context.stop_reason() if self._workers.is_first else None
         seconds = (time.monotonic() - self._looked_seconds) / (step - self._looked_step)
         num_steps = max(1, min(2 * self._num_steps, int(CHECK_SECONDS / max(seconds, 1e-6))))
         agreed: tuple[StoppedError | None, int] = self._workers.agree((reason, num_steps))

@@ -32,7 +32,7 @@ class StoppedAfter(JobContext):
         super().__init__(spec)
         self._steps_left = steps
 
-    def stop_reason(self, is_preempted: bool = False) -> StoppedError | None:
+    def stop_reason(self) -> StoppedError | None:
         self._steps_left -= 1
         return StoppedError("enough") if self._steps_left <= 0 else None
 

@@ -10,8 +10,8 @@ import torch
 from piti import storage
 from piti.checkpoints import newest_whole_checkpoint
 from piti.diffusion import LossSecondMomentSampler
-from piti.errors import AbandonedError, StoppedError
-from piti.job import JobContext, StopRequest
+from piti.errors import AbandonedError
+from piti.job import JobContext
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.training import stopping
 from piti.training.gradients import StepLosses
@@ -212,17 +212,6 @@ def test_an_abandoned_run_leaves_a_checkpoint_from_which_it_ends_the_same(
     assert differences(everything(resumed["checkpoint"], context), everything(undisturbed["checkpoint"], context)) == []
 
 
-def test_a_run_that_is_asked_to_end_leaves_a_checkpoint(pipeline: Any, asked_every_step: None) -> None:
-    """As its driver asks where it gets SIGTERM, and a flow whose run is cancelled."""
-    context = pipeline.context("pretrain")
-    StopRequest(context.spec.folder).make("its run was cancelled")
-    StopRequest(context.spec.folder).make("another reason, later")
-    with pytest.raises(StoppedError, match="its run was cancelled") as stopped:
-        train(context, Workers())
-    assert stopped.value.retryable
-    assert newest_whole_checkpoint(context.spec.output) == storage.join(context.spec.output, "step-00000001")
-
-
 def test_a_run_is_asked_about_every_five_seconds_at_the_same_step_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of a second by the clock: the looks lie 1, 2, 4, 5, 5, ... steps apart."""
     clock = [0.0]
@@ -230,12 +219,8 @@ def test_a_run_is_asked_about_every_five_seconds_at_the_same_step_by_all(monkeyp
     asked: list[int] = []
 
     class Asked:
-        def is_preempted(self) -> bool:
+        def stop_reason(self) -> None:
             asked.append(round(clock[0]))
-            return False
-
-        def stop_reason(self, is_preempted: bool) -> None:
-            return None
 
     sign = stopping.StopSign(cast(JobContext, Asked()), Workers(), 0)
     for step in range(1, 30):
