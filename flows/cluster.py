@@ -16,25 +16,31 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from piti import storage
 from piti.config import Config
 from piti.errors import DataError, PitiError, StackError, first_line
-from piti.job import RENEW_SECONDS, Followers, JobSpec
+from piti.job import RENEW_SECONDS, Followers, JobSpec, job_prefix
 from piti.plan import Step
 from piti.settings import settings
 
 POLL_SECONDS = 0.5
+REQUEST_SECONDS = 60.0  # a machine that lost its power answers nothing, not even a refusal
 LAST_LINES_SECONDS = 2.0
 ALIVE = {JobStatus.PENDING, JobStatus.RUNNING}
 
 Progress = dict[str, Any]
+Log = logging.Logger | logging.LoggerAdapter[Any]
+Answer = TypeVar("Answer")
 
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every log stream that ends
 
@@ -43,8 +49,8 @@ class StepError(PitiError):
     """A step's job failed for a reason that trying again would not change."""
 
 
-class UnreachableError(Exception):
-    """The cluster does not answer at the moment."""
+class UnreachableError(StackError):
+    """The cluster does not answer at the moment; it may be back soon."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +61,56 @@ class Resources:
     gpus: float
 
 
+def patiently(log: Log, ask: Callable[[], Answer]) -> Answer:
+    """What `ask()` gives. While it raises UnreachableError it is called again, for PITI_RAY_PATIENCE_SECONDS."""
+    patience_seconds, since = settings().ray_patience_seconds, time.monotonic()
+    is_told = False
+    while True:
+        try:
+            return ask()
+        except UnreachableError as error:
+            if time.monotonic() - since > patience_seconds:
+                raise
+            if not is_told:
+                log.warning("%s; waiting up to %.0f s for it", error.problem, patience_seconds)
+            is_told = True
+            time.sleep(POLL_SECONDS)
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, which would wait for an answer for ever."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        try:
+            return super()._do_request(method, endpoint, **{"timeout": REQUEST_SECONDS, **options})
+        except AuthenticationError as error:
+            raise StackError(
+                f"the Ray cluster at {self._address} does not accept our token",
+                "PITI_RAY_TOKEN_FILE and RAY_AUTH_TOKEN_PATH name the file that holds the cluster's",
+            ) from error
+
+
 class Cluster:
-    """The Ray cluster that jobs run on. Raises StackError if it cannot be reached."""
+    """The Ray cluster that jobs run on, in the life that it has now.
+
+    Raises UnreachableError if it does not answer, StackError if it does not let us in.
+    """
 
     def __init__(self, url: str | None = None) -> None:
         self.url = url or settings().ray_jobs_url
         try:
-            self._client = JobSubmissionClient(self.url)
+            self._client = _Client(self.url)
             self.session = str(self._client._do_request("GET", "/api/version").json()["session_name"])
-        except (ConnectionError, RuntimeError, requests.RequestException) as error:
-            raise StackError(
-                f"no Ray cluster answers at {self.url} ({first_line(error)})", "start one with `piti up`"
-            ) from error
+        except (ConnectionError, RuntimeError, KeyError, ValueError, requests.RequestException) as error:
+            raise _unreachable(self.url, error) from error
 
     def resources(self) -> Resources:
         """Totals over the nodes that are alive."""
-        nodes = [node for node in list_nodes(address=self.url, detail=True) if node.state == "ALIVE"]
+        try:
+            found = list_nodes(address=self.url, detail=True)
+        except (ConnectionError, RuntimeError, RayStateApiException, requests.RequestException) as error:
+            raise _unreachable(self.url, error) from error
+        nodes = [node for node in found if node.state == "ALIVE"]
         totals = [node.resources_total or {} for node in nodes]
         return Resources(sum(total.get("CPU", 0.0) for total in totals), sum(total.get("GPU", 0.0) for total in totals))
 
@@ -116,7 +156,7 @@ def attempts(step: Step, config: Config) -> list[int]:
 
 def submission_prefix(step: Step) -> str:
     """Beginning of the ids of all jobs that make `step`'s output; the attempt's number follows."""
-    return f"piti-{step.name}-{storage.sha256_bytes(step.output.encode())[:12]}-"
+    return job_prefix(step.name, step.output)
 
 
 class RayJob:
@@ -161,9 +201,9 @@ class RayJob:
                     "folder": self.folder,
                 },
             )
-        except RuntimeError:
+        except (ConnectionError, RuntimeError, requests.RequestException) as error:
             if self.status() is None:
-                raise
+                raise UnreachableError(f"the Ray cluster does not take {self.id} ({first_line(error)})") from error
             return False
         return True
 
@@ -172,11 +212,19 @@ class RayJob:
         try:
             return self._client.get_job_status(self.id)
         except (ConnectionError, requests.RequestException) as error:
-            raise UnreachableError(first_line(error)) from error
+            raise _unreachable(self._cluster.url, error) from error
         except RuntimeError as error:
             if "does not exist" in str(error) or "404" in str(error):
                 return None
-            raise UnreachableError(first_line(error)) from error
+            raise _unreachable(self._cluster.url, error) from error
+
+    def message(self) -> str:
+        """What Ray says of the job's end, in one line; empty if it says nothing."""
+        try:
+            lines = (self._client.get_job_info(self.id).message or "").strip().splitlines()
+        except (ConnectionError, RuntimeError, requests.RequestException):
+            return ""
+        return lines[0] if lines else ""
 
     def stop(self) -> bool:
         """Ask the job to end; False if it was not running."""
@@ -195,18 +243,25 @@ class RayJob:
     def _spec_uri(self) -> str:
         return storage.join(self.folder, "spec.json")
 
-    def log_so_far(self) -> str:
-        return str(self._client.get_job_logs(self.id))
+    @property
+    def page(self) -> str:
+        """Its page in Ray's dashboard."""
+        return f"{self._cluster.url}/#/jobs/{self.id}"
 
-    def follow(
-        self, log: logging.Logger | logging.LoggerAdapter[Any], on_poll: Callable[[], None], who: str, seen: int = 0
-    ) -> JobStatus | None:
+    def log_so_far(self) -> str:
+        """Raises UnreachableError."""
+        try:
+            return str(self._client.get_job_logs(self.id))
+        except (ConnectionError, RuntimeError, requests.RequestException) as error:
+            raise _unreachable(self._cluster.url, error) from error
+
+    def follow(self, log: Log, on_poll: Callable[[], None], who: str, seen: int = 0) -> JobStatus | None:
         """Repeat the job's log lines (after `seen` characters) until it ends; `on_poll` is called in between.
 
         Meanwhile `who` stays its follower.
 
         Returns the final status, None if the cluster forgot the job. A cluster that does not answer is waited for
-        as long as `PITI_RAY_PATIENCE_SECONDS` allows, then StackError.
+        as long as `PITI_RAY_PATIENCE_SECONDS` allows, then UnreachableError. Storage that is away is waited for.
         """
         tail = _LogTail(self._client, self.id, seen)
         silent_since: float | None = None
@@ -214,32 +269,51 @@ class RayJob:
         while True:
             for line in tail.lines():
                 log.info(line)
-            on_poll()
-            if time.monotonic() - renewed_seconds > RENEW_SECONDS:
-                self.followers.renew(who)
-                renewed_seconds = time.monotonic()
+            with _storage_may_be_away(log):
+                if time.monotonic() - renewed_seconds > RENEW_SECONDS:
+                    renewed_seconds = time.monotonic()
+                    self.followers.renew(who)
+                on_poll()
             try:
                 status = self.status()
+                if silent_since is not None:
+                    log.info("the Ray cluster answers again")
                 silent_since = None
             except UnreachableError as error:
+                if silent_since is None:
+                    log.warning("%s; waiting for it", error.problem)
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > settings().ray_patience_seconds:
-                    raise StackError(
-                        f"the Ray cluster stopped answering ({error})", "`piti up`, then run again"
-                    ) from error
+                    raise
                 status = JobStatus.RUNNING
             if status not in ALIVE:
                 for line in tail.last_lines(LAST_LINES_SECONDS):
                     log.info(line)
-                self.followers.leave(who)
+                with _storage_may_be_away(log):
+                    self.followers.leave(who)
                 return status
             time.sleep(POLL_SECONDS)
+
+
+def _unreachable(url: str, error: Exception) -> UnreachableError:
+    return UnreachableError(f"no Ray cluster answers at {url} ({first_line(error)})", "start one with `piti up`")
+
+
+@contextmanager
+def _storage_may_be_away(log: Log) -> Iterator[None]:
+    """Around what can be done later as well: storage that does not answer, or is full, ends nothing."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | DataError) and not storage.is_client_error(error):
+            raise
+        log.warning("storage does not answer: %s", first_line(error))
 
 
 class _LogTail:
     """A job's log, streamed in a thread so that the flow can poll in between; reconnects where it left off."""
 
-    def __init__(self, client: JobSubmissionClient, job_id: str, seen: int) -> None:
+    def __init__(self, client: _Client, job_id: str, seen: int) -> None:
         self._client, self._job_id, self._seen = client, job_id, seen
         self._pieces: queue.Queue[str] = queue.Queue()
         self._partial = ""

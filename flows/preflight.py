@@ -8,7 +8,7 @@ from copy import copy
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import Cluster, Resources
+from flows.cluster import Cluster, Resources, patiently
 from flows.parameters import Overrides
 from piti import storage
 from piti.config import STAGES, Config, Stage
@@ -24,8 +24,8 @@ from piti.weights import weights_problems
 def preflight(config: str, overrides: Overrides = None, training: bool = True) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems.
 
-    Without `training` only what evaluation needs is asked for: not VGG19, not the weights that training begins from,
-    no batch of training pictures, no room for checkpoints, and the cluster has to hold one worker.
+    Without `training` only what evaluation needs is asked for: the shards, or else the validation split of the dataset;
+    not VGG19, not the weights that training begins from, no room for checkpoints, and a cluster that holds one worker.
     """
     return copy(
         _preflight(config, overrides, training)
@@ -40,19 +40,34 @@ def _preflight(config: str, overrides: Overrides = None, training: bool = True) 
         if problems:
             raise PreflightError(problems)
         plan = Plan(settings)
-        get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
+        data = plan.shard if training else plan.conditions
+        get_run_logger().info("config %s, data in %s, output in %s", settings.name, data.output, settings.root)
     return plan
 
 
 def config_problems(config: Config, training: bool = True) -> list[PitiError]:
     """What is wrong with dataset, respacings, weights and, for `training`, pretrained networks, sizes and disk."""
+    sharding = training or not _is_sharded(config)
     return [
-        *(source_problems(config) if training else open_source(config.data).problems()),
+        *(source_problems(config) if training else validation_problems(config) if sharding else []),
         *sampling_problems(config),
-        *weights_problems(config, training),
+        *weights_problems(config, training, sharding),
         *(pretrained_problems(config) if training else []),
         *feature_network_problems(config),
     ]
+
+
+def validation_problems(config: Config) -> list[PitiError]:
+    """What is wrong with the dataset's validation split."""
+    return open_source(config.data).problems(["validation"])
+
+
+def _is_sharded(config: Config) -> bool:
+    """Whether what evaluation reads of the dataset is there, so that the dataset itself need not be."""
+    try:
+        return Plan(config).conditions.result() is not None
+    except PitiError:
+        return False
 
 
 def source_problems(config: Config) -> list[PitiError]:
@@ -111,7 +126,7 @@ def _parameters_upper_bound(config: Config, stage: str) -> float:
 
 def feature_network_problems(config: Config) -> list[PitiError]:
     """What is wrong with files of feature networks; without any, the libraries that open them are not even loaded."""
-    if config.evaluation.inception is None and config.evaluation.lpips_trunk is None:
+    if not any(config.evaluation.files.values()):
         return []
     from piti.evaluation import networks
 
@@ -146,8 +161,8 @@ def sampling_problems(config: Config) -> list[PitiError]:
 def cluster_problems(config: Config, training: bool = True) -> list[PitiError]:
     """Whether the cluster answers, and is or can become large enough: for `training`, or else for one worker."""
     try:
-        cluster = Cluster()
-        problems = size_problems(config, cluster.resources(), training)
+        cluster, total = _cluster()
+        problems = size_problems(config, total, training)
         if problems and cluster.grows() and config.cluster.max_cpus is None and config.cluster.max_gpus is None:
             for problem in problems:
                 get_run_logger().warning(
@@ -202,7 +217,17 @@ def wanted_resources(config: Config, training: bool = True, stages: Sequence[Sta
 
 def fit_beside_each_other(config: Config, total: Resources | None = None) -> bool:
     """Whether the cluster (of `total`; None: the one that runs) can train the base's stages and the upsampler at once."""
-    most = grown(config, Cluster().resources() if total is None else total)
+    most = grown(config, _cluster()[1] if total is None else total)
     base = wanted_resources(config, stages=["pretrain", "stage1", "stage2"])
     upsampler = wanted_resources(config, stages=["upsampler"])
     return base.cpus + upsampler.cpus <= most.cpus and base.gpus + upsampler.gpus <= most.gpus
+
+
+def _cluster() -> tuple[Cluster, Resources]:
+    """The cluster and what it has; one that is away is waited for."""
+
+    def ask() -> tuple[Cluster, Resources]:
+        cluster = Cluster()
+        return cluster, cluster.resources()
+
+    return patiently(get_run_logger(), ask)

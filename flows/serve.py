@@ -1,4 +1,4 @@
-"""Registers the four deployments and runs what is asked of them: `python -m flows.serve`."""
+"""Registers the five deployments and runs what is asked of them: `python -m flows.serve`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
 from flows.full_train import full_train
 from flows.prepare import prepare
+from flows.study import study
 from flows.train import train
 from piti.errors import PitiError
 from piti.stack import wait_until_prefect_answers
@@ -28,12 +29,13 @@ _PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
 def deployments() -> list[RunnerDeployment]:
-    """full-train, prepare, train and evaluate, all of a flow named `piti`."""
+    """full-train, prepare, train, evaluate and study, all of a flow named `piti`."""
     flows: dict[str, Flow[..., Any]] = {
         "full-train": full_train,
         "prepare": prepare,
         "train": train,
         "evaluate": evaluate,
+        "study": study,
     }
     registered = [
         flow.to_deployment(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,10 +31,13 @@ from prefect.states import Completed
 from ray.job_submission import JobStatus
 
 from flows.cancellation import give_up, is_wanted
-from flows.cluster import Cluster, Progress, RayJob, StepError
+from flows.cluster import Cluster, Progress, RayJob, StepError, patiently
 from piti import storage
+from piti.checkpoints import checkpoints_of
 from piti.config import Config, Stage
 from piti.errors import StackError, first_line
+from piti.evaluation.evaluation_plan import EvaluationPlan
+from piti.evaluation.picture_sets import PICTURES
 from piti.plan import Plan, Step
 from piti.stack import reports
 
@@ -76,21 +80,50 @@ def train(plan: Plan, stage: Stage, after: After = ()) -> State | Output:
     return outcome
 
 
-@task(name="sample", task_run_name="sample {checkpoint_name}", cache_policy=NO_CACHE)
-def sample(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
-    """Conditions of the validation split -> generated pictures."""
-    return run_step(step, plan.config)
+@task(name="validation", task_run_name="shard the validation split", cache_policy=NO_CACHE)
+def validation(plan: Plan, after: After = ()) -> State | Output:
+    """The validation split -> tars: all that evaluation reads of a dataset that is not sharded here."""
+    return run_step(plan.validation, plan.config)
+
+
+def draw_sets(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> list[Any]:
+    """Every picture set of a target, a task each. One job draws all that is missing: the first such task waits for it."""
+    missing = [name for name, planned in evaluation.sets.items() if not planned.is_done()]
+    if missing:
+        storage.remove(evaluation.sample.marker)  # of a job whose pictures were lost since, or are too few
+    return [draw(evaluation, name, checkpoint_name, name in missing, after=after) for name in evaluation.sets]
+
+
+@task(name="draw", task_run_name="draw {picture_set} {checkpoint_name}", cache_policy=NO_CACHE)
+def draw(
+    evaluation: EvaluationPlan, picture_set: str, checkpoint_name: str, is_missing: bool, after: After = ()
+) -> State | Output:
+    """Conditions of the validation split -> generated pictures of one set."""
+    step = evaluation.sample
+    if is_missing:
+        run_step(step, evaluation.target.config)
+        return Output(step)
+    return Completed(name="Cached", message="already drawn", data=Output(step))
 
 
 @task(name="score", task_run_name="score {checkpoint_name}", cache_policy=NO_CACHE)
-def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
-    """Generated pictures -> FID, KID, LPIPS, report.html."""
-    return run_step(step, plan.config)
+def score(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | Output:
+    """Generated pictures -> FID, KID, LPIPS, ..."""
+    return run_step(evaluation.score, evaluation.target.config)
 
 
 @task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
-def report(step: Step, config_name: str, checkpoint_name: str, after: After = ()) -> str:
-    """Put metrics and sample grid of a scored checkpoint where the UI shows them. Returns the report's URI."""
+def report(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | str:
+    """Figures and pictures -> report.html, shown where the UI shows it. Returns the report's URI."""
+    step = evaluation.report
+    was_there = step.result() is not None
+    run_step(step, evaluation.target.config)
+    uri = _show_report(step, evaluation.target.config.name, checkpoint_name)
+    return Completed(name="Cached", message=f"already done: {step.output}", data=uri) if was_there else uri
+
+
+def _show_report(step: Step, config_name: str, checkpoint_name: str) -> str:
+    """Put metrics and sample grid of an evaluation where the UI shows them. Returns the report's URI."""
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
     rows = [_metric_row(name, metric) for name, metric in result["metrics"].items()]
@@ -112,31 +145,63 @@ def report(step: Step, config_name: str, checkpoint_name: str, after: After = ()
     return str(result["report"])
 
 
+@task(name="study", task_run_name="compare the variants", cache_policy=NO_CACHE)
+def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> State | str:
+    """Reports of variants -> one page, with a link in the UI. Returns the page's URI."""
+    was_there = step.result() is not None
+    if not was_there:
+        storage.write_json(step.inputs["study"], about)
+    run_step(step, plan.config)
+    page = str(step.require_result()["page"])
+    folder, _, name = step.output.rpartition("/")
+    link = reports.link(folder, f"{name}/{storage.name(page)}")
+    create_link_artifact(link, link_text=f"study {about['name']}", key=_key("study", about["name"]))
+    get_run_logger().info("study: %s", page)
+    return Completed(name="Cached", message=f"already done: {step.output}", data=page) if was_there else page
+
+
 def run_step(step: Step, config: Config) -> State | Output:
     """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
 
-    A job that died without saying why (a killed driver, a lost node) is started again, and resumes, up to
-    `cluster.max_attempts` times. Raises StepError with the job's own reason, StackError if the cluster is gone.
+    A job that died without saying why (a killed driver, a lost node or head) is started again, and resumes, up to
+    `cluster.max_attempts` times without progress. A cluster that is away is waited for. Raises StepError with the job's
+    own reason, StackError if the cluster is gone.
     """
     if step.result() is not None:
         return Completed(name="Cached", message=f"already done: {step.output}", data=Output(step))
-    logger = get_run_logger()
-    cluster, who = Cluster(), str(flow_run.id)
-    reason = ""
-    for attempt in range(1, config.cluster.max_attempts + 1):
-        job, attached = cluster.submit_or_attach(step, config, who)
-        page = f"{cluster.url}/#/jobs/{job.id}"
-        logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, page)
-        status = _follow(job, step, config, who, seen=len(job.log_so_far()) if attached else 0)
+    logger, who = get_run_logger(), str(flow_run.id)
+    reason, attempt, parts = "", 0, _whole_parts(step)
+    while attempt < config.cluster.max_attempts:
+        attempt += 1
+        job, attached, seen = patiently(logger, lambda: _start(step, config, who))
+        logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, job.page)
+        status = _follow(job, step, config, who, seen)
         if step.result() is not None:
             return Output(step)
         previous, reason = reason, _failure(job, step, status)
-        if reason == previous:
-            raise StepError(f"{reason} (twice in a row)", f"see the log above or {page}")
+        before, parts = parts, _whole_parts(step)
+        if parts != before:
+            attempt = 1
+        elif reason == previous:
+            raise StepError(f"{reason} (twice in a row)", f"see the log above or {job.page}")
         logger.warning("attempt %d of %d: %s", attempt, config.cluster.max_attempts, reason)
     raise StepError(
         f"{reason} ({config.cluster.max_attempts} attempts)", "run again to continue from the last checkpoint"
     )
+
+
+def _start(step: Step, config: Config, who: str) -> tuple[RayJob, bool, int]:
+    """The job that makes `step`'s output, whether it was there already, and how much of its log is old then."""
+    job, attached = Cluster().submit_or_attach(step, config, who)
+    return job, attached, len(job.log_so_far()) if attached else 0
+
+
+def _whole_parts(step: Step) -> list[str]:
+    """What a step has finished so far: checkpoints or tars. It changes with progress."""
+    if step.kind == "train":
+        return checkpoints_of(step.output)
+    folders = [step.output, *(uri for role, uri in step.inputs.items() if role.startswith(PICTURES))]
+    return [name for folder in folders for name in storage.list_names(folder) if name.endswith(".tar")]
 
 
 def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
@@ -163,6 +228,8 @@ def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> Job
                 update_progress_artifact(
                     artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
                 )
+                if (picture := progress.get("picture")) and picture != last.get("picture"):
+                    _show_samples(step, picture)
                 last = progress
 
     status = job.follow(get_run_logger(), show, who, seen)
@@ -206,12 +273,13 @@ def _failure(job: RayJob, step: Step, status: JobStatus | None) -> str:
         return f"{step.name} failed: {failure['reason']}"
     if status is None:
         return f"the cluster lost {step.name}'s job {job.id}"
-    return f"{step.name}'s job {job.id} ended as {status.value} without a result"
+    said = job.message()
+    return f"{step.name}'s job {job.id} ended as {status.value} without a result{f': {said}' if said else ''}"
 
 
 def _key(*parts: str) -> str:
     """An artifact's key, which the UI shows as its name: Prefect admits a-z, 0-9 and -. The same key again is its next version."""
-    return "-".join(parts).lower().replace("_", "-")
+    return re.sub("[^a-z0-9-]+", "-", "-".join(parts).lower())
 
 
 def _show_curve(step: Step, config_name: str) -> None:
@@ -219,6 +287,14 @@ def _show_curve(step: Step, config_name: str) -> None:
     if curve:
         key = _key(config_name, step.name, "loss-curve")
         create_markdown_artifact(f"# {step.name}\n\n{curve}", key=key, description=f"loss curve of {step.name}")
+
+
+def _show_samples(step: Step, picture: str) -> None:
+    """Pictures that a training run draws now and then; the artifact's older versions are its history."""
+    title = f"{step.name}, {storage.name(picture).removesuffix('.png')}"
+    if markdown := _picture(picture, title):
+        key = f"samples-{step.name}-{step.fingerprint[:12]}"
+        create_markdown_artifact(f"# {title}\n\n{markdown}", key=key, description=f"pictures of {step.name}")
 
 
 def _picture(uri: str, title: str) -> str:

@@ -44,6 +44,12 @@ class AbandonedError(PitiError):
     retryable = True
 
 
+class DivergedError(PitiError):
+    """A training run's numbers are lost. Its next attempt goes on from what was good."""
+
+    retryable = True
+
+
 class PreflightError(PitiError):
     """Everything that preflight found wrong, all at once."""
 

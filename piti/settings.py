@@ -9,7 +9,7 @@
 | PITI_PREFECT_AUTH_FILE      | `<PITI_HOME>/prefect-auth` | user:password that `piti up` makes and the server asks for |
 | PITI_CONFIG_VARIABLES       | none                     | further variables that configs may use, separated by commas |
 | PITI_CONFIG_FOLDERS         | the working folder       | folders whose configs a run may name, separated by colons   |
-| PITI_RAY_PATIENCE_SECONDS   | 60                       | how long a silent cluster is waited for before giving up    |
+| PITI_RAY_PATIENCE_SECONDS   | 300                      | how long a silent cluster is waited for before giving up    |
 | PITI_JOB_PYTHON             | this interpreter         | the Python that jobs run in (in an image: the image's)      |
 | PITI_JOB_STOP_SECONDS       | 20                       | what a stopped job gets to leave in order before SIGKILL    |
 | PITI_OBJECT_STORE_MEGABYTES | 512                      | shared memory of the local Ray head                         |
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     prefect_auth_file: LocalPath | None = None
     config_variables: str = ""
     config_folders: str = ""
-    ray_patience_seconds: Seconds = 60.0
+    ray_patience_seconds: Seconds = 300.0
     job_python: str = sys.executable
     job_stop_seconds: Seconds = 20.0
     object_store_megabytes: Annotated[int, Field(ge=100)] = 512

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
-from piti.config.section import Positive, Section, Share, WeightsRef, require_known_scheme
+from piti.config.section import Positive, ProgramRef, Section, Share, WeightsRef, require_known_scheme
 
 Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
-FigureKind = Literal["fid", "kid", "lpips", "lpips_diversity"]
+FigureKind = Literal[
+    "fid", "kid", "clip_fid", "precision", "recall", "lpips", "lpips_vgg", "lpips_diversity", "psnr", "ssim",
+    "miou", "miou_small", "miou_medium", "miou_large", "edge_f1", "depth_order_error", "normal_error",
+]  # fmt: skip
 STAGES: tuple[Stage, ...] = get_args(Stage)
 STAGE_LABELS: dict[str, str] = {
     "untrained": "untrained", "pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2",
@@ -115,21 +119,41 @@ class DiffusionConfig(Section):
 class PhaseConfig(Section):
     """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition.
 
-    As in the published runs, a phase begins from the averaged weights of the one before, with a fresh optimizer and a
+    The learning rate rises linearly over `warmup_steps`; then it stays, or with `decay` cosine falls to zero at the phase's
+    end. As in the published runs, a phase begins from the averaged weights of the one before, with a fresh optimizer and a
     fresh timestep sampler. The checkpoint at its end is kept.
     """
 
     steps: Positive
     learning_rate: Annotated[float, Field(gt=0)]
     condition_dropout: Share = 0.2
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["none", "cosine"] = "none"
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than the phase's steps ({self.steps})")
+        return self
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of the phase's step number `step`, from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
+        if self.decay == "none":
+            return self.learning_rate
+        share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return self.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
 
 class StageConfig(Section):
     """One training stage. `batch_size` counts pictures a step over all workers.
 
     `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)) in
-    the steps of a phase, which matters for short runs. The newest `keep_checkpoints` and those at the end of a phase
-    stay, others are deleted. `gradient_clip` None: no clipping.
+    the steps of a phase, which matters for short runs. The newest `keep_checkpoints`, every `keep_every_steps`-th, those at
+    the end of a phase and those that an evaluation reads stay, others are deleted. `gradient_clip` None: no clipping.
+    `precision`: float32 throughout, float32 whose products are TF32's on GPUs that have it, or bf16 in the networks.
+    Every `sample_every_steps` the averaged weights draw pictures of the same validation conditions; None: never.
     """
 
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
@@ -140,12 +164,14 @@ class StageConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     timestep_sampler: Literal["uniform", "loss-second-moment"] = "loss-second-moment"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "tf32", "bf16"] = "bf16"
     compile: bool = False
     validate_every_steps: Positive = 5000
     validation_samples: Positive = 256
-    checkpoint_every_steps: Positive = 5000
+    sample_every_steps: Positive | None = None
+    checkpoint_every_steps: Positive = 1000
     keep_checkpoints: Positive = 3
+    keep_every_steps: Positive | None = None
     log_every_steps: Positive = 50
 
     @property
@@ -192,10 +218,20 @@ class TrainingConfig(Section):
 
 
 class PretrainedConfig(Section):
-    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours."""
+    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours.
+
+    `from_scratch`: stage 1 begins from random weights, to show what pretraining is worth.
+    """
 
     base: WeightsRef | None = None
     upsampler: WeightsRef | None = None
+    from_scratch: bool = False
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.from_scratch and self.base is not None:
+            raise ValueError("from_scratch and base exclude each other")
+        return self
 
 
 class SamplingConfig(Section):
@@ -243,19 +279,52 @@ class SamplingConfig(Section):
         return self
 
 
+class AlignmentConfig(Section):
+    """Whether pictures follow their label maps or geometry, seen by a network of yours. Sketches need none: edges are
+    detected as those of the conditions were.
+
+    `network` is a TorchScript file, or torch.export's `*.pt2`, that takes float32 (N, 3, H, W), RGB. For masks it gives
+    scores (N, C, h, w) or labels (N, h, w); for geometry depth (N, 1, h, w), or depth and normals (N, 4, h, w).
+    `labels`: a CSV file with columns network,label: which label of the data each of the network's classes is; classes
+    that are not listed match nothing. None: they are the same. `farther` says whether a point farther away has a higher
+    value (depth) or a lower one (disparity). `input_side` None: pictures are seen at their own size.
+    """
+
+    network: ProgramRef
+    labels: WeightsRef | None = None
+    input_levels: Literal["imagenet", "unit", "signed", "levels"] = "imagenet"
+    input_side: Positive | None = None
+    farther: Literal["higher", "lower"] = "higher"
+
+
 class EvaluationConfig(Section):
     """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model.
 
+    Without `clip` (OpenAI's ViT-B-32.pt) there is no CLIP-FID; without `vgg16` (torchvision's vgg16-397923af.pth) no
+    precision, no recall and no LPIPS (VGG); without `alignment` no mIoU and no error of depth and normals.
     `resize` is how pictures get to the size that the network of FID and KID sees, by the library that does it so.
     `published` has scores to reproduce, by kind of figure; the report shows them beside figures that compare.
     """
 
     inception: WeightsRef | None = None
     lpips_trunk: WeightsRef | None = None
+    clip: WeightsRef | None = None
+    vgg16: WeightsRef | None = None
+    alignment: AlignmentConfig | None = None
     resize: Literal["torch-fidelity", "clean-fid"] = "torch-fidelity"
     compare_stages: bool = False
     grid_samples: Positive = 8
     published: dict[FigureKind, float] = Field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, WeightsRef | None]:
+        """Every file that figures depend on, by its key below `evaluation`."""
+        names = ("inception", "lpips_trunk", "clip", "vgg16")
+        alignment = self.alignment
+        return {name: getattr(self, name) for name in names} | {
+            "alignment.network": None if alignment is None else alignment.network,
+            "alignment.labels": None if alignment is None else alignment.labels,
+        }
 
 
 class WorkerRange(Section):
@@ -351,7 +420,9 @@ class Config(Section):
             )
         if upsampler.image_size % base.image_size:
             problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
-        if self.pretrained.base is None and self.training.pretrain is None:
+        if self.evaluation.alignment is not None and self.data.modality == "sketch":
+            problems.append("evaluation.alignment does nothing with sketches: leave it out")
+        if self.pretrained.base is None and self.training.pretrain is None and not self.pretrained.from_scratch:
             problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
         if problems:
             raise ValueError("; ".join(problems))

@@ -6,16 +6,15 @@ import time
 from typing import Any
 
 from piti.checkpoints import checkpoint_uri
-from piti.errors import PitiError
 from piti.job import JobContext
-from piti.training.batches import degraded_input
+from piti.training.batches import Batches, degraded_input
 from piti.training.checkpointer import Checkpointer
+from piti.training.divergence import Divergence, left_out_steps
 from piti.training.gradients import StepLosses
+from piti.training.samples import Samples
 from piti.training.state import TrainingState
 from piti.training.status import Status
 from piti.training.validation import Validation
-
-MAX_SKIPPED_IN_A_ROW = 20
 
 
 class Observers:
@@ -24,14 +23,16 @@ class Observers:
     What must be told or written is told and written by the first worker.
     """
 
-    def __init__(self, context: JobContext, state: TrainingState) -> None:
+    def __init__(self, context: JobContext, state: TrainingState, batches: Batches) -> None:
         self._context = context
         self._state = state
         self._settings = state.stage.settings
-        self._status = Status(context, state)
+        self._status = Status(context, state, batches)
+        self._divergence = Divergence(context.spec.output, state)
         self._validation = Validation(
             state.stage, context.spec.inputs["shards"], degraded_input(context), state.workers
         )
+        self._samples = Samples(context, state) if state.workers.is_first else None
         self._checkpointer = Checkpointer(context, state, self._status) if state.workers.is_first else None
         self._began_seconds = time.monotonic() - state.progress.seconds
         self._is_leaving = False
@@ -42,10 +43,10 @@ class Observers:
             self._validate()
 
     def log(self, losses: StepLosses, learning_rate: float) -> None:
-        """Take in a step; every `log_every_steps`, tell of the last ones. Raises PitiError where the run has diverged."""
+        """Take in a step; every `log_every_steps`, tell of the last ones. As `validate` and `checkpoint`, raises what Divergence does."""
         self._status.step(losses, learning_rate)
         if self._is_due(self._settings.log_every_steps) or self._state.progress.step == self._settings.total_steps:
-            self._require_progress()
+            self._divergence.check_steps()
             self._is_leaving = self._is_abandoned()
 
     def validate(self) -> None:
@@ -53,14 +54,28 @@ class Observers:
         if self._is_due(self._settings.validate_every_steps) or self._ends_phase():
             self._validate()
 
+    def sample(self) -> None:
+        """Every `sample_every_steps`: draw pictures of a few validation conditions with the averaged weights."""
+        every_steps = self._settings.sample_every_steps
+        if every_steps is None or not self._is_due(every_steps):
+            return
+        began_seconds = time.monotonic()
+        png = None if self._samples is None else self._samples.draw(self._state.ema.model)
+        if png is not None:
+            self._status.samples(png, time.monotonic() - began_seconds)
+        self._state.workers.agree(None)  # workers that draw nothing wait here, where it counts as time elsewhere
+
     def checkpoint(self) -> None:
         """Every `checkpoint_every_steps`: have a checkpoint written beside the training.
 
         At the end of a phase, and of a run that is about to stop, wait for it too. Then raises its error.
         """
         must_be_written = self._ends_phase() or self._is_leaving
-        if not must_be_written and not self._is_due(self._settings.checkpoint_every_steps):
+        if not must_be_written and (
+            not self._is_due(self._settings.checkpoint_every_steps) or self._divergence.is_doubtful()
+        ):
             return
+        self._divergence.check_weights()
         began_seconds = time.monotonic()
         self._state.progress.seconds = began_seconds - self._began_seconds
         if self._checkpointer is not None:
@@ -94,6 +109,7 @@ class Observers:
             "wall_seconds": round(progress.seconds, 3),
             "pictures_per_second": self._status.pictures_per_second(),
             "skipped_steps": int(progress.skipped_steps),
+            "left_out_steps": left_out_steps(self._context.spec.output, progress.step),
             "num_parameters": sum(parameter.numel() for parameter in state.model.parameters()),
             "num_learning_parameters": sum(parameter.numel() for parameter in state.parameters()),
             "origin": state.origin,
@@ -108,19 +124,12 @@ class Observers:
 
     def _validate(self) -> None:
         progress, began_seconds = self._state.progress, time.monotonic()
-        progress.last_validation = self._validation(self._state.ema.model)
+        values = self._validation(self._state.ema.model)
+        self._divergence.check_validation(values)
+        progress.last_validation = values
         progress.last_validation_step = progress.step
         progress.initial_validation = progress.initial_validation or progress.last_validation
         self._status.validation(progress.last_validation, time.monotonic() - began_seconds)
-
-    def _require_progress(self) -> None:
-        num_skipped = int(self._state.progress.skipped_in_a_row)
-        if num_skipped >= MAX_SKIPPED_IN_A_ROW:
-            raise PitiError(
-                f"{self._state.stage.name} diverged: the last {num_skipped} steps to step {self._state.progress.step} "
-                "gave numbers that are not finite",
-                f"lower training.{self._state.stage.name}'s learning_rate, set gradient_clip, or use precision fp32",
-            )
 
     def _is_abandoned(self) -> bool:
         """Whether nobody follows this run any more; every worker asks, and gets the same answer."""

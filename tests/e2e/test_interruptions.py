@@ -57,7 +57,7 @@ def kill_driver(root: Path, step: Step, when: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module")
 def interrupted(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> tuple[FlowRun, FlowRun]:
-    """A run whose job of stage 2 was killed, and that was then killed itself; and the run that took over.
+    """A run whose job of stage 2 was killed, whose Ray head was lost, and that was then killed itself; and the next run.
 
     Everything before stage 2 is the output of `finished`. Kills of data jobs: tests/unit/data/test_data_killed.py.
     """
@@ -68,6 +68,12 @@ def interrupted(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: 
     kill_driver(root, plan.stage2, lambda: checkpoints_of(plan.stage2.output))
     second = job_folders(root, plan.stage2)[-1]
     wait_for("its driver", lambda: driver_of(second), 60)
+    stack.kill("ray")
+    stack.up()
+    wait_for("a third attempt at stage 2", lambda: len(job_folders(root, plan.stage2)) == 3, 120)
+    third = job_folders(root, plan.stage2)[-1]
+    wait_for("its driver", lambda: driver_of(third), 120)
+    assert driver_of(second) is None, "it went with its head"
     stack.kill_serving_process()
     stack.up()
     run = prefect.run("train", config="demo-sketch", overrides=overrides)
@@ -89,7 +95,7 @@ def test_a_new_run_attaches_to_the_job_and_goes_on(interrupted: tuple[FlowRun, F
     _, run = interrupted
     assert run.state == "COMPLETED", run.message
     assert run.tasks["train stage1"] == "Cached"
-    assert len(job_folders(root, plan.stage2)) == 2, "the new run was to attach to the job, not to start another"
+    assert len(job_folders(root, plan.stage2)) == 3, "the new run was to attach to the job, not to start another"
     assert plan.stage2.require_result()["resumed_from_step"] > 0
 
 
