@@ -280,6 +280,8 @@ class EvaluationConfig(Section):
     """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model.
 
     `resize` is how pictures get to the size that the network of FID and KID sees, by the library that does it so.
+    `on_checkpoint`: which checkpoints of stage 2 are evaluated by themselves as training finishes them (none; final, the
+    last one; every), by a run of piti/evaluate that Prefect starts.
     `published` has scores to reproduce, by kind of figure; the report shows them beside figures that compare.
     """
 
@@ -288,6 +290,7 @@ class EvaluationConfig(Section):
     resize: Literal["torch-fidelity", "clean-fid"] = "torch-fidelity"
     compare_stages: bool = False
     grid_samples: Positive = 8
+    on_checkpoint: Literal["none", "final", "every"] = "none"
     published: dict[FigureKind, float] = Field(default_factory=dict)
 
 

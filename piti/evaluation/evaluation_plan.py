@@ -17,7 +17,7 @@ from piti.weights import weights_digest
 
 _SHOWN_ONLY = {"grid_samples", "published"}  # of the evaluation's settings: the report's own
 _FEATURE_NETWORKS = ("inception", "lpips_trunk")
-_WHAT_IS_EVALUATED = {"compare_stages"}  # of them, too: the sets say it
+_NOT_MEASURED = {"compare_stages", "on_checkpoint"}  # of them, too: which sets there are, and when it runs
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class EvaluationPlan:
         """Figures of the pictures. Feature networks count by their content, wherever they lie."""
         evaluation = self._config.evaluation
         content = {
-            "evaluation": dump(evaluation, exclude=_SHOWN_ONLY | _WHAT_IS_EVALUATED | {*_FEATURE_NETWORKS}),
+            "evaluation": dump(evaluation, exclude=_SHOWN_ONLY | _NOT_MEASURED | {*_FEATURE_NETWORKS}),
             "networks": [weights_digest(getattr(evaluation, name)) for name in _FEATURE_NETWORKS],
             "samples": self.sample.fingerprint,
         }
