@@ -98,7 +98,7 @@ def render_leaderboard(board: Leaderboard) -> str:
 
 def leaderboard_markdown(board: Leaderboard) -> str:
     """The table with intervals, and below it what each figure was measured with."""
-    heads = ["evaluation", *board.fact_names, *(_heading(column) for column in board.columns)]
+    heads = ["evaluation", *map(_markdown, board.fact_names), *(_heading(column) for column in board.columns)]
     lines = [f"# {_markdown(board.title)}", "", _row(heads), _row("---" for _ in heads)]
     for entry in board.entries:
         cells = [f"[{_markdown(entry.title)}]({entry.link('report.html')})"]

@@ -303,6 +303,8 @@ class EvaluationConfig(Section):
     Without `clip` (OpenAI's ViT-B-32.pt) there is no CLIP-FID; without `vgg16` (torchvision's vgg16-397923af.pth) no
     precision, no recall and no LPIPS (VGG); without `alignment` no mIoU and no error of depth and normals.
     `resize` is how pictures get to the size that the network of FID and KID sees, by the library that does it so.
+    `on_checkpoint`: which checkpoints of stage 2 are evaluated by themselves as training finishes them (none; final, the
+    last one; every), by a run of piti/evaluate that Prefect starts.
     `published` has scores to reproduce, by kind of figure; the report shows them beside figures that compare.
     """
 
@@ -314,6 +316,7 @@ class EvaluationConfig(Section):
     resize: Literal["torch-fidelity", "clean-fid"] = "torch-fidelity"
     compare_stages: bool = False
     grid_samples: Positive = 8
+    on_checkpoint: Literal["none", "final", "every"] = "none"
     published: dict[FigureKind, float] = Field(default_factory=dict)
 
     @property

@@ -17,7 +17,8 @@ from piti.weights import weights_digest
 
 _SHOWN_ONLY = {"grid_samples", "published"}  # of the evaluation's settings: the report's own
 _NOT_IN_FIGURES: dict[str, Any] = {
-    **dict.fromkeys((*_SHOWN_ONLY, "compare_stages"), True),  # of the latter, the sets say it
+    **dict.fromkeys((*_SHOWN_ONLY, "on_checkpoint"), True),  # what is shown, and when
+    "compare_stages": True,  # the sets say it
     **dict.fromkeys(("inception", "lpips_trunk", "clip", "vgg16"), True), "alignment": {"network", "labels"},  # by content
 }  # fmt: skip
 
