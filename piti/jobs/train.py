@@ -44,6 +44,7 @@ _CONDUCT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_COLOR_PREFIX": "0",
+    "RAY_DEDUP_LOGS": "0",  # the stacks of two workers that hang differ by numbers alone
     "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
 }
 
