@@ -215,7 +215,7 @@ def test_an_abandoned_run_leaves_a_checkpoint_from_which_it_ends_the_same(
 def test_a_run_is_asked_about_every_five_seconds_at_the_same_step_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of a second by the clock: the looks lie 1, 2, 4, 5, 5, ... steps apart."""
     clock = [0.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("piti.training.stopping.time.monotonic", lambda: clock[0])
     asked: list[int] = []
 
     class Asked:
