@@ -11,6 +11,7 @@ from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
+from flows.announcements import evaluation_trigger, is_switched_off
 from flows.cancellation import stop_unwanted_jobs
 from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
@@ -28,8 +29,8 @@ _A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurr
 _PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
-def deployments() -> list[RunnerDeployment]:
-    """full-train, prepare, train, evaluate and study, all of a flow named `piti`."""
+def deployments(trigger_enabled: bool = True) -> list[RunnerDeployment]:
+    """full-train, prepare, train, evaluate and study, all of a flow named `piti`; evaluate with its trigger."""
     flows: dict[str, Flow[..., Any]] = {
         "full-train": full_train,
         "prepare": prepare,
@@ -42,6 +43,7 @@ def deployments() -> list[RunnerDeployment]:
             name=name,
             tags=TAGS,
             description=(flow.description or "").strip(),
+            triggers=[evaluation_trigger(trigger_enabled)] if name == "evaluate" else [],
             entrypoint_type=EntrypointType.MODULE_PATH,  # found wherever this is installed, from any working folder
         )
         for name, flow in flows.items()
@@ -62,7 +64,8 @@ def main() -> None:
         logging.getLogger("piti").info("no jobs to look after: %s", error)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
+    registered = deployments(trigger_enabled=not asyncio.run(is_switched_off()))
+    serve(*registered, pause_on_shutdown=False, limit=4, print_starting_message=True)
 
 
 if __name__ == "__main__":

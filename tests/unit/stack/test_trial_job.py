@@ -30,6 +30,13 @@ def test_a_job_that_succeeds_is_forgotten(settings: Settings) -> None:
     assert bodies[0]["runtime_env"]["env_vars"] == settings.job_environment()
 
 
+def test_a_ray_whose_agent_is_not_there_yet_is_waited_for(settings: Settings) -> None:
+    answers: list[tuple[int, Any]] = [(500, {}), SUBMITTED, (200, {"status": "SUCCEEDED"}), (200, True)]
+    with server(answers) as (api, bodies):
+        run_trial_job(settings, api, None)
+    assert bodies[0]["submission_id"] != bodies[1]["submission_id"], "Ray takes each id once"
+
+
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
