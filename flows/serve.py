@@ -6,11 +6,15 @@ import asyncio
 import logging
 import os
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import Flow, serve
+from prefect.automations import Automation
+from prefect.client.orchestration import PrefectClient
 from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
+from flows.automations import ensure
 from flows.cancellation import stop_unwanted_jobs
 from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
@@ -27,6 +31,16 @@ _A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurr
 _PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
+class Registered(RunnerDeployment):
+    """A deployment whose registration changes only what the project owns."""
+
+    async def _create_triggers(self, deployment_id: UUID, client: PrefectClient) -> None:
+        """Prefect would delete every trigger of the deployment, whoever made it, and make these anew, switched on."""
+        for trigger in self.triggers:
+            trigger.set_deployment_id(deployment_id)
+            await ensure(Automation(**trigger.as_automation().model_dump()))
+
+
 def deployments() -> list[RunnerDeployment]:
     """full-train, prepare, train and evaluate, all of a flow named `piti`."""
     flows: dict[str, Flow[..., Any]] = {
@@ -36,7 +50,8 @@ def deployments() -> list[RunnerDeployment]:
         "evaluate": evaluate,
     }
     registered = [
-        flow.to_deployment(
+        Registered.from_flow(
+            flow,
             name=name,
             tags=TAGS,
             description=(flow.description or "").strip(),
