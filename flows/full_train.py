@@ -12,6 +12,7 @@ from flows.parameters import ConfigName, Overrides, StartFrom, StepName
 from flows.preflight import preflight
 from flows.prepare import prepare_data
 from flows.train import train_stages
+from flows.turns import turn
 from piti.errors import PitiError, PreflightError
 from piti.plan import Plan, Step
 
@@ -22,7 +23,8 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
     plan = preflight(config, overrides)
     if start_from is not None:
         require_done(plan, start_from)
-    trained = train_stages(plan, prepare_data(plan))
+    with turn(plan):
+        trained = train_stages(plan, prepare_data(plan))
     return evaluate_checkpoints(plan, choose_checkpoints(plan, "latest"), after=[*trained])
 
 

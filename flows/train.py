@@ -11,6 +11,7 @@ from flows.cancellation import stop_jobs
 from flows.parameters import ConfigName, Overrides
 from flows.preflight import fit_beside_each_other, preflight
 from flows.prepare import Prepared, prepare_data
+from flows.turns import turn
 from piti.plan import Plan
 
 
@@ -25,7 +26,8 @@ class Trained(NamedTuple):
 def train(config: ConfigName = "demo", overrides: Overrides = None) -> None:
     """Train pretraining (where needed), stage 1, stage 2 and the upsampler; data is prepared first where it is not."""
     plan = preflight(config, overrides)
-    train_stages(plan, prepare_data(plan))
+    with turn(plan):
+        train_stages(plan, prepare_data(plan))
 
 
 def train_stages(plan: Plan, data: Prepared) -> Trained:

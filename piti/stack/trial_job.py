@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import time
+import urllib.error
 import uuid
 from contextlib import suppress
+from typing import Any
 
 from piti.errors import StackError
 from piti.settings import Settings
@@ -25,7 +27,7 @@ def run_trial_job(settings: Settings, ray_url: str, token: str | None) -> None:
     }
     deadline = time.monotonic() + settings.start_timeout_seconds
     try:
-        request_json(f"{jobs}/", token, body, timeout_seconds=60)
+        _submit(jobs, token, body, deadline)
         status = "PENDING"
         while status not in _ENDED and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -46,3 +48,18 @@ def run_trial_job(settings: Settings, ray_url: str, token: str | None) -> None:
     raise StackError(
         f"a trial job of {settings.job_python} failed: {reason}", "does PITI_JOB_PYTHON have this project?"
     )
+
+
+def _submit(jobs: str, token: str | None, body: dict[str, Any], deadline: float) -> None:
+    """Hand the job over. On a busy machine Ray's dashboard answers some time before it can take jobs. Raises OSError."""
+    while True:
+        try:
+            request_json(f"{jobs}/", token, body, timeout_seconds=60)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code < 500 or time.monotonic() > deadline:
+                raise
+        with suppress(OSError):
+            request_json(f"{jobs}/{body['submission_id']}", token)
+            return  # it was taken after all
+        time.sleep(POLL_SECONDS)
