@@ -9,10 +9,10 @@ TEST_PROCESSES ?= 4
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test lint audit format lock clean
+.PHONY: help setup demo demo-study down test lint audit format lock clean
 
 help: ## show this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: $(STAMP) ## make .venv with the pinned dependencies
 
@@ -26,8 +26,13 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: setup ## the whole pipeline on bundled photographs, then the addresses to look at
+	@echo "make demo: starts Prefect and Ray (half a minute), then shards photographs, trains three stages from a shipped prior,"
+	@echo "draws and scores: about six minutes on two idle cores; a second time, seconds. Ctrl-C leaves it running; make down stops all."
 	@$(BIN)/piti up
 	@$(BIN)/piti run full-train --config demo
+
+demo-study: setup ## does the demo's prior pay? As many steps from it and from random weights, some minutes of one core
+	@$(BIN)/python benchmarks/demo_prior_pays.py --folder data/demo-study --out data/demo-study/result.json
 
 down: setup ## stop what `make demo` or `piti up` started
 	@$(BIN)/piti down

@@ -29,7 +29,7 @@ from ray.util.state.exception import RayStateApiException
 from piti import storage
 from piti.config import Config
 from piti.errors import DataError, PitiError, StackError, first_line
-from piti.job import RENEW_SECONDS, Followers, JobSpec
+from piti.job import RENEW_SECONDS, Followers, JobSpec, job_prefix
 from piti.plan import Step
 from piti.settings import settings
 
@@ -159,7 +159,7 @@ def attempts(step: Step, config: Config) -> list[int]:
 
 def submission_prefix(step: Step) -> str:
     """Beginning of the ids of all jobs that make `step`'s output; the attempt's number follows."""
-    return f"piti-{step.name}-{storage.sha256_bytes(step.output.encode())[:12]}-"
+    return job_prefix(step.name, step.output)
 
 
 class RayJob:

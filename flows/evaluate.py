@@ -1,4 +1,4 @@
-"""piti/evaluate: checkpoints -> pictures -> metrics -> report. Shards, degrades and trains nothing."""
+"""piti/evaluate: any pair of networks -> pictures -> figures -> report. Degrades and trains nothing."""
 
 from __future__ import annotations
 
@@ -12,101 +12,109 @@ from prefect.states import Completed
 from flows import steps
 from flows.cancellation import stop_jobs
 from flows.cluster import StepError
-from flows.parameters import Checkpoints, ConfigName, Overrides
+from flows.parameters import Checkpoints, ConfigName, Overrides, Upsampler
 from flows.preflight import preflight
 from piti import storage
 from piti.checkpoints import checkpoints_of
-from piti.config.section import require_known_scheme
+from piti.config import WeightsRef
 from piti.errors import CheckpointError, DataError, PitiError
-from piti.plan import Plan, Step
+from piti.evaluation.evaluation_plan import EvaluationPlan
+from piti.evaluation.targets import Network, Target, finished_bases, make_target
+from piti.plan import Plan
 
 logger = logging.getLogger("piti")
 
 
 @flow(name="piti", on_cancellation=[stop_jobs], flow_run_name="evaluate-{config}")
 def evaluate(
-    config: ConfigName = "demo", overrides: Overrides = None, checkpoints: Checkpoints = "new"
+    config: ConfigName = "demo",
+    overrides: Overrides = None,
+    checkpoints: Checkpoints = "new",
+    upsampler: Upsampler = None,
 ) -> State | list[str]:
-    """Evaluate base checkpoints; by default only those that have no report yet. Returns the reports' URIs."""
+    """Evaluate base networks, each with its upsampler; by default those that have no report yet. Returns the reports' URIs."""
     plan = preflight(config, overrides, training=False)
-    chosen = choose_checkpoints(plan, checkpoints)
+    chosen = choose_targets(plan, checkpoints, upsampler)
     if not chosen:
-        message = f"nothing new: every checkpoint in {plan.stage2.output} has its report"
+        message = (
+            f"nothing new: every finished checkpoint in {plan.config.root}/runs has its report, or the log says why not"
+        )
         get_run_logger().info(message)
         return Completed(message=message)
-    return evaluate_checkpoints(plan, chosen)
+    return evaluate_targets(plan, chosen)
 
 
-def choose_checkpoints(plan: Plan, wanted: str | list[str]) -> list[str]:
-    """URIs of base checkpoints. Raises CheckpointError for one that does not exist, or if there are none at all."""
+def choose_targets(plan: Plan, wanted: str | list[str], upsampler: str | None = None) -> list[Target]:
+    """What to evaluate. Raises CheckpointError for what was asked for by name and cannot be, or if there is nothing at all.
+
+    `new`: every finished stage 2 checkpoint of every run under the root that has no report for this evaluation, those
+    that disappear or cannot be evaluated left out with a word. `latest`, `all`: of this config.
+    """
     if isinstance(wanted, list):
-        for uri in wanted:
-            _require_supported(uri)
-            evaluation_steps(plan, uri)  # raises for what is no whole checkpoint
-        return [storage.absolute(uri) for uri in wanted]
+        targets = [make_target(plan, uri, upsampler) for uri in wanted]
+        for target in targets:
+            _check_files_fit(target)
+        return targets
+    if wanted == "new":
+        return _new_targets(plan, upsampler)
     found = checkpoints_of(plan.stage2.output)
     if not found:
-        raise CheckpointError(
-            f"config {plan.config.name} has no stage 2 checkpoint yet (looked in {plan.stage2.output})",
-            "run piti/full-train or piti/train with the same config first",
-        )
-    if wanted == "all":
-        return found
-    if wanted == "latest":
-        return found[-1:]
-    return [uri for uri in found if _is_new(plan, uri)]
+        raise _no_checkpoint(plan, plan.stage2.output)
+    return [make_target(plan, uri, upsampler) for uri in (found[-1:] if wanted == "latest" else found)]
 
 
-def _is_new(plan: Plan, uri: str) -> bool:
-    """Whether a checkpoint has no report yet. One that was removed since it was found is not, and the log says so."""
-    upsamplers = _upsamplers(plan)
-    try:
-        sample = plan.sample(uri, upsamplers[-1])
-    except CheckpointError as error:
-        if storage.exists(storage.join(uri, storage.MARKER)):
-            raise
-        logger.warning("left out: %s", error)
-        return False
-    return plan.score(sample).result() is None
+def _new_targets(plan: Plan, upsampler: str | None) -> list[Target]:
+    targets: list[Target] = []
+    num_reported, failure = 0, None
+    for uri in finished_bases(plan.config.root):
+        try:
+            target = make_target(plan, uri, upsampler)
+            if EvaluationPlan(plan, target).report.result() is None:
+                targets.append(target)
+            else:
+                num_reported += 1
+        except PitiError as error:
+            logger.warning("%s is left out: %s", uri, error)
+            failure = error
+    if not targets and not num_reported:
+        raise failure or _no_checkpoint(plan, storage.join(plan.config.root, "runs"))
+    return targets
 
 
-def _require_supported(uri: str) -> None:
-    try:
-        require_known_scheme(uri)
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {uri!r}: {error}", "copy it to one of these first") from error
+def _no_checkpoint(plan: Plan, place: str) -> CheckpointError:
+    return CheckpointError(
+        f"config {plan.config.name} has no stage 2 checkpoint yet (looked in {place})",
+        "run piti/full-train or piti/train with the same config first, or name checkpoints or files of weights",
+    )
 
 
-def evaluation_steps(plan: Plan, checkpoint: str) -> tuple[Step, Step]:
-    """Sampling and scoring of one base checkpoint, with the newest upsampler of the same config."""
-    sample = plan.sample(storage.absolute(checkpoint), _upsamplers(plan)[-1])
-    return sample, plan.score(sample)
+def _check_files_fit(target: Target) -> None:
+    """Raise CheckpointError where a file on this machine does not fit the config: found in seconds, before any job."""
+    networks: tuple[tuple[str, Network], ...] = (("base", target.base), ("upsampler", target.upsampler))
+    for name, network in networks:
+        if network.checkpoint is None and storage.is_local(network.uri):
+            from piti.models.pretrained import check_pretrained  # imports torch, which no other target needs
+
+            check_pretrained(getattr(target.config.models, name), WeightsRef(path=network.uri), f"the {name} network")
 
 
-def _upsamplers(plan: Plan) -> list[str]:
-    upsamplers = checkpoints_of(plan.upsampler.output)
-    if not upsamplers:
-        raise CheckpointError(
-            f"config {plan.config.name} has no upsampler checkpoint yet (looked in {plan.upsampler.output})",
-            "run piti/train first",
-        )
-    return upsamplers
+def evaluate_targets(plan: Plan, targets: list[Target], after: steps.After = ()) -> list[str]:
+    """Draw, score and report each. Returns the reports' URIs.
 
-
-def evaluate_checkpoints(plan: Plan, checkpoints: list[str], after: steps.After = ()) -> list[str]:
-    """Sample, score and report each. Returns the reports' URIs.
-
-    A checkpoint that cannot be evaluated does not end the others: the log says why. Raises its error if it was the only
+    A target that cannot be evaluated does not end the others: the log says why. Raises its error if it was the only
     one, or the last of which none could be. The run's table artifact `reports` lists the reports too: `piti run` reads
     it, since a flow's result stays in its process.
     """
     rows = []
     failure: PitiError | None = None
-    for checkpoint in checkpoints:
+    if plan.conditions.result() is None:
+        after = [*after, steps.validation(plan, after=after)]
+    for target in targets:
         try:
-            rows.append({"checkpoint": checkpoint, "report": _evaluate_checkpoint(plan, checkpoint, after)})
+            report = evaluate_target(EvaluationPlan(plan, target), after)
+            rows.append({"checkpoint": target.base.uri, "report": report})
         except (CheckpointError, DataError, StepError) as error:
-            logger.warning("%s is not evaluated: %s", checkpoint, error)
+            logger.warning("%s is not evaluated: %s", target.base.uri, error)
             failure = error
     if failure is not None and not rows:
         raise failure
@@ -114,9 +122,9 @@ def evaluate_checkpoints(plan: Plan, checkpoints: list[str], after: steps.After 
     return [row["report"] for row in rows]
 
 
-def _evaluate_checkpoint(plan: Plan, checkpoint: str, after: steps.After) -> str:
-    name = storage.name(checkpoint)
-    sample, score = evaluation_steps(plan, checkpoint)
-    pictures = steps.sample(plan, sample, name, after=after)
-    scores = steps.score(plan, score, name, after=[pictures])
-    return steps.report(score, plan.config.name, name, after=[scores])
+def evaluate_target(evaluation: EvaluationPlan, after: steps.After = ()) -> str:
+    """The steps of one target, in order: picture sets, figures, report. The report's URI."""
+    name = evaluation.target.name
+    pictures = steps.draw_sets(evaluation, name, after)
+    scores = steps.score(evaluation, name, after=pictures)
+    return str(steps.report(evaluation, name, after=[scores]))

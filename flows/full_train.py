@@ -7,7 +7,7 @@ from typing import get_args
 from prefect import flow
 
 from flows.cancellation import stop_jobs
-from flows.evaluate import choose_checkpoints, evaluate_checkpoints
+from flows.evaluate import choose_targets, evaluate_targets
 from flows.parameters import ConfigName, Overrides, StartFrom, StepName
 from flows.preflight import preflight
 from flows.prepare import prepare_data
@@ -25,7 +25,7 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
         require_done(plan, start_from)
     with turn(plan):
         trained = train_stages(plan, prepare_data(plan))
-    return evaluate_checkpoints(plan, choose_checkpoints(plan, "latest"), after=[*trained])
+    return evaluate_targets(plan, choose_targets(plan, "latest"), after=[*trained])
 
 
 def require_done(plan: Plan, start_from: StepName) -> None:

@@ -24,8 +24,8 @@ from piti.weights import weights_problems
 def preflight(config: str, overrides: Overrides = None, training: bool = True) -> Plan:
     """A plan whose config, data, weights, disk and cluster have been looked at. Raises PreflightError with all problems.
 
-    Without `training` only what evaluation needs is asked for: not VGG19, not the weights that training begins from,
-    no batch of training pictures, no room for checkpoints, and the cluster has to hold one worker.
+    Without `training` only what evaluation needs is asked for: the shards, or else the validation split of the dataset;
+    not VGG19, not the weights that training begins from, no room for checkpoints, and a cluster that holds one worker.
     """
     return copy(
         _preflight(config, overrides, training)
@@ -40,19 +40,34 @@ def _preflight(config: str, overrides: Overrides = None, training: bool = True) 
         if problems:
             raise PreflightError(problems)
         plan = Plan(settings)
-        get_run_logger().info("config %s, data in %s, output in %s", settings.name, plan.shard.output, settings.root)
+        data = plan.shard if training else plan.conditions
+        get_run_logger().info("config %s, data in %s, output in %s", settings.name, data.output, settings.root)
     return plan
 
 
 def config_problems(config: Config, training: bool = True) -> list[PitiError]:
     """What is wrong with dataset, respacings, weights and, for `training`, pretrained networks, sizes and disk."""
+    sharding = training or not _is_sharded(config)
     return [
-        *(source_problems(config) if training else open_source(config.data).problems()),
+        *(source_problems(config) if training else validation_problems(config) if sharding else []),
         *sampling_problems(config),
-        *weights_problems(config, training),
+        *weights_problems(config, training, sharding),
         *(pretrained_problems(config) if training else []),
         *feature_network_problems(config),
     ]
+
+
+def validation_problems(config: Config) -> list[PitiError]:
+    """What is wrong with the dataset's validation split."""
+    return open_source(config.data).problems(["validation"])
+
+
+def _is_sharded(config: Config) -> bool:
+    """Whether what evaluation reads of the dataset is there, so that the dataset itself need not be."""
+    try:
+        return Plan(config).conditions.result() is not None
+    except PitiError:
+        return False
 
 
 def source_problems(config: Config) -> list[PitiError]:

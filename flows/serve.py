@@ -1,4 +1,4 @@
-"""Registers the four deployments and runs what is asked of them: `python -m flows.serve`."""
+"""Registers the five deployments and runs what is asked of them: `python -m flows.serve`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
 from flows.full_train import full_train
 from flows.prepare import prepare
+from flows.study import study
 from flows.train import train
 from piti.errors import PitiError
 from piti.stack import wait_until_prefect_answers
@@ -42,12 +43,13 @@ class Registered(RunnerDeployment):
 
 
 def deployments() -> list[RunnerDeployment]:
-    """full-train, prepare, train and evaluate, all of a flow named `piti`."""
+    """full-train, prepare, train, evaluate and study, all of a flow named `piti`."""
     flows: dict[str, Flow[..., Any]] = {
         "full-train": full_train,
         "prepare": prepare,
         "train": train,
         "evaluate": evaluate,
+        "study": study,
     }
     registered = [
         Registered.from_flow(

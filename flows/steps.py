@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -35,6 +36,8 @@ from piti import storage
 from piti.checkpoints import checkpoints_of
 from piti.config import Config, Stage
 from piti.errors import StackError, first_line
+from piti.evaluation.evaluation_plan import EvaluationPlan
+from piti.evaluation.picture_sets import PICTURES
 from piti.plan import Plan, Step
 from piti.stack import reports
 
@@ -77,21 +80,50 @@ def train(plan: Plan, stage: Stage, after: After = ()) -> State | Output:
     return outcome
 
 
-@task(name="sample", task_run_name="sample {checkpoint_name}", cache_policy=NO_CACHE)
-def sample(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
-    """Conditions of the validation split -> generated pictures."""
-    return run_step(step, plan.config)
+@task(name="validation", task_run_name="shard the validation split", cache_policy=NO_CACHE)
+def validation(plan: Plan, after: After = ()) -> State | Output:
+    """The validation split -> tars: all that evaluation reads of a dataset that is not sharded here."""
+    return run_step(plan.validation, plan.config)
+
+
+def draw_sets(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> list[Any]:
+    """Every picture set of a target, a task each. One job draws all that is missing: the first such task waits for it."""
+    missing = [name for name, planned in evaluation.sets.items() if not planned.is_done()]
+    if missing:
+        storage.remove(evaluation.sample.marker)  # of a job whose pictures were lost since, or are too few
+    return [draw(evaluation, name, checkpoint_name, name in missing, after=after) for name in evaluation.sets]
+
+
+@task(name="draw", task_run_name="draw {picture_set} {checkpoint_name}", cache_policy=NO_CACHE)
+def draw(
+    evaluation: EvaluationPlan, picture_set: str, checkpoint_name: str, is_missing: bool, after: After = ()
+) -> State | Output:
+    """Conditions of the validation split -> generated pictures of one set."""
+    step = evaluation.sample
+    if is_missing:
+        run_step(step, evaluation.target.config)
+        return Output(step)
+    return Completed(name="Cached", message="already drawn", data=Output(step))
 
 
 @task(name="score", task_run_name="score {checkpoint_name}", cache_policy=NO_CACHE)
-def score(plan: Plan, step: Step, checkpoint_name: str, after: After = ()) -> State | Output:
-    """Generated pictures -> FID, KID, LPIPS, report.html."""
-    return run_step(step, plan.config)
+def score(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | Output:
+    """Generated pictures -> FID, KID, LPIPS, ..."""
+    return run_step(evaluation.score, evaluation.target.config)
 
 
 @task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
-def report(step: Step, config_name: str, checkpoint_name: str, after: After = ()) -> str:
-    """Put metrics and sample grid of a scored checkpoint where the UI shows them. Returns the report's URI."""
+def report(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | str:
+    """Figures and pictures -> report.html, shown where the UI shows it. Returns the report's URI."""
+    step = evaluation.report
+    was_there = step.result() is not None
+    run_step(step, evaluation.target.config)
+    uri = _show_report(step, evaluation.target.config.name, checkpoint_name)
+    return Completed(name="Cached", message=f"already done: {step.output}", data=uri) if was_there else uri
+
+
+def _show_report(step: Step, config_name: str, checkpoint_name: str) -> str:
+    """Put metrics and sample grid of an evaluation where the UI shows them. Returns the report's URI."""
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
     rows = [_metric_row(name, metric) for name, metric in result["metrics"].items()]
@@ -111,6 +143,21 @@ def report(step: Step, config_name: str, checkpoint_name: str, after: After = ()
     )
     get_run_logger().info("report: %s", result["report"])
     return str(result["report"])
+
+
+@task(name="study", task_run_name="compare the variants", cache_policy=NO_CACHE)
+def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> State | str:
+    """Reports of variants -> one page, with a link in the UI. Returns the page's URI."""
+    was_there = step.result() is not None
+    if not was_there:
+        storage.write_json(step.inputs["study"], about)
+    run_step(step, plan.config)
+    page = str(step.require_result()["page"])
+    folder, _, name = step.output.rpartition("/")
+    link = reports.link(folder, f"{name}/{storage.name(page)}")
+    create_link_artifact(link, link_text=f"study {about['name']}", key=_key("study", about["name"]))
+    get_run_logger().info("study: %s", page)
+    return Completed(name="Cached", message=f"already done: {step.output}", data=page) if was_there else page
 
 
 def run_step(step: Step, config: Config) -> State | Output:
@@ -153,7 +200,8 @@ def _whole_parts(step: Step) -> list[str]:
     """What a step has finished so far: checkpoints or tars. It changes with progress."""
     if step.kind == "train":
         return checkpoints_of(step.output)
-    return [name for name in storage.list_names(step.output) if name.endswith(".tar")]
+    folders = [step.output, *(uri for role, uri in step.inputs.items() if role.startswith(PICTURES))]
+    return [name for folder in folders for name in storage.list_names(folder) if name.endswith(".tar")]
 
 
 def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
@@ -180,6 +228,8 @@ def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> Job
                 update_progress_artifact(
                     artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
                 )
+                if (picture := progress.get("picture")) and picture != last.get("picture"):
+                    _show_samples(step, picture)
                 last = progress
 
     status = job.follow(get_run_logger(), show, who, seen)
@@ -229,7 +279,7 @@ def _failure(job: RayJob, step: Step, status: JobStatus | None) -> str:
 
 def _key(*parts: str) -> str:
     """An artifact's key, which the UI shows as its name: Prefect admits a-z, 0-9 and -. The same key again is its next version."""
-    return "-".join(parts).lower().replace("_", "-")
+    return re.sub("[^a-z0-9-]+", "-", "-".join(parts).lower())
 
 
 def _show_curve(step: Step, config_name: str) -> None:
@@ -237,6 +287,14 @@ def _show_curve(step: Step, config_name: str) -> None:
     if curve:
         key = _key(config_name, step.name, "loss-curve")
         create_markdown_artifact(f"# {step.name}\n\n{curve}", key=key, description=f"loss curve of {step.name}")
+
+
+def _show_samples(step: Step, picture: str) -> None:
+    """Pictures that a training run draws now and then; the artifact's older versions are its history."""
+    title = f"{step.name}, {storage.name(picture).removesuffix('.png')}"
+    if markdown := _picture(picture, title):
+        key = f"samples-{step.name}-{step.fingerprint[:12]}"
+        create_markdown_artifact(f"# {title}\n\n{markdown}", key=key, description=f"pictures of {step.name}")
 
 
 def _picture(uri: str, title: str) -> str:

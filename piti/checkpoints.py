@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
 from piti import storage
 from piti.config import STAGE_LABELS
-from piti.errors import CheckpointError, DataError
+from piti.errors import CheckpointError, DataError, first_line
 
 logger = logging.getLogger("piti")
 
@@ -26,6 +27,8 @@ EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
 ASIDE_PREFIX = ".writing-"  # of a folder that a checkpoint is written in, beside its final place
 
+NETWORK_ROLES = ("checkpoint", "upsampler", "stage1")  # among an evaluation's inputs
+CLAIM_SECONDS = 24 * 3600.0  # a claim that nobody takes back; longer than an evaluation
 _ANOTHER = "take another checkpoint, or train this one again"
 
 
@@ -126,7 +129,7 @@ def checkpoint_uri(run: str, step: int) -> str:
 
 def newest_step(run: str) -> int:
     """The step of a run's newest finished checkpoint, which may be damaged; -1 if there is none."""
-    return max((int(storage.name(uri).removeprefix("step-")) for uri in checkpoints_of(run)), default=-1)
+    return max((_step_of(uri) for uri in checkpoints_of(run)), default=-1)
 
 
 def checkpoints_of(run: str) -> list[str]:
@@ -164,11 +167,63 @@ def remove_checkpoint(uri: str) -> None:
     storage.remove(uri)
 
 
-def prune_checkpoints(run: str, keep: int, spared: Collection[str] = ()) -> None:
-    """Delete all but the newest `keep` finished checkpoints and those that are `spared`."""
+def claim_checkpoint(uri: str, who: str, seconds: float = CLAIM_SECONDS) -> None:
+    """Have its training run keep a checkpoint while `who` reads it, until `release_checkpoint` or for `seconds`.
+
+    Nobody deletes checkpoints outside of runs: they need no claim. Where none can be written, a warning says so.
+    """
+    if not _is_of_a_run(uri):
+        return
+    try:
+        storage.write_json(_claim(uri, who), {"until": time.time() + seconds})
+    except Exception as error:
+        if not isinstance(error, OSError) and not storage.is_client_error(error):
+            raise
+        logger.warning("could not claim %s (%s): its run may delete it meanwhile", uri, first_line(error))
+
+
+def release_checkpoint(uri: str, who: str) -> None:
+    """Take a claim back."""
+    if not _is_of_a_run(uri):
+        return
+    try:
+        storage.remove(_claim(uri, who))
+    except Exception as error:
+        if not isinstance(error, OSError) and not storage.is_client_error(error):
+            raise
+        logger.warning("could not take back the claim on %s (%s); it ends by itself", uri, first_line(error))
+
+
+def prune_checkpoints(run: str, keep: int, spared: Collection[str] = (), every_steps: int | None = None) -> None:
+    """Delete all but the newest `keep` finished checkpoints and those that are `spared`, claimed, or every so many steps."""
     for uri in checkpoints_of(run)[:-keep]:
-        if uri not in spared:
+        is_kept = every_steps is not None and _step_of(uri) % every_steps == 0
+        if uri not in spared and not is_kept and not _is_claimed(uri):
             remove_checkpoint(uri)
+
+
+def _is_of_a_run(uri: str) -> bool:
+    return storage.name(uri).startswith("step-")
+
+
+def _claim(uri: str, who: str) -> str:
+    run, _, name = uri.rstrip("/").rpartition("/")
+    return storage.join(run, "claims", name, f"{who}.json")
+
+
+def _is_claimed(uri: str) -> bool:
+    folder = _claim(uri, "").rpartition("/")[0]
+    for name in storage.list_names(folder):
+        try:
+            if storage.read_json(storage.join(folder, name))["until"] > time.time():
+                return True
+        except FileNotFoundError:
+            continue  # taken back just now
+    return False
+
+
+def _step_of(uri: str) -> int:
+    return int(storage.name(uri).removeprefix("step-"))
 
 
 def clear_leftovers(run: str) -> None:

@@ -46,6 +46,11 @@ class JobSpec(BaseModel):
         )  # fmt: skip
 
 
+def job_prefix(name: str, output: str) -> str:
+    """Beginning of the ids of all jobs of the step `name` that make `output`; the attempt's number follows."""
+    return f"piti-{name}-{storage.sha256_bytes(output.encode())[:12]}-"
+
+
 class Followers:
     """Who waits for a job: each renews a file of its own in `<folder>/followers/`."""
 
@@ -116,13 +121,19 @@ class JobContext:
         allowed = spec.config.cluster.abandoned_job_seconds
         self._lease = Lease(Followers(spec.folder), None if allowed == "never" else allowed)
 
-    def progress(self, done: float, total: float, message: str = "", force: bool = False) -> None:
-        """Publish how far the job is (`done` of `total` units); cheap to call often, at most one write a second."""
+    def progress(
+        self, done: float, total: float, message: str = "", force: bool = False, picture: str | None = None
+    ) -> None:
+        """Publish how far the job is (`done` of `total` units); cheap to call often, at most one write a second.
+
+        `picture`: URI of a PNG that shows how it is doing.
+        """
         now = time.monotonic()
         if not force and done < total and now - self._last_progress_seconds < PROGRESS_INTERVAL_SECONDS:
             return
         self._last_progress_seconds = now
         value = {"done": float(done), "total": float(total), "message": message, "time": time.time()}
+        value |= {"picture": picture} if picture else {}
         storage.write_json(storage.join(self.spec.folder, "progress.json"), value)
 
     def is_abandoned(self) -> bool:

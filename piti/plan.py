@@ -1,5 +1,7 @@
 """From a config to steps: what each reads, where it writes, and the fingerprint that says whether it is done.
 
+The steps of an evaluation, which is of a pair of networks, are in `piti.evaluation.evaluation_plan`.
+
 A fingerprint is the sha256 of the part of the config that can change the step's output, of its inputs'
 fingerprints, and of the step's format version. Same fingerprint: the step is skipped.
 """
@@ -15,20 +17,20 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel
 
 from piti import storage
-from piti.checkpoints import checkpoint_hashes
 from piti.config import Config, Stage, StageConfig, WeightsRef
 from piti.data.sources import open_source
 from piti.errors import DataError
 from piti.provenance import FORMAT_VERSIONS
-from piti.weights import weights_digest
 
-JobKind = Literal["shard", "degrade", "train", "sample", "score"]
+JobKind = Literal["shard", "degrade", "train", "sample", "score", "report", "study"]
 
 # Settings that change how fast, how often or where a stage runs, but not what it learns.
 _OPERATIONAL_STAGE_KEYS = {
-    "microbatch_size", "validate_every_steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "compile",
+    "microbatch_size", "validate_every_steps", "sample_every_steps", "checkpoint_every_steps", "keep_checkpoints",
+    "keep_every_steps", "log_every_steps", "compile",
 }  # fmt: skip
-_OPERATIONAL_MODEL_KEYS = {"activation_checkpointing"}
+OPERATIONAL_MODEL_KEYS = {"activation_checkpointing"}
+_TRAINING_DATA_KEYS = {"horizontal_flip", "max_samples", "max_rejected_share"}  # nothing to a validation picture
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,13 @@ def fingerprint(value: Mapping[str, Any]) -> str:
     return storage.sha256_bytes(canonical.encode("utf-8"))
 
 
-def _dump(section: BaseModel, exclude: set[str] | None = None) -> dict[str, Any]:
+def dump(section: BaseModel, exclude: set[str] | None = None) -> dict[str, Any]:
+    """A section of the config, JSON-able, for fingerprints."""
     return section.model_dump(mode="json", exclude=exclude)
 
 
 def _weights(ref: WeightsRef | None) -> dict[str, Any] | None:
-    return None if ref is None else _dump(ref)
+    return None if ref is None else dump(ref)
 
 
 class Plan:
@@ -83,15 +86,37 @@ class Plan:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def _step(self, name: str, kind: JobKind, folder: str, content: Mapping[str, Any], inputs: dict[str, str]) -> Step:
+    def step(self, name: str, kind: JobKind, folder: str, content: Mapping[str, Any], inputs: dict[str, str]) -> Step:
+        """A step whose output, in `<root>/<folder>`, depends on `content` (JSON-able) alone."""
         print_ = fingerprint({"kind": kind, "name": name, "version": FORMAT_VERSIONS[kind], **content})
         return Step(name, kind, print_, storage.join(self.config.root, folder, print_[:16]), inputs)
 
     @cached_property
     def shard(self) -> Step:
         source = open_source(self.config.data)
-        content = {"data": _dump(self.config.data), "source": source.fingerprint(), "seed": self.config.seed}
-        return self._step("shard", "shard", "shards", content, {})
+        content = {"data": dump(self.config.data), "source": source.fingerprint(), "seed": self.config.seed}
+        return self.step("shard", "shard", "shards", content, {})
+
+    @cached_property
+    def validation(self) -> Step:
+        """The validation split alone: all that evaluation reads of a dataset."""
+        content = {
+            "data": dump(self.config.data, exclude=_TRAINING_DATA_KEYS),
+            "source": open_source(self.config.data).fingerprint(["validation"]),
+        }
+        return self.step("validation", "shard", "shards", content, {})
+
+    @property
+    def conditions(self) -> Step:
+        """What evaluation reads: the whole dataset's shards where those are made, else the validation split's alone.
+
+        Validation pictures are the same in both.
+        """
+        try:
+            shard = self.shard
+        except DataError:  # there is no training data here
+            return self.validation
+        return self.validation if shard.result() is None else shard
 
     @cached_property
     def degrade(self) -> Step | None:
@@ -99,34 +124,34 @@ class Plan:
         if self.config.degradation.variants == 0:
             return None
         content = {
-            "degradation": _dump(self.config.degradation),
+            "degradation": dump(self.config.degradation),
             "scale": self.config.scale,
             "seed": self.config.seed,
             "shards": self.shard.fingerprint,
         }
-        return self._step("degrade", "degrade", "degraded", content, {"shards": self.shard.output})
+        return self.step("degrade", "degrade", "degraded", content, {"shards": self.shard.output})
 
     def _train(self, stage: Stage, init: dict[str, Any], inputs: dict[str, str]) -> Step:
         config = self.config
         network: Literal["base", "upsampler"] = "upsampler" if stage == "upsampler" else "base"
         content = {
-            "stage": _dump(cast(StageConfig, config.stage(stage)), exclude=_OPERATIONAL_STAGE_KEYS),
-            "model": _dump(getattr(config.models, network), exclude=_OPERATIONAL_MODEL_KEYS),
-            "diffusion": _dump(getattr(config.diffusion, network)),
+            "stage": dump(cast(StageConfig, config.stage(stage)), exclude=_OPERATIONAL_STAGE_KEYS),
+            "model": dump(getattr(config.models, network), exclude=OPERATIONAL_MODEL_KEYS),
+            "diffusion": dump(getattr(config.diffusion, network)),
             "seed": config.seed,
             "flip": config.data.horizontal_flip,
             "init": init,
             "shards": self.shard.fingerprint,
         }
         if stage == "upsampler":
-            online = {"degradation": _dump(config.degradation), "scale": config.scale}
+            online = {"degradation": dump(config.degradation), "scale": config.scale}
             content["degraded"] = online if self.degrade is None else self.degrade.fingerprint
-        return self._step(stage, "train", "runs", content, {"shards": self.shard.output, **inputs})
+        return self.step(stage, "train", "runs", content, {"shards": self.shard.output, **inputs})
 
     @cached_property
     def pretrain(self) -> Step | None:
-        """None where a pretrained base is configured."""
-        if self.config.pretrained.base is not None:
+        """None where a pretrained base is configured, or none is wanted."""
+        if self.config.pretrained.base is not None or self.config.pretrained.from_scratch:
             return None
         return self._train("pretrain", {}, {})
 
@@ -158,33 +183,3 @@ class Plan:
     @property
     def preparation(self) -> list[Step]:
         return [step for step in (self.shard, self.degrade) if step is not None]
-
-    def sample(self, checkpoint: str, upsampler_checkpoint: str) -> Step:
-        """Pictures from one base checkpoint. Both checkpoints must be whole: their hashes are in the fingerprint."""
-        config = self.config
-        content: dict[str, Any] = {
-            "sampling": _dump(config.sampling, exclude={"batch_size"}),
-            "diffusion": _dump(config.diffusion),
-            "compare_stages": config.evaluation.compare_stages,
-            "seed": config.seed,
-            "checkpoint": checkpoint_hashes(checkpoint),
-            "upsampler": checkpoint_hashes(upsampler_checkpoint),
-            "shards": self.shard.fingerprint,
-        }
-        inputs = {"shards": self.shard.output, "checkpoint": checkpoint, "upsampler": upsampler_checkpoint}
-        if config.evaluation.compare_stages:
-            content["stage1"] = self.stage1.fingerprint
-            inputs["stage1"] = self.stage1.output
-        return self._step("sample", "sample", "evaluations", content, inputs)
-
-    def score(self, sample: Step) -> Step:
-        """Metrics and report of sampled pictures. Feature networks count by their content, wherever they lie."""
-        evaluation = self.config.evaluation
-        content = {
-            "evaluation": _dump(evaluation, exclude={"inception", "lpips_trunk"}),
-            "networks": [weights_digest(ref) for ref in (evaluation.inception, evaluation.lpips_trunk)],
-            "samples": sample.fingerprint,
-        }
-        inputs = {**sample.inputs, "samples": sample.output}
-        inputs |= {f"run_{step.name}": step.output for step in self.training}
-        return self._step("score", "score", "reports", content, inputs)

@@ -23,7 +23,7 @@ _LIBRARIES = (
     "numpy",
 )
 
-FORMAT_VERSIONS = {"shard": 6, "degrade": 4, "train": 2, "sample": 2, "score": 3}
+FORMAT_VERSIONS = {"shard": 6, "degrade": 4, "train": 2, "sample": 3, "score": 4, "report": 1, "study": 1}
 """A step's number goes up when the same config would write something else than before. It is part of the step's
 fingerprint, and of each shard's plan, so output in an older format is made anew."""
 

@@ -78,10 +78,10 @@ def feature_networks(config: Config, training: bool = True) -> list[NeededWeight
     return needed
 
 
-def weights_problems(config: Config, training: bool = True) -> list[PitiError]:
+def weights_problems(config: Config, training: bool = True, sharding: bool = True) -> list[PitiError]:
     """Every feature network's file that is missing, misplaced or other than its sha256 says.
 
-    Without `training`, files that only preparing data and training need are not asked for.
+    Files that only training needs are not asked for without `training`, nor without `sharding` those that it needs.
 
     A feature network without weights is a problem unless the config allows stand-ins (demo.yaml does).
     `piti.models.pretrained.pretrained_problems` looks at the weights that training begins from.
@@ -94,7 +94,7 @@ def weights_problems(config: Config, training: bool = True) -> list[PitiError]:
         if needed.ref is None and not config.allow_stand_in_networks
     ]
     hed = NeededWeights("data.sketch.weights", config.data.sketch.weights, "network-bsds500.pytorch")
-    for needed in (*feature_networks(config, training), *([hed] if training else [])):
+    for needed in (*feature_networks(config, training), *([hed] if sharding else [])):
         if needed.ref is not None:
             problems.extend(file_problems(needed.key, needed.ref, needed.origin))
     return problems

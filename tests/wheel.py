@@ -10,7 +10,7 @@ from pathlib import Path
 
 from piti.settings import PROJECT
 
-SOURCES = ("configs", "degradations", "eval", "flows", "piti", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("configs", "studies", "degradations", "eval", "flows", "piti", "pyproject.toml", "README.md", "LICENSE")
 
 
 def build_wheel(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
 import time
 from enum import StrEnum
@@ -95,9 +96,10 @@ def try_(
     from piti.stack.try_page import page_facts, try_page
 
     page_facts(networks.config)
-    page = try_page(Translator(networks))
+    key = secrets.token_urlsafe(16)
+    page = try_page(Translator(networks), key)
     with _listening(port) as server:
-        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/{key}/"
         typer.echo(f"open {address}   (Ctrl-C ends it)")
         if browser:
             typer.launch(address)

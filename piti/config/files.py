@@ -27,24 +27,33 @@ def preset_names() -> list[str]:
 
 def read_config_file(config: str, folders: Sequence[str] | None) -> dict[str, Any]:
     """The keys of a preset, or of a file below one of `folders` (None: any file). Raises ConfigError."""
-    if "\0" in config:
-        raise ConfigError("a config's name holds a null character", "give a preset's name or the path of a YAML file")
-    is_path = "/" in config or config.endswith((".yaml", ".yml"))
-    if not is_path and config not in preset_names():
-        raise ConfigError(
-            f"unknown preset {config!r}{nearest(config, preset_names())}",
-            f"presets are {', '.join(preset_names())}; a file of your own is given by its path",
-        )
-    uri = config if is_path else str(PRESETS / f"{config}.yaml")
-    if is_path:
-        _require_allowed(config, folders)
-    tree = _parsed(config, _content(config, uri))
+    tree = read_yaml(config, "preset", PRESETS, preset_names(), folders)
     if missing := [key for key in _OWN_KEYS if key not in tree]:
         raise ConfigError(
             f"{config} is no config of this project: it lacks {', '.join(missing)}",
             "`piti config show demo` prints a whole one",
         )
     return tree
+
+
+def read_yaml(
+    file: str, kind: str, shipped: Path, names: Sequence[str], folders: Sequence[str] | None
+) -> dict[str, Any]:
+    """The mapping in a shipped file, by one of `names`, or in a file below one of `folders` (None: any file).
+
+    `kind` is what shipped ones are called. Raises ConfigError.
+    """
+    if "\0" in file:
+        raise ConfigError("a config's name holds a null character", f"give a {kind}'s name or the path of a YAML file")
+    is_path = "/" in file or file.endswith((".yaml", ".yml"))
+    if not is_path and file not in names:
+        raise ConfigError(
+            f"unknown {kind} {file!r}{nearest(file, names)}",
+            f"{'presets' if kind == 'preset' else 'studies'} are {', '.join(names)}; a file of your own is given by its path",
+        )
+    if is_path:
+        _require_allowed(file, folders)
+    return _parsed(file, _content(file, file if is_path else str(shipped / f"{file}.yaml")))
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -115,21 +116,41 @@ class DiffusionConfig(Section):
 class PhaseConfig(Section):
     """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition.
 
-    As in the published runs, a phase begins from the averaged weights of the one before, with a fresh optimizer and a
+    The learning rate rises linearly over `warmup_steps`; then it stays, or with `decay` cosine falls to zero at the phase's
+    end. As in the published runs, a phase begins from the averaged weights of the one before, with a fresh optimizer and a
     fresh timestep sampler. The checkpoint at its end is kept.
     """
 
     steps: Positive
     learning_rate: Annotated[float, Field(gt=0)]
     condition_dropout: Share = 0.2
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["none", "cosine"] = "none"
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than the phase's steps ({self.steps})")
+        return self
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of the phase's step number `step`, from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
+        if self.decay == "none":
+            return self.learning_rate
+        share = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return self.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
 
 class StageConfig(Section):
     """One training stage. `batch_size` counts pictures a step over all workers.
 
     `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)) in
-    the steps of a phase, which matters for short runs. The newest `keep_checkpoints` and those at the end of a phase
-    stay, others are deleted. `gradient_clip` None: no clipping.
+    the steps of a phase, which matters for short runs. The newest `keep_checkpoints`, every `keep_every_steps`-th, those at
+    the end of a phase and those that an evaluation reads stay, others are deleted. `gradient_clip` None: no clipping.
+    `precision`: float32 throughout, float32 whose products are TF32's on GPUs that have it, or bf16 in the networks.
+    Every `sample_every_steps` the averaged weights draw pictures of the same validation conditions; None: never.
     """
 
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
@@ -140,12 +161,14 @@ class StageConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     timestep_sampler: Literal["uniform", "loss-second-moment"] = "loss-second-moment"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "tf32", "bf16"] = "bf16"
     compile: bool = False
     validate_every_steps: Positive = 5000
     validation_samples: Positive = 256
-    checkpoint_every_steps: Positive = 5000
+    sample_every_steps: Positive | None = None
+    checkpoint_every_steps: Positive = 1000
     keep_checkpoints: Positive = 3
+    keep_every_steps: Positive | None = None
     log_every_steps: Positive = 50
 
     @property
@@ -192,10 +215,20 @@ class TrainingConfig(Section):
 
 
 class PretrainedConfig(Section):
-    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours."""
+    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours.
+
+    `from_scratch`: stage 1 begins from random weights, to show what pretraining is worth.
+    """
 
     base: WeightsRef | None = None
     upsampler: WeightsRef | None = None
+    from_scratch: bool = False
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.from_scratch and self.base is not None:
+            raise ValueError("from_scratch and base exclude each other")
+        return self
 
 
 class SamplingConfig(Section):
@@ -351,7 +384,7 @@ class Config(Section):
             )
         if upsampler.image_size % base.image_size:
             problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
-        if self.pretrained.base is None and self.training.pretrain is None:
+        if self.pretrained.base is None and self.training.pretrain is None and not self.pretrained.from_scratch:
             problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
         if problems:
             raise ValueError("; ".join(problems))

@@ -109,11 +109,6 @@ def unit_range(levels: Tensor) -> Tensor:
     return levels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
 
 
-def null_condition(like: Tensor) -> Tensor:
-    """The condition that says nothing, for classifier-free guidance: all ones."""
-    return torch.ones_like(like)
-
-
 def condition_picture(painted: NDArray[np.uint8], modality: Modality) -> NDArray[np.uint8]:
     """A painted condition (C, H, W) as people look at it: uint8 (H, W, 3) RGB.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,19 @@ def draw_chances(seed: int, epoch: int, key: str, *, num_variants: int, crop_fro
     return Chances(chance() < 0.5, int(chance() * max(1, num_variants)), CropBox.draw(chance, *crop_from[:2]))
 
 
+class Spent:
+    """Seconds that all threads together spent on reading samples from storage, and on decoding and rendering them."""
+
+    def __init__(self) -> None:
+        self.reading_seconds = self.decoding_seconds = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, reading_seconds: float, decoding_seconds: float) -> None:
+        with self._lock:
+            self.reading_seconds += reading_seconds
+            self.decoding_seconds += decoding_seconds
+
+
 class ExampleReader:
     """Examples of a split by number, from a set of shards and, where given, its degraded companions.
 
@@ -80,6 +95,7 @@ class ExampleReader:
         self._companions = ShardReader(degraded, split) if isinstance(degraded, str) else None
         self._recipe = degraded if isinstance(degraded, DegradationConfig) else None
         self._scale = scale
+        self.spent = Spent()
         self.keys = self._reader.index.keys
         self.shard = self._reader.index.shard
         if not self.keys:
@@ -97,12 +113,16 @@ class ExampleReader:
 
     def example(self, number: int, draw: Draw | None) -> Example:
         """Example `number`; `draw` None (validation): not flipped, central crop, variant 0. Raises DamagedSample."""
+        began = time.monotonic()
         members = self._reader.read(number)
         companion = None if self._companions is None else self._companions.read(number)
+        read = time.monotonic()
         try:
             return self._build(self.keys[number], members, companion, draw)
         except DamagedPictureError as error:
             raise DamagedSample(str(error)) from error
+        finally:
+            self.spent.add(read - began, time.monotonic() - read)
 
     def _build(
         self, key: str, members: dict[str, bytes], companion: dict[str, bytes] | None, draw: Draw | None

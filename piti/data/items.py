@@ -5,7 +5,7 @@ Nothing here imports numpy or torch at run time: configs and plans import this f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -89,11 +89,11 @@ class Item(Protocol):
 class Source(Protocol):
     """A dataset as it is distributed."""
 
-    def fingerprint(self) -> str:
-        """Changes whenever the content may have changed; reads listings, no pixels."""
+    def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
+        """Changes whenever the content of these splits may have changed; reads listings, no pixels."""
 
-    def problems(self) -> list[PitiError]:
-        """What would stop this source from giving samples, found in seconds."""
+    def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
+        """What would stop this source from giving samples of these splits, found in seconds."""
 
     def items(self, split: Split) -> Iterator[Item]:
         """Everything found for a split, unusable items included, in a fixed order."""

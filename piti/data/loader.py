@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from piti.config import DataConfig
-from piti.data.examples import Degraded, Draw, Example, ExampleReader
+from piti.data.examples import Degraded, Draw, Example, ExampleReader, Spent
 from piti.data.shards import DamagedSample
 from piti.errors import DataError, repair_advice
 from piti.seeds import stable_hash
@@ -121,6 +121,11 @@ class TrainingLoader:
     def num_samples(self) -> int:
         """Samples in an epoch, over all ranks."""
         return len(self._examples)
+
+    @property
+    def spent(self) -> Spent:
+        """What its threads spent their time on."""
+        return self._examples.spent
 
     @property
     def statistics(self) -> dict[str, Any]:

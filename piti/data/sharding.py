@@ -63,8 +63,8 @@ class ShardPlans:
         return {name: shard.plan for name, shard in self.shards.items()}
 
 
-def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
-    """Divide everything a source found among shards.
+def plan_shards(source: Source, data: DataConfig, seed: int, splits: Sequence[Split] = SPLITS) -> ShardPlans:
+    """Divide everything a source found for `splits` among shards.
 
     An item's shard follows from a hash of its key and the number of shards, so that neighbours in the dataset are
     spread out, and one item more changes one shard as long as the number of shards stays. `data.max_samples` keeps
@@ -74,7 +74,7 @@ def plan_shards(source: Source, data: DataConfig, seed: int) -> ShardPlans:
     num_items: dict[Split, int] = {}
     num_not_drawn = 0
     with shared_listings():
-        for split in SPLITS:
+        for split in splits:
             found = list(source.items(split))
             if not found:
                 raise DataError(f"data.source has no items for the {split} split", "look at the paths in data.source")

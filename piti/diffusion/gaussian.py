@@ -88,11 +88,6 @@ class GaussianDiffusion:
             self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * noise
         )
 
-    def noise_from_x0(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-        """Equation 2 solved for the noise."""
-        scaled = self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
-        return (scaled - x0) / self.at("sqrt_recipm1_alphas_cumprod", t, x_t)
-
     def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, arXiv 2202.00512)."""
         signal = self.at("sqrt_alphas_cumprod", t, x0)

@@ -7,30 +7,42 @@ nor the number of workers changes it, and networks of different stages begin fro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piti.checkpoints import final_checkpoint
-from piti.config import Config, ScheduleConfig
-from piti.data.conditions import unit_range
+from piti import storage
+from piti.config import Config, ScheduleConfig, WeightsRef
+from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
 from piti.data.shards import DamagedSample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
 from piti.errors import DataError, repair_advice
-from piti.evaluation.picture_sets import Drawing, Part, PictureSetName, write_pictures
+from piti.evaluation.picture_sets import (
+    Part,
+    PictureSet,
+    PictureSetName,
+    describe_sampling,
+    set_folders,
+    write_pictures,
+)
+from piti.evaluation.targets import FILE_SUFFIXES
 from piti.models import Latent, PITIModel, build_model, round_weights
 from piti.models.checkpoints import load_model
+from piti.models.pretrained import load_pretrained
 from piti.seeds import stable_hash
 from piti.training.workers import autocast
 
 Network = Literal["base", "upsampler"]
+BASE_SIZE_SETS: tuple[PictureSetName, ...] = ("base", "stage1", "untrained")
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ def draw_base(model: PITIModel, orders: Sequence[Order], config: Config) -> Tens
 
 
 def draw_upsampled(model: PITIModel, orders: Sequence[Order], low_res: Tensor, config: Config) -> Tensor:
-    """Pictures of the upsampler, without guidance: float32 (N, 3, S, S) in [-1, 1] from low_res (N, 3, s, s)."""
+    """Pictures of the upsampler, without guidance, at 8-bit levels: float32 (N, 3, S, S) in [-1, 1] from low_res (N, 3, s, s)."""
     sampling = config.sampling
     device = _device_of(model)
     diffusion = _diffusion(config.diffusion.upsampler, sampling.upsampler_respacing)
@@ -99,44 +111,82 @@ def draw_upsampled(model: PITIModel, orders: Sequence[Order], low_res: Tensor, c
             output: Tensor = model(x_t, time, latent=latent, low_res=low_res)
         return output
 
-    return diffusion.sample(
+    pictures = diffusion.sample(
         predict,
         (len(orders), 3, side, side),
         noise.initial() * sampling.upsampler_noise_scale,
         sampling.upsampler_sampler,
         step_noise=noise.step,
     )
+    return quantize_8bit(pictures.float())
 
 
 class Cascade:
-    """Draws parts of the sample step. Networks are loaded when first needed; one base network at a time is kept.
+    """Draws parts of picture sets. Networks are loaded when first needed; one base network at a time is kept.
 
-    `inputs` are the job's: `shards`, `checkpoint`, `upsampler`, and `stage1` (a run) where stages are compared.
+    `inputs` are the job's: `shards`, the networks `checkpoint`, `upsampler` and, where it is compared, `stage1`
+    (checkpoint folders or files), and the folders of the picture sets.
     """
 
     def __init__(self, config: Config, inputs: Mapping[str, str], device: str = "cpu") -> None:
         self._config = config
         self._inputs = dict(inputs)
+        self._folders = set_folders(inputs)
         self._device = torch.device(device)
-        self._base: tuple[str, PITIModel] | None = None
-        self._upsampler: PITIModel | None = None
+        self._base: tuple[str, _Loaded] | None = None
+        self._upsampler: _Loaded | None = None
         self._examples = ExampleReader(inputs["shards"], "validation", config.data, None, config.scale)
 
-    def draw_part(self, part: Part, output: str) -> int:
-        """Draw a part and publish its tars in `output`. Returns how many pictures each holds.
+    def draw_part(self, part: Part) -> int:
+        """Draw a part and publish its tar. Returns how many pictures it holds.
 
+        A part of `final` begins with the pictures of `base`; where those are not there, it draws and publishes them too.
         Raises CheckpointError or DataError for inputs that are missing or damaged: figures of fewer pictures than
         asked for would be other figures.
         """
-        pictures: dict[PictureSetName, dict[str, NDArray[np.uint8]]] = {product: {} for product in part.products}
+        first = self._first_half(part)
+        about = {"set": part.set, **first.about, **describe_sampling(self._config)}
+        if part.set not in BASE_SIZE_SETS:
+            about["upsampler"] = self._upsampler_network().about
+        low, full = _Tar(self._config), _Tar(self._config)
+        for orders, pictures in _one_ahead(first.draw, self._batches(part), self._device):
+            if first.is_new_base:
+                low.add(orders, pictures, {"set": "base", **first.about, **describe_sampling(self._config)})
+            if part.set not in BASE_SIZE_SETS:
+                pictures = draw_upsampled(self._upsampler_network().model, orders, pictures, self._config)
+            full.add(orders, pictures, about)
+        if first.is_new_base:
+            low.publish(storage.join(self._folders["base"], part.file_name))
+        full.publish(storage.join(self._folders[part.set], part.file_name))
+        return part.num_pictures
+
+    def _first_half(self, part: Part) -> _FirstHalf:
+        """The way to pictures at the base network's size: the truth's own, stored ones, or drawing them."""
+        if part.set == "upsampled":
+            return _FirstHalf(self._truth, {"base": {"weights": "none: the truth's low-resolution pictures"}})
+        keys = self._examples.keys[part.first : part.last]
+        if part.set == "final":
+            stored = PictureSet(self._folders["base"], range(part.first, part.last))
+            if all(key in stored for key in keys):
+                about = {"base": stored.about(keys[0]).get("base", {})}
+                return _FirstHalf(lambda orders: self._stored(stored, orders), about)
+        loaded = self._base_network(part.set)
+        return _FirstHalf(
+            lambda orders: draw_base(loaded.model, orders, self._config), {"base": loaded.about}, part.set == "final"
+        )
+
+    def _truth(self, orders: Sequence[Order]) -> Tensor:
+        return torch.stack([cast(Tensor, order.low_res) for order in orders]).to(self._device)
+
+    def _stored(self, stored: PictureSet, orders: Sequence[Order]) -> Tensor:
+        """Pictures of `base` as `draw_base` gave them."""
+        levels = torch.from_numpy(np.stack([stored.picture(order.key) for order in orders]))
+        return levels.permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1.0
+
+    def _batches(self, part: Part) -> Iterator[list[Order]]:
         waiting = self._orders(part)
         while orders := list(itertools.islice(waiting, self._config.sampling.batch_size)):
-            names = [order.key if order.variant == 0 else f"{order.key}.{order.variant}" for order in orders]
-            for product, drawn in self._draw(part.drawing, orders).items():
-                pictures[product].update(zip(names, to_uint8(drawn), strict=True))
-        for product, named in pictures.items():
-            write_pictures(part.uri(output, product), named)
-        return len(pictures[part.products[0]])
+            yield orders
 
     def _orders(self, part: Part) -> Iterator[Order]:
         for number in range(part.first, part.last):
@@ -147,48 +197,114 @@ class Cascade:
                 raise DataError(f"{shards}: sample {key} is damaged: {error}", repair_advice(shards)) from error
             condition = unit_range(example.condition)
             low_res = None
-            if part.drawing == "upsampled":
+            if part.set == "upsampled":
                 low_res = base_pictures(unit_range(example.image)[None], self._config.models.base.image_size)[0]
             for variant in part.variants:
                 yield Order(example.key, variant, condition, low_res)
 
-    def _draw(self, drawing: Drawing, orders: Sequence[Order]) -> dict[PictureSetName, Tensor]:
-        if drawing == "upsampled":
-            low_res = torch.stack([cast(Tensor, order.low_res) for order in orders]).to(self._device)
-            return {"upsampled": draw_upsampled(self._upsampler_network(), orders, low_res, self._config)}
-        base = draw_base(self._base_network(drawing), orders, self._config)
-        if drawing in ("stage1", "untrained"):
-            return {drawing: base}
-        final = draw_upsampled(self._upsampler_network(), orders, base, self._config)
-        return {"base": base, "final": final} if drawing == "cascade" else {"diversity": final}
-
-    def _base_network(self, drawing: Drawing) -> PITIModel:
-        source = {"stage1": "stage1", "untrained": "untrained"}.get(drawing, "checkpoint")
+    def _base_network(self, name: PictureSetName) -> _Loaded:
+        source = {"stage1": "stage1", "untrained": "untrained"}.get(name, "checkpoint")
         if self._base is None or self._base[0] != source:
             self._base = None  # two do not have to fit into memory
-            self._base = (source, self._load_base(source))
+            self._base = (source, self._load(None if source == "untrained" else self._inputs[source], "base"))
         return self._base[1]
 
-    def _load_base(self, source: str) -> PITIModel:
-        model_config = self._config.models.base
-        if source == "untrained":
-            return self._ready(build_model(model_config, seed=self._config.seed))
-        uri = final_checkpoint(self._inputs["stage1"]) if source == "stage1" else self._inputs["checkpoint"]
-        return self._ready(load_model(uri, model_config))
-
-    def _upsampler_network(self) -> PITIModel:
+    def _upsampler_network(self) -> _Loaded:
         if self._upsampler is None:
-            self._upsampler = self._ready(load_model(self._inputs["upsampler"], self._config.models.upsampler))
+            self._upsampler = self._load(self._inputs["upsampler"], "upsampler")
         return self._upsampler
 
-    def _ready(self, model: PITIModel) -> PITIModel:
-        return ready_to_draw(model, self._config, self._device)
+    def _load(self, uri: str | None, network: Network) -> _Loaded:
+        """A checkpoint folder of ours, a file of GLIDE's or PITI's, or (None) an untrained network."""
+        seed, model_config = self._config.seed, getattr(self._config.models, network)
+        about: dict[str, Any] = {"uri": uri}
+        if uri is None:
+            model = build_model(model_config, seed=seed)
+            about = {"weights": f"untrained, seed {seed}"}
+        elif uri.endswith(FILE_SUFFIXES):
+            model = build_model(model_config, seed=seed)
+            about |= load_pretrained(model, WeightsRef(path=uri), network)
+        else:
+            model = load_model(uri, model_config)
+        return _Loaded(ready_to_draw(model, self._config, self._device), about)
 
 
 def ready_to_draw(model: PITIModel, config: Config, device: torch.device) -> PITIModel:
     """The network on `device` for drawing alone: no gradients, no dropout, weights of `sampling.precision`."""
     model = model.to(device).eval().requires_grad_(False)
     return round_weights(model) if config.sampling.precision == "bf16" else model
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network, and what is known of its weights (JSON-able)."""
+
+    model: PITIModel
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _FirstHalf:
+    """`draw` gives orders their pictures at the base network's size, `about` says how.
+
+    `is_new_base`: they are pictures of the set `base` that are not stored yet.
+    """
+
+    draw: Callable[[Sequence[Order]], Tensor]
+    about: dict[str, Any]
+    is_new_base: bool = False
+
+
+class _Tar:
+    """What one tar of a picture set will hold."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._pictures: dict[str, NDArray[np.uint8]] = {}
+        self._conditions: dict[str, NDArray[np.uint8]] = {}
+        self._about: dict[str, dict[str, Any]] = {}
+
+    def add(self, orders: Sequence[Order], pictures: Tensor, about: dict[str, Any]) -> None:
+        """`pictures`: float (N, 3, H, W) at 8-bit levels in [-1, 1]. `about`: how they were drawn."""
+        for order, picture in zip(orders, to_uint8(pictures), strict=True):
+            self._pictures[order.key if order.variant == 0 else f"{order.key}.{order.variant}"] = picture
+            if order.key not in self._conditions:
+                levels = ((order.condition + 1) * 127.5).round().to(torch.uint8).numpy()
+                self._conditions[order.key] = condition_picture(levels, self._config.data.modality)
+            self._about[order.key] = {"key": order.key, **about}
+
+    def publish(self, uri: str) -> None:
+        write_pictures(uri, self._pictures, self._conditions, self._about)
+
+
+def _one_ahead(
+    draw: Callable[[list[Order]], Tensor], batches: Iterator[list[Order]], device: torch.device
+) -> Iterator[tuple[list[Order], Tensor]]:
+    """(batch, draw(batch)) in order. On a GPU the next batch is drawn, in a stream of its own, while one is in use.
+
+    The one who iterates must be done with a batch's pictures, on the GPU too, before asking for the next.
+    """
+    if device.type != "cuda":
+        for orders in batches:
+            yield orders, draw(orders)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def draw_beside(orders: list[Order]) -> Tensor:
+        with torch.cuda.stream(stream):
+            pictures = draw(orders)
+        stream.synchronize()
+        return pictures
+
+    with ThreadPoolExecutor(1, "piti-base") as pool:
+        coming: deque[tuple[list[Order], Future[Tensor]]] = deque()
+        for orders in batches:
+            coming.append((orders, pool.submit(draw_beside, orders)))
+            if len(coming) == 2:
+                before, pictures = coming.popleft()
+                yield before, pictures.result()
+        for before, pictures in coming:
+            yield before, pictures.result()
 
 
 def _noise(orders: Sequence[Order], config: Config, network: Network, side: int, device: torch.device) -> PictureNoise:
@@ -209,6 +325,6 @@ def _device_of(model: PITIModel) -> torch.device:
 
 
 def to_uint8(pictures: Tensor) -> list[NDArray[np.uint8]]:
-    """float (N, 3, H, W) in [-1, 1] -> N times uint8 (H, W, 3); truncated as between the networks."""
-    levels = (quantize_8bit(pictures.float()) + 1).mul(127.5).round().to(torch.uint8)
+    """float (N, 3, H, W) at 8-bit levels in [-1, 1] -> N times uint8 (H, W, 3)."""
+    levels = (pictures.float() + 1).mul(127.5).round().to(torch.uint8)
     return list(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())

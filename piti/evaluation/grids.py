@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from eval.grid import PictureGrid
-from piti.checkpoints import Checkpoint
 from piti.config import Config
 from piti.evaluation.measurement import Evaluation, spread
 from piti.evaluation.report import stage_labels
@@ -37,15 +37,18 @@ def final_grids(evaluation: Evaluation, config: Config, distances: Mapping[str, 
     return [random_grid, *_ranked(evaluation, distances)]
 
 
-def stages_grid(evaluation: Evaluation, config: Config, checkpoint: Checkpoint) -> PictureGrid:
-    """The same conditions and noise through the networks of `stage_sets`, beside the truth at their size."""
+def stages_grid(evaluation: Evaluation, config: Config, origin: Mapping[str, Any]) -> PictureGrid:
+    """The same conditions and noise through the networks of `stage_sets`, beside the truth at their size.
+
+    `origin`: the stored provenance.
+    """
     shown = random_keys(evaluation.keys, config.evaluation.grid_samples)
     rows = [
         [*(evaluation.sets[name].picture(key) for name in evaluation.stage_sets), evaluation.truth(key).small]
         for key in shown
     ]
     caption = "What the base network draws from the same condition and the same noise as its training goes on."
-    columns = [*stage_labels(evaluation.stage_sets, checkpoint), "ground truth"]
+    columns = [*stage_labels(evaluation.stage_sets, origin), "ground truth"]
     return PictureGrid(columns, rows, shown, caption, "The same noise, stage by stage")
 
 

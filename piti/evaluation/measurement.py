@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
 from piti.data.manifest import MANIFEST
 from piti.errors import DataError
-from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName
+from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName, num_wanted, set_folders
 from piti.evaluation.stored_arrays import StoredArrays
 
 FEWEST_PICTURES = 4
@@ -43,42 +43,43 @@ class Truth:
 
 
 class Evaluation:
-    """Generated pictures in the folder `samples` and the truth in `shards`.
+    """The picture sets among a job's inputs (`set_folders`), and the truth in `inputs["shards"]`.
 
-    `keys` are the conditions that `sampling.num_samples` asks for, in the order of the validation split. Every set but
-    `diversity` and `upsampled` must have a picture of each. Raises DataError where pictures are missing (naming them) or damaged, or
-    too few.
+    `keys` are the conditions that `sampling.num_samples` asks for, in the order of the validation split. Each set must
+    have a picture of each, `diversity` and `upsampled` of as many as the config says. Raises DataError where pictures
+    are missing (naming them) or damaged, or too few.
     """
 
-    def __init__(self, config: Config, shards: str, samples: str) -> None:
+    def __init__(self, config: Config, inputs: Mapping[str, str]) -> None:
         self._config = config
-        self.sets = {name: PictureSet(samples, name) for name in SET_NAMES}
-        self.stage_sets = [name for name in STAGE_SETS if len(self.sets[name])]
-        self._reader = ExampleReader(shards, "validation", config.data, None, config.scale)
+        folders = set_folders(inputs)
+        self.sets = {name: PictureSet(folders.get(name)) for name in SET_NAMES}
+        self.stage_sets = [name for name in STAGE_SETS if name in folders]
+        self._shards = inputs["shards"]
+        self._reader = ExampleReader(self._shards, "validation", config.data, None, config.scale)
         self._numbers = {key: number for number, key in enumerate(self._reader.keys)}
-        self._shards = shards
         self.keys = list(self._reader.keys[: config.sampling.num_samples])
         if len(self.keys) < FEWEST_PICTURES:
             raise DataError(
                 f"there are {len(self.keys)} pictures to measure, at least {FEWEST_PICTURES} are needed",
                 "raise sampling.num_samples, or give the source more validation pictures",
             )
-        self._check_complete(samples)
+        for name, folder in folders.items():
+            self._check_complete(name, folder)
 
-    def _check_complete(self, samples: str) -> None:
-        wanted = dict.fromkeys(("final", "base", *self.stage_sets), self.keys)
-        if self._config.evaluation.compare_stages:
-            wanted |= dict.fromkeys(STAGE_SETS, self.keys)
-        wanted["diversity"] = self.keys[: self._config.sampling.diversity_conditions]
-        wanted["upsampled"] = self.keys[: self._config.sampling.upsampled_conditions]
-        for name, keys in wanted.items():
-            missing = [key for key in keys if key not in self.sets[name]]
-            if missing:
-                named = ", ".join(missing[:_NAMED_AT_MOST]) + (" ..." if len(missing) > _NAMED_AT_MOST else "")
-                raise DataError(
-                    f"{samples}: {len(missing)} of {len(keys)} pictures of the set {name} are missing: {named}",
-                    f"delete {storage.join(samples, storage.MARKER)} and run again: what is missing is drawn",
-                )
+    def keys_of(self, name: PictureSetName) -> list[str]:
+        """The conditions that a set has pictures of."""
+        return self.keys[: num_wanted(self._config, name, len(self.keys))]
+
+    def _check_complete(self, name: PictureSetName, folder: str) -> None:
+        keys = self.keys_of(name)
+        missing = [key for key in keys if key not in self.sets[name]]
+        if missing:
+            named = ", ".join(missing[:_NAMED_AT_MOST]) + (" ..." if len(missing) > _NAMED_AT_MOST else "")
+            raise DataError(
+                f"{folder}: {len(missing)} of {len(keys)} pictures of the set {name} are missing: {named}",
+                f"delete {storage.join(folder, storage.MARKER)} and run again: what is missing is drawn",
+            )
 
     def truth(self, key: str) -> Truth:
         """The ground truth of a condition."""
@@ -99,8 +100,7 @@ class Evaluation:
 
     def describe(self, name: PictureSetName) -> dict[str, Any]:
         """What a set's pictures are, for `StoredArrays`: the pictures themselves, and which of them."""
-        keys = self.keys[: self._config.sampling.diversity_conditions] if name == "diversity" else self.keys
-        return {"pictures": self.sets[name].digest(keys)}
+        return {"pictures": self.sets[name].digest(self.keys_of(name))}
 
     def describe_truth(self, side: int) -> dict[str, Any]:
         """What the truth is, for `StoredArrays`: shards, how they are read, at which size, and which of them."""
@@ -140,15 +140,34 @@ class Measurement:
             "kid": kid_from_features(generated, truth),
             "lpips": mean_metric(identity.figure("lpips", "pd"), self.distances(), identity),
         }
-        diverse = self._evaluation.sets["diversity"]
-        if len(diverse):
-            about = {"diversity": self._evaluation.describe("diversity"), "network": asdict(identity)}
-            groups = (diverse.variants(key) for key in diverse.keys)
-            values = self._stored.get(about, lambda: diversity_distances(groups, self._network))
+        if self._evaluation.keys_of("diversity"):
+            values = self.diversity()
             metrics["lpips_diversity"] = mean_metric(
                 identity.figure("lpips_diversity", "pd_diversity"), values, identity
             )
         return metrics
+
+    @property
+    def num_computed(self) -> int:
+        """How many arrays were not stored yet."""
+        return self._stored.num_computed
+
+    def extract(self) -> None:
+        """Let the networks see every picture, so that what they compute is stored: figures are arithmetic afterwards."""
+        self._features(self._evaluation.describe("final"), lambda: self._evaluation.generated("final"))
+        self._features(self._evaluation.describe_truth(self._sides[1]), self._evaluation.truths)
+        if self._evaluation.keys_of("diversity"):
+            self.diversity()
+        for name in ("final", *self._evaluation.stage_sets):
+            self.distances(name)
+
+    def diversity(self) -> NDArray[np.float64]:
+        """Mean perceptual distance between the pictures of each condition of the set `diversity`."""
+        diverse, keys = self._evaluation.sets["diversity"], self._evaluation.keys_of("diversity")
+        about = {"diversity": self._evaluation.describe("diversity"), "network": asdict(self._network.identity)}
+        return self._stored.get(
+            about, lambda: diversity_distances((diverse.variants(key) for key in keys), self._network)
+        )
 
     def distances(self, name: PictureSetName = "final") -> NDArray[np.float64]:
         """Perceptual distance of each picture of a set to its truth, in the order of the evaluation's keys."""

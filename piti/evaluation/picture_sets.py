@@ -1,24 +1,29 @@
 """Generated pictures in storage: which sets there are, in which files, and how they are written and read.
 
-    <folder>/final-000000.tar ...    <key>.png at the upsampler's size
-    <folder>/base-000000.tar ...     <key>.png at the base network's size, what `final` was made of
-    <folder>/stage1-*, untrained-*   <key>.png like `base`, by the base network after stage 1 and before any training
-    <folder>/diversity-000000.tar    <key>.<variant>.png like `final`, several pictures of one condition
-    <folder>/upsampled-000000.tar    <key>.png like `final`, but from the truth's own low-resolution picture
+    final      by base network and upsampler, at the upsampler's size
+    base       by the base network, at its size: what `final` was made of
+    diversity  like `final`, several pictures of one condition
+    stage1     like `base`, by the base network after stage 1
+    untrained  like `base`, by the base network before any training
+    upsampled  like `final`, but from the truth's own low-resolution picture
 
-A tar appears whole, and its content follows from the sample step's inputs, so a restart keeps the tars it finds.
+Each set is a folder `<root>/pictures/<fingerprint>/` of tars `<first>-<last>.tar`, the pictures of conditions number
+`first` to `last` - 1 of the validation split: <key>.png (<key>.<variant>.png in `diversity`), <key>.condition.png as
+people look at it, and <key>.json, how it was drawn. A tar appears whole, and all that its content depends on is in the
+fingerprint, so whoever needs more pictures of a set draws the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
+import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,18 +31,11 @@ from piti import storage
 from piti.config import Config
 from piti.errors import DataError
 
-PictureSetName = Literal["final", "base", "stage1", "untrained", "diversity", "upsampled"]
-Drawing = Literal["cascade", "stage1", "untrained", "diversity", "upsampled"]
-"""What draws a part: both networks one after the other, the base network of some stage alone, or the upsampler alone."""
-
+PictureSetName = Literal["final", "base", "diversity", "stage1", "untrained", "upsampled"]
 SET_NAMES: tuple[PictureSetName, ...] = get_args(PictureSetName)
-_PRODUCTS: dict[Drawing, tuple[PictureSetName, ...]] = {
-    "cascade": ("base", "final"),
-    "diversity": ("diversity",),
-    "upsampled": ("upsampled",),
-    "stage1": ("stage1",),
-    "untrained": ("untrained",),
-}
+PICTURES = "pictures_"  # before a set's name: the role of its folder among a job's inputs
+_CONDITION = "condition.png"
+_TAR = re.compile(r"(\d{6,})-(\d{6,})\.tar")
 
 
 @dataclass(frozen=True)
@@ -47,30 +45,25 @@ class Part:
     Variant 0 is the picture that is measured; diversity has variants 1, 2, ...
     """
 
-    drawing: Drawing
-    number: int
+    set: PictureSetName
     first: int
     last: int
     variants: tuple[int, ...] = (0,)
 
     @property
-    def products(self) -> tuple[PictureSetName, ...]:
-        """The sets that this part adds a tar to."""
-        return _PRODUCTS[self.drawing]
-
-    @property
     def num_pictures(self) -> int:
-        """How many pictures its tars hold, each."""
+        """How many pictures its tar holds."""
         return (self.last - self.first) * len(self.variants)
 
     @property
-    def file_names(self) -> list[str]:
-        """Names of its tars."""
-        return [_file_name(product, self.number) for product in self.products]
+    def file_name(self) -> str:
+        """The name of its tar."""
+        return f"{self.first:06d}-{self.last:06d}.tar"
 
-    def uri(self, folder: str, product: PictureSetName) -> str:
-        """Where the tar that it adds to a set lies."""
-        return storage.join(folder, _file_name(product, self.number))
+
+def set_folders(inputs: Mapping[str, str]) -> dict[PictureSetName, str]:
+    """The folders of the picture sets among a job's inputs, in the order of `SET_NAMES`."""
+    return {name: inputs[f"{PICTURES}{name}"] for name in SET_NAMES if f"{PICTURES}{name}" in inputs}
 
 
 def describe_sampling(config: Config) -> dict[str, Any]:
@@ -86,69 +79,122 @@ def describe_sampling(config: Config) -> dict[str, Any]:
     }
 
 
-def plan_parts(config: Config, num_conditions: int) -> list[Part]:
-    """All parts of a sample step, the expensive ones first. They do not depend on batch size or workers."""
+def num_wanted(config: Config, name: PictureSetName, num_conditions: int) -> int:
+    """How many of `num_conditions` a set has pictures of; that many come first in the validation split."""
     sampling = config.sampling
-    size = sampling.pictures_per_part
-    parts = _cut("cascade", num_conditions, size)
-    diverse = min(sampling.diversity_conditions, num_conditions)
-    parts += _cut("diversity", diverse, size, tuple(range(1, sampling.diversity_samples + 1)))
-    parts += _cut("upsampled", min(sampling.upsampled_conditions, num_conditions), size)
-    if config.evaluation.compare_stages:
-        parts += _cut("stage1", num_conditions, size) + _cut("untrained", num_conditions, size)
-    return parts
+    limits = {"diversity": sampling.diversity_conditions, "upsampled": sampling.upsampled_conditions}
+    wanted = num_conditions if sampling.num_samples is None else min(sampling.num_samples, num_conditions)
+    return min(limits.get(name, wanted), wanted)
 
 
-def _file_name(product: PictureSetName, number: int) -> str:
-    return f"{product}-{number:06d}.tar"
+def variants_of(config: Config, name: PictureSetName) -> tuple[int, ...]:
+    """The variants that a set has of each condition."""
+    return tuple(range(1, config.sampling.diversity_samples + 1)) if name == "diversity" else (0,)
 
 
-def _cut(drawing: Drawing, num_conditions: int, pictures: int, variants: tuple[int, ...] = (0,)) -> list[Part]:
-    size = max(1, pictures // len(variants))
+def plan_parts(config: Config, name: PictureSetName, num_conditions: int, drawn: Sequence[range] = ()) -> list[Part]:
+    """What of a set is not `drawn` yet, cut into parts. What a picture shows does not depend on how it is cut."""
+    variants = variants_of(config, name)
+    size = max(1, config.sampling.pictures_per_part // len(variants))
+    gaps, first = [], 0
+    total = num_wanted(config, name, num_conditions)
+    for done in sorted(drawn, key=lambda numbers: numbers.start):
+        gaps.append(range(first, min(done.start, total)))
+        first = max(first, done.stop)
+    gaps.append(range(first, total))
     return [
-        Part(drawing, number, first, min(first + size, num_conditions), variants)
-        for number, first in enumerate(range(0, num_conditions, size))
+        Part(name, number, min(number + size, gap.stop), variants)
+        for gap in gaps
+        for number in range(gap.start, gap.stop, size)
     ]
 
 
-def write_pictures(uri: str, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Publish a tar of PNGs: `pictures` maps `<key>` or `<key>.<variant>` to uint8 (H,W,3) RGB. Same pictures, same bytes."""
+def drawn_ranges(folder: str) -> list[range]:
+    """The conditions of which a set's folder holds pictures, a range for each tar."""
+    found = (_TAR.fullmatch(name) for name in storage.list_names(folder))
+    return [range(int(match[1]), int(match[2])) for match in found if match is not None]
+
+
+def covers(drawn: Iterable[range], wanted: range) -> bool:
+    """Whether pictures of all conditions in `wanted` are drawn."""
+    return set(wanted) <= {number for numbers in drawn for number in numbers}
+
+
+def write_pictures(
+    uri: str,
+    pictures: Mapping[str, NDArray[np.uint8]],
+    conditions: Mapping[str, NDArray[np.uint8]] | None = None,
+    about: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Publish a tar: `pictures` maps `<key>` or `<key>.<variant>` to uint8 (H,W,3) RGB; `conditions` and `about`
+    (JSON-able) have what goes with a key. Same content, same bytes.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        keys: set[str] = set()
         for name, picture in pictures.items():
-            done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            if not done:
-                raise DataError(f"{name} of shape {picture.shape} cannot be written as a PNG")
-            info = tarfile.TarInfo(f"{name}.png")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data.tobytes()))
+            key = name.partition(".")[0]
+            if key not in keys:
+                keys.add(key)
+                if conditions is not None:
+                    _add(archive, f"{key}.{_CONDITION}", _png(conditions[key], key))
+                if about is not None:
+                    _add(archive, f"{key}.json", json.dumps(about[key], sort_keys=True).encode())
+            _add(archive, f"{name}.png", _png(picture, name))
     storage.write_bytes(uri, buffer.getvalue())
 
 
-class PictureSet:
-    """One set of pictures in a folder, compressed in memory. Empty if the folder holds none of that name.
+def _png(picture: NDArray[np.uint8], name: str) -> bytes:
+    import cv2  # flows, which only ask what there is, shall not wait for it
 
-    Raises DataError where a tar cannot be read.
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise DataError(f"{name} of shape {picture.shape} cannot be written as a PNG")
+    return bytes(data.tobytes())
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+class PictureSet:
+    """The pictures in a set's folder, compressed in memory: of the conditions in `wanted`, or (None) of all.
+
+    Empty if there are none. Raises DataError where a tar cannot be read.
     """
 
-    def __init__(self, folder: str, product: PictureSetName) -> None:
+    def __init__(self, folder: str | None, wanted: range | None = None) -> None:
         self._encoded: dict[str, dict[int, bytes]] = {}
-        for name in storage.list_names(folder):
-            if name.startswith(f"{product}-") and name.endswith(".tar"):
-                self._read(storage.join(folder, name))
+        self._about: dict[str, bytes] = {}
+        names = [] if folder is None else storage.list_names(folder)
+        for name in names:
+            match = _TAR.fullmatch(name)
+            if match and (wanted is None or (int(match[1]) < wanted.stop and wanted.start < int(match[2]))):
+                self._read(storage.join(str(folder), name))
 
     def _read(self, uri: str) -> None:
         try:
             with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(uri))) as archive:
                 for member in archive:
-                    key, *variant = member.name.removesuffix(".png").split(".")
+                    key, _, rest = member.name.partition(".")
                     stream = archive.extractfile(member)
-                    if stream is not None:
-                        self._encoded.setdefault(key, {})[int(variant[0]) if variant else 0] = stream.read()
+                    if stream is None or rest == _CONDITION:
+                        continue
+                    if rest == "json":
+                        self._about[key] = stream.read()
+                    else:
+                        variant = rest.removesuffix("png").rstrip(".")
+                        self._encoded.setdefault(key, {})[int(variant or 0)] = stream.read()
         except (tarfile.TarError, ValueError) as error:
             raise DataError(
                 f"{uri} is damaged ({error})", "delete it and its folder's DONE.json, and run again"
             ) from error
+
+    def about(self, key: str) -> dict[str, Any]:
+        """How the pictures of a condition were drawn, as far as their tar tells."""
+        return cast(dict[str, Any], json.loads(self._about.get(key, b"{}")))
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -158,7 +204,7 @@ class PictureSet:
 
     @property
     def keys(self) -> list[str]:
-        """Keys of the conditions, in the order they were drawn in."""
+        """Keys of the conditions, in the order of the tars."""
         return list(self._encoded)
 
     def digest(self, keys: Sequence[str]) -> str:
@@ -181,6 +227,8 @@ class PictureSet:
 
 
 def _decode(data: bytes, key: str) -> NDArray[np.uint8]:
+    import cv2
+
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if decoded is None:
         raise DataError(f"the generated picture {key} does not decode", "delete its tar and DONE.json, and run again")

@@ -1,4 +1,4 @@
-"""Job `sample`: pictures for the conditions of the validation split, part by part, restartable.
+"""Job `sample`: what a target's picture sets lack, part by part, restartable.
 
 The driver only plans and watches; parts are drawn by Ray tasks, whose processes keep their networks loaded.
 """
@@ -10,9 +10,21 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from piti import storage
+from piti.checkpoints import NETWORK_ROLES, claim_checkpoint
+from piti.config import Config
 from piti.data.shards import ShardSet
 from piti.errors import DataError
-from piti.evaluation.picture_sets import SET_NAMES, Part, describe_sampling, plan_parts
+from piti.evaluation.picture_sets import (
+    Part,
+    PictureSetName,
+    covers,
+    describe_sampling,
+    drawn_ranges,
+    num_wanted,
+    plan_parts,
+    set_folders,
+    variants_of,
+)
 from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection, result_of
 
@@ -21,47 +33,65 @@ if TYPE_CHECKING:
 
 
 def run(context: JobContext) -> JobResult:
-    """Draw every part whose tars are not there yet. Raises DataError or CheckpointError for damaged inputs."""
+    """Draw every part that is not there yet. Raises DataError or CheckpointError for damaged inputs."""
     started = time.monotonic()
-    config, output = context.config, context.spec.output
-    num_conditions = count_conditions(context.spec)
-    parts = plan_parts(config, num_conditions)
-    published = set(storage.list_names(output))
-    missing = [part for part in parts if not published.issuperset(part.file_names)]
-    total = sum(part.num_pictures for part in parts)
-    done = total - sum(part.num_pictures for part in missing)
-    context.info(f"{total} pictures to draw in {len(parts)} parts, {done} of them already there")
-    if missing:
+    config, folders = context.config, set_folders(context.spec.inputs)
+    available = count_conditions(context.spec)
+    parts = missing_parts(config, folders, available)
+    to_draw = sum(part.num_pictures for part in parts)
+    counted = (name for name in folders if name != "base")  # drawn with `final`
+    total = max(to_draw, sum(num_wanted(config, name, available) * len(variants_of(config, name)) for name in counted))
+    context.info(f"{to_draw} of {total} pictures to draw, in {len(parts)} parts")
+    if parts:
+        done = total - to_draw
+        for role in NETWORK_ROLES:  # the report job takes the claims back
+            if role in context.spec.inputs:
+                claim_checkpoint(context.spec.inputs[role], storage.name(context.spec.output))
         context.progress(done, total, "loading networks", force=True)
         with ray_connection():
-            for part in draw_parts(context.spec, missing):
+            for part in draw_parts(context.spec, parts):
                 done += part.num_pictures
                 context.progress(done, total, f"{done} of {total} pictures")
+    for name, folder in folders.items():
+        _mark_done(folder, name, num_wanted(config, name, available), available)
     return {
-        "sets": {
-            product: {
-                "count": sum(part.num_pictures for part in parts if product in part.products),
-                "files": [name for part in parts for name in part.file_names if name.startswith(f"{product}-")],
-            }
-            for product in SET_NAMES
-            if any(product in part.products for part in parts)
-        },
-        "conditions": num_conditions,
+        "sets": folders,
+        "conditions": num_wanted(config, "final", available),
         "checkpoint": context.spec.inputs["checkpoint"],
         "upsampler": context.spec.inputs["upsampler"],
         **describe_sampling(config),
-        "pictures_drawn": sum(part.num_pictures for part in missing),
+        "pictures_drawn": to_draw,
+        "pictures_wanted": total,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
 def count_conditions(spec: JobSpec) -> int:
-    """How many conditions of the validation split are drawn. Raises DataError if it is empty."""
+    """How many conditions the validation split has. Raises DataError if it is empty."""
     count = ShardSet(spec.inputs["shards"]).num_samples("validation")
     if count == 0:
         raise DataError(f"{spec.inputs['shards']} has no validation split", "give the source a validation set")
-    wanted = spec.config.sampling.num_samples
-    return count if wanted is None else min(count, wanted)
+    return count
+
+
+def missing_parts(config: Config, folders: dict[PictureSetName, str], available: int) -> list[Part]:
+    """The parts of all sets that are not drawn yet, expensive ones first. Parts of `final` also draw what `base` lacks."""
+    drawn = {name: drawn_ranges(folder) for name, folder in folders.items()}
+    parts: list[Part] = []
+    for name in folders:
+        planned = plan_parts(config, name, available, drawn[name])
+        if name == "base":
+            finals = [range(part.first, part.last) for part in parts if part.set == "final"]
+            planned = plan_parts(config, name, available, [*drawn[name], *finals])
+        parts += planned
+    return parts
+
+
+def _mark_done(folder: str, name: PictureSetName, count: int, available: int) -> None:
+    """Say in a set's folder what it is, and how many conditions there are to have pictures of."""
+    if not covers(drawn_ranges(folder), range(count)):
+        raise DataError(f"{folder} lacks pictures of the set {name} that were there before", "run again")
+    storage.write_json(storage.join(folder, storage.MARKER), {"set": name, "available": available})
 
 
 def draw_parts(spec: JobSpec, parts: Sequence[Part]) -> Iterator[Part]:
@@ -110,4 +140,4 @@ def draw_part(spec: JobSpec, part: Part) -> int:
         if not cluster.use_gpu:
             torch.set_num_threads(cluster.cpus_per_worker)
         _loaded[spec.fingerprint] = Cascade(spec.config, spec.inputs, "cuda" if cluster.use_gpu else "cpu")
-    return _loaded[spec.fingerprint].draw_part(part, spec.output)
+    return _loaded[spec.fingerprint].draw_part(part)

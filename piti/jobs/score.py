@@ -1,93 +1,89 @@
-"""Job `score`: generated pictures beside the ground truth -> metrics.json, report.html, grid.png, config.yaml."""
+"""Job `score`: generated pictures beside the ground truth -> metrics.json."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
 from piti import storage
-from piti.checkpoints import Checkpoint
 from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection, result_of
 
 if TYPE_CHECKING:
-    from eval.grid import PictureGrid
     from eval.pictures import NetworkIdentity
     from piti.evaluation.measurement import Evaluation, Measurement
 
+METRICS_FILE = "metrics.json"
+
 
 def run(context: JobContext) -> JobResult:
-    """Score in a Ray task, which gets a GPU where the config says so; the driver imports no torch.
+    """Score in Ray tasks; the driver imports no torch. A GPU is held only while networks look at pictures.
 
     Raises DataError for missing or damaged pictures, CheckpointError for missing or damaged feature networks.
     """
     import ray
 
     cluster = context.config.cluster
+    options = {"num_cpus": cluster.cpus_per_worker, "max_retries": cluster.max_failures}
     with ray_connection():
-        task = ray.remote(_score_task).options(
-            num_cpus=cluster.cpus_per_worker, num_gpus=1 if cluster.use_gpu else 0, max_retries=cluster.max_failures
-        )
-        return cast(JobResult, result_of(task.remote(context.spec)))
+        if cluster.use_gpu:
+            result_of(ray.remote(_task).options(num_gpus=1, **options).remote(context.spec, "cuda"))
+        return cast(JobResult, result_of(ray.remote(_task).options(**options).remote(context.spec, "cpu")))
 
 
-def _score_task(spec: JobSpec) -> JobResult:
+def _task(spec: JobSpec, device: str) -> JobResult:
     import torch
 
-    if not spec.config.cluster.use_gpu:
-        torch.set_num_threads(spec.config.cluster.cpus_per_worker)
-    return score(JobContext(spec), "cuda" if spec.config.cluster.use_gpu else "cpu")
+    if device == "cuda":
+        measurement(JobContext(spec), device)[1].extract()
+        return {}
+    torch.set_num_threads(spec.config.cluster.cpus_per_worker)
+    return score(JobContext(spec))
 
 
-def score(context: JobContext, device: str = "cpu") -> JobResult:
-    """Measure, write the report's files (each whole) and return the job's result. Raises as `run` does."""
-    from piti.evaluation.grids import final_grids, stages_grid
+def measurement(context: JobContext, device: str) -> tuple[Evaluation, Measurement, tuple[NetworkIdentity, ...]]:
+    """What is measured, with which networks. Raises as `run` does."""
     from piti.evaluation.measurement import Evaluation, Measurement
     from piti.evaluation.networks import open_extractor, open_perceptual_network
     from piti.evaluation.stored_arrays import StoredArrays
 
-    spec, config = context.spec, context.config
-    steps = 3
-    context.progress(0, steps, "loading feature networks", force=True)
+    config = context.config
+    context.progress(0, 2, "loading feature networks", force=True)
     extractor, network = open_extractor(config, device), open_perceptual_network(config, device)
-    evaluation = Evaluation(config, spec.inputs["shards"], spec.inputs["samples"])
-    arrays = StoredArrays(config.root)
+    evaluation = Evaluation(config, context.spec.inputs)
+    context.progress(1, 2, f"measuring {len(evaluation.keys)} pictures", force=True)
+    measured = Measurement(evaluation, config, extractor, network, StoredArrays(config.root))
+    return evaluation, measured, (extractor.identity, network.identity)
 
-    context.progress(1, steps, f"measuring {len(evaluation.keys)} pictures", force=True)
-    measurement = Measurement(evaluation, config, extractor, network, arrays)
-    stored = measure(spec, evaluation, measurement, (extractor.identity, network.identity))
+
+def score(context: JobContext) -> JobResult:
+    """Measure on the CPU what is not stored yet, write metrics.json and return the job's result. Raises as `run` does."""
+    evaluation, measured, networks = measurement(context, "cpu")
+    stored = measure(context.spec, evaluation, measured, networks)
     for name, metric in stored["metrics"].items():
         context.info(f"{name} {metric['value']:.4g} (95 %: {metric['low']} to {metric['high']})")
-
-    context.progress(2, steps, "writing the report", force=True)
-    grids = final_grids(evaluation, config, stored["per_picture"]["lpips"])
-    if len(evaluation.stage_sets) > 1:
-        grids.append(stages_grid(evaluation, config, Checkpoint.at(stored["checkpoint"])))
-    files = publish_report(spec, stored, grids)
-    context.progress(steps, steps, "done")
+    storage.write_json(storage.join(context.spec.output, METRICS_FILE), stored)
+    context.progress(2, 2, "done")
     kept = ("checkpoint", "step", "num_samples", "metrics", "comparison")
     return {
         **{name: stored[name] for name in kept},
         "comparable": stored["provenance"]["comparable"],
-        "arrays_computed": arrays.num_computed,
-        **files,
+        "arrays_computed": measured.num_computed,
     }
 
 
 def measure(
-    spec: JobSpec,
-    evaluation: Evaluation,
-    measurement: Measurement,
-    networks: tuple[NetworkIdentity, NetworkIdentity],
+    spec: JobSpec, evaluation: Evaluation, measurement: Measurement, networks: tuple[NetworkIdentity, ...]
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     from piti.evaluation.figures import metric_to_json
     from piti.evaluation.report import provenance
 
     metrics = measurement.metrics()
-    checkpoint = Checkpoint.at(spec.inputs["checkpoint"])
+    extractor, network = networks
+    origin = provenance(spec, extractor, network, evaluation.sets["final"].about(evaluation.keys[0]))
     return {
-        "checkpoint": checkpoint.uri,
-        "step": checkpoint.step,
+        "checkpoint": origin["base"]["uri"],
+        "step": origin["base"].get("step", 0),
         "num_samples": len(evaluation.keys),
         "kinds": {kind: metric.name for kind, metric in metrics.items()},
         "metrics": {metric.name: metric_to_json(metric) for metric in metrics.values()},
@@ -96,22 +92,5 @@ def measure(
             for name, distances in measurement.comparison().items()
         },
         "per_picture": {"lpips": dict(zip(evaluation.keys, measurement.distances().tolist(), strict=True))},
-        "provenance": provenance(spec, *networks),
+        "provenance": origin,
     }
-
-
-def publish_report(spec: JobSpec, stored: dict[str, Any], grids: list[PictureGrid]) -> dict[str, str]:
-    """Write report.html, grid.png, config.yaml and, last, metrics.json. Returns where people look: report and grid."""
-    import yaml
-
-    from eval.grid import grid_png
-    from eval.report import render_report
-    from piti.evaluation.report import CONFIG_FILE, report_data
-
-    report, grid = storage.join(spec.output, "report.html"), storage.join(spec.output, "grid.png")
-    storage.write_bytes(grid, grid_png(grids[0]))
-    config = yaml.safe_dump(spec.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    storage.write_bytes(storage.join(spec.output, CONFIG_FILE), config.encode("utf-8"))
-    storage.write_bytes(report, render_report(report_data(spec, stored, grids)).encode("utf-8"))
-    storage.write_json(storage.join(spec.output, "metrics.json"), stored)
-    return {"report": report, "grid": grid}

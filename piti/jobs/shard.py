@@ -1,14 +1,17 @@
-"""Job `shard`: a dataset becomes tars and a manifest, one Ray task a shard. A rerun makes the missing shards only."""
+"""Job `shard`: a dataset becomes tars and a manifest, one Ray task a shard. A rerun makes the missing shards only.
+
+The step `shard` is of the whole dataset, the step `validation` of its validation split alone.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
 
-from piti.data.items import SPLITS
+from piti.data.items import SPLITS, Split
 from piti.data.manifest import ShardStats, read_stats
 from piti.data.publishing import adopt_shards, published_shards, remove_leftovers, write_manifest
 from piti.data.sharding import ShardPlans, plan_shards, write_shard
@@ -30,7 +33,8 @@ def run(context: JobContext) -> JobResult:
     """
     started = time.monotonic()
     config, output = context.config, context.spec.output
-    plans = plan_shards(open_source(config.data), config.data, config.seed)
+    splits: Sequence[Split] = ("validation",) if context.spec.name == "validation" else SPLITS
+    plans = plan_shards(open_source(config.data), config.data, config.seed, splits)
     remove_leftovers(output)
     digests = plans.digests
     finished = published_shards(output, digests)
@@ -83,7 +87,7 @@ def _check_rejected(output: str, finished: dict[str, ShardStats], total: int, al
 
 
 def _check_splits(output: str, written: Mapping[str, ShardStats], plans: ShardPlans) -> None:
-    for split in SPLITS:
+    for split in plans.num_items:
         if not any(written[name].num_samples for name in names_of(written, split)):
             raise DataError(
                 f"none of the {plans.num_items[split]} items of the {split} split became a sample",

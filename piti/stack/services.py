@@ -18,7 +18,7 @@ from piti.stack.prefect_api import prefect_answers, served_deployments
 from piti.stack.reports import reports_answer
 from piti.stack.secret_files import read_secret
 
-DEPLOYMENTS = {"full-train", "prepare", "train", "evaluate"}
+DEPLOYMENTS = {"full-train", "prepare", "train", "evaluate", "study"}
 
 # Ray's sockets lie at <temporary folder>/session_<date>_<pid>/sockets/plasma_store, and a Unix socket's path
 # may have 107 bytes.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import time
-import urllib.error
 import uuid
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
+from urllib.error import HTTPError
 
 from piti.errors import StackError
 from piti.settings import Settings
@@ -19,16 +20,13 @@ _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 def run_trial_job(settings: Settings, ray_url: str, token: str | None) -> None:
     """Have Ray run PITI_JOB_PYTHON, which imports this project, and forget the job. Raises StackError if it fails."""
     jobs = f"{ray_url}/api/jobs"
-    submission = f"piti-up-{uuid.uuid4().hex[:12]}"
     body = {
-        "submission_id": submission,
         "entrypoint": shlex.join([settings.job_python, "-c", "import piti.settings"]),
         "runtime_env": {"env_vars": settings.job_environment()},
     }
     deadline = time.monotonic() + settings.start_timeout_seconds
     try:
-        _submit(jobs, token, body, deadline)
-        status = "PENDING"
+        submission, status = _submit(jobs, token, body, deadline), "PENDING"
         while status not in _ENDED and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             status = str(request_json(f"{jobs}/{submission}", token)["status"])
@@ -50,16 +48,14 @@ def run_trial_job(settings: Settings, ray_url: str, token: str | None) -> None:
     )
 
 
-def _submit(jobs: str, token: str | None, body: dict[str, Any], deadline: float) -> None:
-    """Hand the job over. On a busy machine Ray's dashboard answers some time before it can take jobs. Raises OSError."""
+def _submit(jobs: str, token: str | None, body: dict[str, Any], deadline: float) -> str:
+    """The new job's id. On a busy machine Ray fails (500) until its agent runs, which is waited for; OSError after that."""
     while True:
+        submission = f"piti-up-{uuid.uuid4().hex[:12]}"
         try:
-            request_json(f"{jobs}/", token, body, timeout_seconds=60)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code < 500 or time.monotonic() > deadline:
+            request_json(f"{jobs}/", token, {**body, "submission_id": submission}, timeout_seconds=60)
+            return submission
+        except HTTPError as error:
+            if error.code < HTTPStatus.INTERNAL_SERVER_ERROR or time.monotonic() > deadline:
                 raise
-        with suppress(OSError):
-            request_json(f"{jobs}/{body['submission_id']}", token)
-            return  # it was taken after all
         time.sleep(POLL_SECONDS)

@@ -59,8 +59,11 @@ class Drawing(BaseModel):
     steps: Annotated[int, Field(ge=1, le=250)] = 16
 
 
-def try_page(translator: Translator) -> FastAPI:
-    """The application. Raises ConfigError where the config's conditions cannot be painted."""
+def try_page(translator: Translator, key: str) -> FastAPI:
+    """The application, at `/<key>/`: whoever does not know the key sees nothing.
+
+    Raises ConfigError where the config's conditions cannot be painted.
+    """
     config = translator.config
     about = page_facts(config)
     examples = _examples(config)
@@ -88,13 +91,15 @@ def try_page(translator: Translator) -> FastAPI:
 
     for route, (name, media_type) in _FILES.items():
         content = (_FOLDER / name).read_bytes()
-        app.get(route)(lambda content=content, media_type=media_type: Response(content, media_type=media_type))
+        app.get(f"/{key}{route}")(
+            lambda content=content, media_type=media_type: Response(content, media_type=media_type)
+        )
 
-    @app.get("/about")
+    @app.get(f"/{key}/about")
     def tell() -> dict[str, Any]:
         return about | {"examples": 0 if examples is None else len(examples)}
 
-    @app.get("/examples/{number}")
+    @app.get(f"/{key}/examples/{{number}}")
     def example(number: int) -> dict[str, str]:
         """A validation sample: its condition's values as `Drawing` has them, and its photograph."""
         if examples is None or not 0 <= number < len(examples):
@@ -112,7 +117,7 @@ def try_page(translator: Translator) -> FastAPI:
             "truth": _data_url(box.cut(image)),
         }
 
-    @app.post("/draw")
+    @app.post(f"/{key}/draw")
     def draw(asked: Drawing) -> dict[str, Any]:
         started = time.monotonic()
         painted = painted_values(asked.values, config)
@@ -142,6 +147,7 @@ def page_facts(config: Config) -> dict[str, Any]:
             {"color": color.tolist(), "name": f"{label} {color_name(color)}" if of_colours else f"class {label}"}
             for label, color in enumerate(colors)
         ],
+        "order": sorted(range(classes), key=lambda label: _rainbow(colors[label])) if of_colours else list(range(classes)),
         "guidance": sampling.guidance_scale, "sampler": sampling.base_sampler,
         "steps": int("".join(letter for letter in sampling.base_respacing.split(",")[0] if letter.isdigit()) or 50),
     }  # fmt: skip
@@ -149,13 +155,23 @@ def page_facts(config: Config) -> dict[str, Any]:
 
 def color_name(color: NDArray[np.uint8]) -> str:
     """A colour (R, G, B) in words, for the quarter of each channel's range that begins there."""
-    middles = [((int(level) & 0xC0) + 32) / 255 for level in color]
-    hue, light, _ = colorsys.rgb_to_hls(*middles)
+    hue, light, _ = _hue_light_saturation(color)
     shade = "dark " if light < 0.3 else "light " if light > 0.7 else ""
     if max(color) // 64 == min(color) // 64:
         return ("black", "dark grey", "light grey", "white")[int(max(color)) // 64]
     hues = (20, "red"), (45, "orange"), (70, "yellow"), (160, "green"), (200, "cyan"), (260, "blue"), (320, "purple")
     return shade + next((name for end, name in hues if 360 * hue < end), "red")
+
+
+def _hue_light_saturation(color: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Each in [0, 1], of the middle of the quarters that begin at a colour."""
+    return colorsys.rgb_to_hls(*(((int(level) & 0xC0) + 32) / 255 for level in color))
+
+
+def _rainbow(color: NDArray[np.uint8]) -> tuple[float, float]:
+    """Greys first, then twelve hues, each from dark to light."""
+    hue, light, saturation = _hue_light_saturation(color)
+    return (-1.0 if saturation == 0 else round(12 * hue) % 12), light
 
 
 def painted_values(values: str, config: Config) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,30 @@ class Batches:
             seed=config.seed,
             start_sample=(step + left_out_steps(context.spec.output, step)) * stage.settings.batch_size,
         )
+        self._num_threads = config.cluster.loader_workers
         self.keys: list[str] = []
+        self.waited_seconds = 0.0  # for pictures, so far
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in self._loader:
+        loaded_batches = iter(self._loader)
+        while True:
+            began_seconds = time.monotonic()
+            loaded = next(loaded_batches)
+            self.waited_seconds += time.monotonic() - began_seconds
             self.keys = loaded["keys"]
             yield Batch(self.keys, self._state.stage.examples(loaded, self._state.workers.device))
+
+    def why_waiting(self) -> str:
+        """What pictures are waited for, as far as can be seen, and what to do about it."""
+        spent = self._loader.spent
+        reading, decoding = spent.reading_seconds, spent.decoding_seconds
+        share = f"{100 * max(reading, decoding) / max(reading + decoding, 1e-9):.0f} % of the loader's time"
+        if self._num_threads == 0:
+            return "nothing is read ahead: raise cluster.loader_workers (0)"
+        more = f"raise cluster.loader_workers ({self._num_threads})"
+        if reading > decoding:
+            return f"{share} is reading from storage: {more}, or bring the shards nearer"
+        return f"{share} is decoding: {more} and cluster.cpus_per_worker"
 
     @property
     def statistics(self) -> dict[str, Any]:

@@ -78,6 +78,6 @@ class Checkpointer:
         self._status.flush()  # a checkpoint should not be ahead of the metrics
         uri = self._state.save(snapshot, run, about)
         ends = [checkpoint_uri(run, step) for step in settings.phase_ends]
-        prune_checkpoints(run, settings.keep_checkpoints, spared=ends)
+        prune_checkpoints(run, settings.keep_checkpoints, spared=ends, every_steps=settings.keep_every_steps)
         seconds = time.monotonic() - began_seconds
         self._context.info(f"{self._state.stage.name}: wrote {uri} in {seconds:.1f} s, beside the training")

@@ -18,7 +18,7 @@ from piti.training.observers import Observers
 from piti.training.optimizers import step_where
 from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
-from piti.training.workers import Workers
+from piti.training.workers import Workers, use_precision
 
 
 def train(context: JobContext, workers: Workers, resume_from: str | None = None) -> JobResult:
@@ -30,10 +30,11 @@ def train(context: JobContext, workers: Workers, resume_from: str | None = None)
     other error of the loop is raised as a WorkerError that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)
+    use_precision(stage.settings.precision)
     state = TrainingState.begin(stage, context.spec.inputs, workers, resume_from)
     resumed_step = None if resume_from is None else state.progress.step
     batches = Batches(context, state)
-    observers = Observers(context, state)
+    observers = Observers(context, state, batches)
     try:
         run(state, iter(batches), observers)
     except PitiError:
@@ -60,6 +61,7 @@ def run(state: TrainingState, batches: Iterator[Batch], observers: Observers) ->
 
         observers.log(losses, learning_rate)
         observers.validate()  # this and what follows: where it is due
+        observers.sample()
         observers.checkpoint()
         observers.stop()
 

@@ -8,6 +8,7 @@ Only the first worker keeps a log.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -15,17 +16,20 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from piti import storage
 from piti.training.publisher import Publisher
 
 Split = Literal["train", "validation"]
+_Event = tuple[str, float | bytes, int]  # name, number or PNG, step
 PUBLISH_INTERVAL_SECONDS = 5.0
 RECORDS_PER_PART = 1000
 _PART = re.compile(r"metrics(?:-(\d{6}))?\.jsonl")
@@ -69,6 +73,10 @@ class MetricsLog:
         if time.monotonic() - self._published_seconds >= PUBLISH_INTERVAL_SECONDS:
             self.publish()
 
+    def add_picture(self, step: int, name: str, png: bytes) -> None:
+        """A picture for TensorBoard."""
+        self._events.add([(name, png, step)])
+
     def publish(self) -> None:
         """Hand every record so far to the publisher."""
         self._published_seconds = time.monotonic()
@@ -106,23 +114,23 @@ class _Events:
         self._remote_folder = None if storage.is_local(folder) else folder
         self._folder = None if self._remote_folder else storage.local_path(folder)
         self._purge_step = first_step + 1 if first_step else None
-        self._waiting: list[tuple[str, float, int]] = []
+        self._waiting: list[_Event] = []
         self._writer: SummaryWriter | None = None
         self._num_files = self._num_scalars = 0
         self._uploaded: dict[str, int] = {}
 
-    def add(self, scalars: list[tuple[str, float, int]]) -> None:
-        self._waiting.extend(scalars)
+    def add(self, events: Sequence[_Event]) -> None:
+        self._waiting.extend(events)
 
     def write(self) -> None:
         """Write what waits. After an error, what waited then is written again, into a new file."""
-        scalars = list(self._waiting)
+        events = list(self._waiting)
         try:
-            self._write(scalars)
+            self._write(events)
         except Exception:
             self._writer = None
             raise
-        del self._waiting[: len(scalars)]
+        del self._waiting[: len(events)]
 
     def close(self) -> None:
         """Write what waits and release what is open."""
@@ -132,7 +140,7 @@ class _Events:
         if self._remote_folder is not None and self._folder is not None:
             shutil.rmtree(self._folder)
 
-    def _write(self, scalars: list[tuple[str, float, int]]) -> None:
+    def _write(self, events: Sequence[_Event]) -> None:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp())
         if self._writer is not None and self._num_scalars >= 10 * RECORDS_PER_PART:
@@ -144,9 +152,13 @@ class _Events:
                 str(self._folder), purge_step=self._purge_step, filename_suffix=f".{self._num_files}"
             )
             self._purge_step, self._num_scalars = None, 0
-        for name, value, step in scalars:
-            self._writer.add_scalar(name, value, step)
-        self._num_scalars += len(scalars)
+        for name, value, step in events:
+            if isinstance(value, bytes):
+                picture = np.asarray(Image.open(io.BytesIO(value)))
+                self._writer.add_image(name, picture, step, dataformats="HWC")
+            else:
+                self._writer.add_scalar(name, value, step)
+        self._num_scalars += len(events)
         self._writer.flush()
         if self._remote_folder is not None:
             self._upload(self._folder, self._remote_folder)

@@ -7,10 +7,11 @@ from typing import Any
 
 from piti.checkpoints import checkpoint_uri
 from piti.job import JobContext
-from piti.training.batches import degraded_input
+from piti.training.batches import Batches, degraded_input
 from piti.training.checkpointer import Checkpointer
 from piti.training.divergence import Divergence, left_out_steps
 from piti.training.gradients import StepLosses
+from piti.training.samples import Samples
 from piti.training.state import TrainingState
 from piti.training.status import Status
 from piti.training.validation import Validation
@@ -22,15 +23,16 @@ class Observers:
     What must be told or written is told and written by the first worker.
     """
 
-    def __init__(self, context: JobContext, state: TrainingState) -> None:
+    def __init__(self, context: JobContext, state: TrainingState, batches: Batches) -> None:
         self._context = context
         self._state = state
         self._settings = state.stage.settings
-        self._status = Status(context, state)
+        self._status = Status(context, state, batches)
         self._divergence = Divergence(context.spec.output, state)
         self._validation = Validation(
             state.stage, context.spec.inputs["shards"], degraded_input(context), state.workers
         )
+        self._samples = Samples(context, state) if state.workers.is_first else None
         self._checkpointer = Checkpointer(context, state, self._status) if state.workers.is_first else None
         self._began_seconds = time.monotonic() - state.progress.seconds
         self._is_leaving = False
@@ -51,6 +53,17 @@ class Observers:
         """Every `validate_every_steps`, and at the end of a phase: measure the averaged weights' losses."""
         if self._is_due(self._settings.validate_every_steps) or self._ends_phase():
             self._validate()
+
+    def sample(self) -> None:
+        """Every `sample_every_steps`: draw pictures of a few validation conditions with the averaged weights."""
+        every_steps = self._settings.sample_every_steps
+        if every_steps is None or not self._is_due(every_steps):
+            return
+        began_seconds = time.monotonic()
+        png = None if self._samples is None else self._samples.draw(self._state.ema.model)
+        if png is not None:
+            self._status.samples(png, time.monotonic() - began_seconds)
+        self._state.workers.agree(None)  # workers that draw nothing wait here, where it counts as time elsewhere
 
     def checkpoint(self) -> None:
         """Every `checkpoint_every_steps`: have a checkpoint written beside the training.

@@ -109,7 +109,8 @@ class TrainingState:
 
     def learning_rate(self) -> float:
         """Of the next step."""
-        return self.stage.settings.phase_at(self.progress.step).learning_rate
+        settings, step = self.stage.settings, self.progress.step
+        return settings.phase_at(step).learning_rate_at(settings.step_in_phase(step))
 
     def ema_rate(self) -> float:
         """Of the next step."""

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from piti import storage
 from piti.job import PROGRESS_INTERVAL_SECONDS, JobContext
+from piti.training.batches import Batches
 from piti.training.gradients import StepLosses
 from piti.training.metrics import MetricsLog
 from piti.training.publisher import Publisher
@@ -18,15 +20,19 @@ from piti.training.state import TrainingState
 
 FLUSH_SECONDS = 5.0  # how long a checkpoint waits for the metrics before it
 _NUM_STEPS = "steps"  # name of the sum that counts
+WAITING_IS_MUCH = 0.1  # share of the time at which waiting for data is explained
 STEADY_AFTER_STEPS = 2  # the first steps of a process are slow (caches, compilation) and would spoil the rate
 
 
 class Status:
     """Collects steps and reports their means, through a publisher. Does nothing on workers other than the first."""
 
-    def __init__(self, context: JobContext, state: TrainingState) -> None:
+    def __init__(self, context: JobContext, state: TrainingState, batches: Batches) -> None:
         self._context = context
         self._state = state
+        self._batches = batches
+        self._window = (time.monotonic(), 0.0, 0.0)  # at the last report: now, seconds elsewhere, seconds waited
+        self._picture: str | None = None
         self._settings = state.stage.settings
         self._publisher = Publisher() if state.workers.is_first else None
         self._log: MetricsLog | None = None
@@ -35,7 +41,7 @@ class Status:
         self._num_skipped = 0
         self._first_step = state.progress.step
         self._steady_since: tuple[float, int] | None = None
-        self._spent_elsewhere_seconds = 0.0
+        self._spent_elsewhere_seconds = self._elsewhere_seconds = 0.0
         self._progress_seconds = float("-inf")
         self._lost: list[str] = []
         if self._publisher is not None:
@@ -62,7 +68,7 @@ class Status:
         total, now = self._settings.total_steps, time.monotonic()
         if self._publisher is not None and (step == total or now - self._progress_seconds >= PROGRESS_INTERVAL_SECONDS):
             self._progress_seconds = now
-            write = partial(self._context.progress, step, total, self._message(), force=True)
+            write = partial(self._context.progress, step, total, self._message(), force=True, picture=self._picture)
             self._publisher.put("progress", write)
 
     def validation(self, values: Mapping[str, float], seconds: float) -> None:
@@ -76,9 +82,26 @@ class Status:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._context.info(f"{self._state.stage.name}: step {step}, validation {shown} ({seconds:.1f} s)")
 
+    def samples(self, png: bytes, seconds: float) -> None:
+        """Take in drawn pictures, as a PNG, which took `seconds`: `<run>/samples/step-00000100.png` and TensorBoard."""
+        self.elsewhere(seconds)
+        if self._log is None or self._publisher is None:
+            return
+        step = self._state.progress.step
+        uri = storage.join(self._context.spec.output, "samples", f"step-{step:08d}.png")
+
+        def write() -> None:
+            storage.write_bytes(uri, png)
+            self._picture = uri
+
+        self._publisher.put(f"pictures of step {step}", write)
+        self._log.add_picture(step, "samples", png)
+        self._context.info(f"{self._state.stage.name}: step {step}, drew pictures ({seconds:.1f} s)")
+
     def elsewhere(self, seconds: float) -> None:
         """Time not spent in training steps."""
         self._spent_elsewhere_seconds += seconds
+        self._elsewhere_seconds += seconds
 
     def publish(self) -> None:
         """Have all metrics so far written soon."""
@@ -113,11 +136,23 @@ class Status:
     def _report(self, learning_rate: float) -> None:
         self._read()
         values = {**self._means, "learning_rate": learning_rate, "skipped_steps": float(self._num_skipped)}
+        values["memory_gigabytes"] = self._state.workers.peak_memory_bytes() / 1e9
         if (rate := self.pictures_per_second()) is not None:
             values["pictures_per_second"] = rate
+        values["waiting_for_data"] = waiting = self._share_waited()
+        if waiting > WAITING_IS_MUCH and self._state.progress.step - self._first_step > STEADY_AFTER_STEPS:
+            name, why = self._state.stage.name, self._batches.why_waiting()
+            self._context.info(f"{name}: {100 * waiting:.0f} % of the time went into waiting for pictures; {why}")
         if self._log is not None:
             self._log.add(self._state.progress.step, "train", values)
         self._context.info(f"{self._state.stage.name}: {self._where()}, {self._message()}")
+
+    def _share_waited(self) -> float:
+        """Share of the time since the last report, but for validation and the like, that was spent waiting for data."""
+        then = self._window
+        now = self._window = (time.monotonic(), self._elsewhere_seconds, self._batches.waited_seconds)
+        passed, elsewhere, waited = (after - before for after, before in zip(now, then, strict=True))
+        return waited / max(passed - elsewhere, 1e-9)
 
     def _read(self) -> None:
         """Get the sums from the device, all at once."""

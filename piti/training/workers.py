@@ -6,6 +6,7 @@ and alone where there is none.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piti.data.loader import part_of
+
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,12 @@ class Workers:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def peak_memory_bytes(self) -> int:
+        """The most memory that this process has held: of its GPU where it has one."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
     def agree(self, value: Any) -> Any:
         """The first worker's `value`, on every worker. It must be picklable."""
         if self.world_size == 1:
@@ -100,6 +109,14 @@ def without_synchronisation(module: nn.Module) -> AbstractContextManager[Any]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[Any]:
-    """bf16 mixed precision (weights, losses and optimizer stay float32), or nothing for fp32."""
+def use_precision(precision: Precision) -> None:
+    """Have this process's float32 products and convolutions on a GPU be exact, or TF32's for `tf32`."""
+    # torch's own default is exact products, but TF32 in convolutions.
+    how = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = how
+    torch.backends.cudnn.conv.fp32_precision = how  # type: ignore[attr-defined]
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """bf16 mixed precision (weights, losses and optimizer stay float32), or nothing for the others."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()

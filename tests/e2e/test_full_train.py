@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from skimage.data import astronaut
 
 from piti import storage
 from piti.config.presets import load_config
+from piti.models import build_model
+from piti.models.pretrained import export_piti
 from piti.plan import Plan
 from tests.e2e.runs import FlowRun, Prefect
 from tests.e2e.tiny import tiny_overrides
@@ -28,17 +35,42 @@ class Asked:
 
     again: FlowRun
     nothing_new: FlowRun
+    other_grid: FlowRun
+    imported: FlowRun
     other_guidance: CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack) -> Asked:
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Parameters of an evaluation on a machine that has files in the published layout and validation pictures, no more."""
+    folder = tmp_path_factory.mktemp("imported")
+    (folder / "pictures").mkdir()
+    for number, picture in enumerate(np.split(astronaut()[:512, :512], 8)):
+        Image.fromarray(picture).save(folder / "pictures" / f"{number}.png")
+    source = {"kind": "paired", "images": "/nowhere", "validation_images": str(folder / "pictures")}
+    overrides = tiny_overrides(folder / "root", data__source=source, cluster__num_workers=8)
+    for name in ("data.source.train_crops", "data.source.validation_crops"):
+        overrides.pop(name)
+    models = load_config("demo-sketch", overrides).models
+    for name in ("base", "upsampler"):
+        export_piti(build_model(getattr(models, name)), str(folder / f"{name}.pt"))
+    return {
+        "overrides": overrides, "checkpoints": [str(folder / "base.pt")], "upsampler": str(folder / "upsampler.pt"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, imported: dict[str, Any]) -> Asked:
     overrides = tiny_overrides(root)
     again = prefect.start("full-train", config="demo-sketch", overrides=overrides)
     nothing_new = prefect.start("evaluate", config="demo-sketch", overrides=overrides)
+    published = prefect.start("evaluate", config="demo-sketch", **imported)
+    other_grid = prefect.start(
+        "evaluate", config="demo-sketch", overrides=tiny_overrides(root, evaluation__grid_samples=2)
+    )
     other = json.dumps(tiny_overrides(root, sampling__guidance_scale=2.5))
     told = stack.piti("run", "evaluate", "--config", "demo-sketch", "--param", f"overrides={other}")
-    return Asked(prefect.wait(again), prefect.wait(nothing_new), told)
+    return Asked(*(prefect.wait(run) for run in (again, nothing_new, other_grid, published)), told)
 
 
 def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect: Prefect) -> None:
@@ -51,7 +83,7 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert {"step", "checkpoint", "provenance"} <= set(metrics)
     assert "cannot be compared with published" in (report / "report.html").read_text()
     kinds = [(artifact["type"], artifact["key"] or "") for artifact in prefect.artifacts(finished.id)]
-    assert sum(kind == "progress" for kind, _ in kinds) == 8
+    assert sum(kind == "progress" for kind, _ in kinds) == 9
     assert sum(key.endswith("-loss-curve") for _, key in kinds) == 4
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").endswith("-report")]
     assert "data:image/png;base64," in page["data"]
@@ -67,8 +99,8 @@ def test_the_graph_of_the_run_follows_the_data(finished: FlowRun, prefect: Prefe
     arrows = {(short[parent["id"]], short[key]) for key, node in nodes.items() for parent in node["parents"]}
     assert arrows == {
         ("shard", "degrade"), ("shard", "pretrain"), ("shard", "stage1"), ("shard", "stage2"), ("shard", "upsampler"),
-        ("degrade", "upsampler"), ("pretrain", "stage1"), ("stage1", "stage2"), ("stage2", "sample"),
-        ("upsampler", "sample"), ("sample", "score"), ("score", "report"),
+        ("degrade", "upsampler"), ("pretrain", "stage1"), ("stage1", "stage2"), ("stage2", "draw"),
+        ("upsampler", "draw"), ("draw", "score"), ("score", "report"),
     }  # fmt: skip
 
 
@@ -76,9 +108,12 @@ def test_again_does_nothing_twice(asked: Asked, root: Path) -> None:
     run = asked.again
     assert run.state == "COMPLETED", run.message
     assert {run.tasks[name] for name in HEAVY} == {"Cached"}
-    assert {state for name, state in run.tasks.items() if name.startswith(("sample", "score"))} == {"Cached"}
-    jobs = storage.list_names(str(root / "jobs"))
-    assert len(jobs) == len(HEAVY) + 2 + 2, "sample and score ran for two guidances, everything else once"
+    assert {state for name, state in run.tasks.items() if name.startswith(("draw", "score", "report"))} == {"Cached"}
+    jobs = Counter(name.split("-")[1] for name in storage.list_names(str(root / "jobs")))
+    assert jobs == {
+        **dict.fromkeys(("shard", "degrade", "pretrain", "stage1", "stage2", "upsampler"), 1),
+        "sample": 2, "score": 2, "report": 3,
+    }, "drawn and scored for two guidances, reported for another grid, too; everything else once"  # fmt: skip
 
 
 def test_evaluate_with_nothing_new_says_so(asked: Asked) -> None:
@@ -94,11 +129,35 @@ def test_evaluate_with_other_guidance_samples_and_scores_and_piti_run_names_the_
     told = asked.other_guidance
     assert told.returncode == 0, told.stderr
     run = prefect.inspect(re.findall(r"flow-run/([0-9a-f-]{36})", told.stdout)[0])
-    assert {name.split()[0] for name in run.tasks} == {"preflight", "sample", "score", "report"}
+    assert {name.split()[0] for name in run.tasks} == {"preflight", "draw", "score", "report"}
     reports = [line.removeprefix("report:").strip() for line in told.stdout.splitlines() if line.startswith("report:")]
     assert len(reports) == 1
     assert Path(reports[0]).read_text().startswith("<!doctype html>")
-    assert len(list((root / "reports").iterdir())) == 2
+    assert {state for name, state in run.tasks.items() if not name.startswith("preflight")} == {"Completed"}
+
+
+def test_another_grid_only_writes_a_report(asked: Asked) -> None:
+    run = asked.other_grid
+    assert run.state == "COMPLETED", run.message
+    states = {name.split()[0]: state for name, state in run.tasks.items()}
+    assert states == {"preflight": "Completed", "draw": "Cached", "score": "Cached", "report": "Completed"}
+    assert {name.split()[1] for name in run.tasks if name.startswith("draw")} == {
+        "final", "base", "diversity", "stage1", "untrained",
+    }  # fmt: skip
+
+
+def test_published_weights_need_no_training_and_no_training_data(asked: Asked, imported: dict[str, Any]) -> None:
+    run, root = asked.imported, Path(imported["overrides"]["root"])
+    assert run.state == "COMPLETED", run.message
+    assert {name.split()[0] for name in run.tasks} == {"preflight", "shard", "draw", "score", "report"}
+    assert Counter(name.split("-")[1] for name in storage.list_names(str(root / "jobs"))) == dict.fromkeys(
+        ("validation", "sample", "score", "report"), 1
+    )
+    (report,) = (root / "reports").iterdir()
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert (metrics["checkpoint"], metrics["num_samples"]) == (imported["checkpoints"][0], 8)
+    assert metrics["provenance"]["upsampler"]["uri"] == imported["upsampler"]
+    assert metrics["provenance"]["runs"] == {}
 
 
 def test_results_name_code_and_duration(finished: FlowRun, root: Path) -> None:

@@ -192,7 +192,7 @@ def test_the_prefect_command_without_a_server_says_what_to_do(tmp_path: Path) ->
 def test_run_names_the_deployments_and_refuses_wrong_parameters(stack: RunningStack) -> None:
     unknown = stack.piti("run", "full-trian")
     assert unknown.returncode == 1
-    assert "evaluate, full-train, prepare, train" in unknown.stderr
+    assert "evaluate, full-train, prepare, study, train" in unknown.stderr
     wrong = stack.piti("run", "full-train", "-p", "start_from=nowhere")
     assert wrong.returncode == 1
     assert "start_from" in wrong.stderr or "nowhere" in wrong.stderr

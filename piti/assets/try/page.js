@@ -79,7 +79,7 @@ async function draw() {
   say("drawing");
   try {
     const number = (id) => Number(element(id).value);
-    const told = await ask("/draw", {
+    const told = await ask("draw", {
       values: btoa(String.fromCharCode(...values)), samples: number("samples"), guidance: number("guidance"),
       seed: number("seed"), sampler: element("sampler").value, steps: number("steps"),
     });
@@ -99,7 +99,7 @@ async function draw() {
 async function example() {
   try {
     shown = (shown + 1) % facts.examples;
-    const told = await ask(`/examples/${shown}`);
+    const told = await ask(`examples/${shown}`);
     remember();
     values = Uint8Array.from(atob(told.values), (letter) => letter.charCodeAt(0));
     element("photograph").src = told.truth;
@@ -139,12 +139,12 @@ element("clear").addEventListener("click", () => { remember(); blank(); element(
 element("draw").addEventListener("click", draw);
 element("example").addEventListener("click", example);
 
-ask("/about").then((told) => {
+ask("about").then((told) => {
   facts = told;
   canvas.width = canvas.height = facts.size;
   const brushes = facts.modality === "sketch"
     ? [[255, "line", [0, 0, 0]], [0, "eraser", [255, 255, 255]]]
-    : facts.classes.map((one, label) => [label, one.name, one.color]);
+    : facts.order.map((label) => [label, facts.classes[label].name, facts.classes[label].color]);
   element("palette").replaceChildren(...brushes.map(([value, name, color]) => {
     const button = document.createElement("button");
     button.title = name;

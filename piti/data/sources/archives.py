@@ -18,6 +18,7 @@ import uuid
 import weakref
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -39,17 +40,19 @@ _UTF8_FLAG, _DOS, _UNIX = 0x800, 0, 3
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
-class _ArchiveTree:
+class _ArchiveTree(ABC):
     """The members of an archive, listed once for each process."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
 
+    @abstractmethod
     def _members(self) -> Iterator[Member]:
-        raise NotImplementedError
+        """All that has a name in the archive, in its order."""
 
+    @abstractmethod
     def _content(self, member: Member) -> bytes:
-        raise NotImplementedError
+        """Content of one of `_members` that is a file or, in a zip archive, a link."""
 
     @cached_property
     def _files(self) -> dict[str, Member]:

@@ -9,7 +9,7 @@ Sketches are detected in the crops; label maps are their own colours in 64 class
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piti.config import BundledSourceConfig, DataConfig
-from piti.data.items import Item, LoadedItem, RawCondition, Split
+from piti.data.items import SPLITS, Item, LoadedItem, RawCondition, Split
 from piti.errors import DataError, PitiError
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ class BundledSource:
         self._modality = data.modality
         self._num_classes = data.num_classes
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
         sizes = [f"{name}:{path.stat().st_size if path.is_file() else 'missing'}" for name, path in _paths()]
         return hashlib.sha256("\n".join([str(_FORMAT_VERSION), *sizes]).encode()).hexdigest()
 
-    def problems(self) -> list[PitiError]:
+    def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         problems: list[PitiError] = []
         missing = [name for name, path in _paths() if not path.is_file()]
         if missing:

@@ -11,7 +11,7 @@ Normals are downloaded separately: they may lie beside the rest, or below train_
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from piti import storage
 from piti.config import DataConfig, DiodeSourceConfig
@@ -50,19 +50,19 @@ class DiodeSource:
         apart = find_place(self._config.root, [f"normals/{folder}", *forms(f"{folder}_normals", inside="")])
         return [place for place in (self._place(split), apart) if place is not None]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
         places = [
             place
-            for split in SPLITS
+            for split in splits
             for place in (self._normal_places(split) if self._uses_normals else [self._place(split)])
         ]
         return listing_fingerprint(_FORMAT_VERSION, [place for place in places if place is not None])
 
-    def problems(self) -> list[PitiError]:
+    def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         problems: list[PitiError] = []
         if self._data.modality == "mask":
             problems.append(DataError("DIODE has no label maps, which modality mask needs", "use modality geometry"))
-        for split in SPLITS:
+        for split in splits:
             place = self._place(split)
             if place is None:
                 problems.append(

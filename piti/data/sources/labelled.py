@@ -95,11 +95,11 @@ class LabelledSource:
     def _labels(self, split: Split) -> str | None:
         return find_place(self._root, self._layout.labels[split]) if self._uses_labels else None
 
-    def fingerprint(self) -> str:
-        places = [place for split in SPLITS for place in (self._images(split), self._labels(split))]
+    def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
+        places = [place for split in splits for place in (self._images(split), self._labels(split))]
         return listing_fingerprint(_FORMAT_VERSION, [place for place in places if place is not None])
 
-    def problems(self) -> list[PitiError]:
+    def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         layout, data = self._layout, self._data
         problems: list[PitiError] = []
         if data.modality == "geometry":
@@ -108,7 +108,7 @@ class LabelledSource:
         if self._uses_labels and (data.num_classes or 0) < layout.num_classes:
             problem = f"data.num_classes is {data.num_classes}, {layout.name} has labels 0 to {layout.num_classes - 1}"
             problems.append(DataError(problem, f"set data.num_classes to {layout.num_classes}"))
-        for split in SPLITS:
+        for split in splits:
             problems += self._missing(self._images(split), layout.images[split], f"{split} pictures")
             if self._uses_labels:
                 problems += self._missing(self._labels(split), layout.labels[split], f"{split} label maps")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from piti.config import DataConfig, PairedSourceConfig
-from piti.data.items import Item, Split
+from piti.data.items import SPLITS, Item, Split
 from piti.data.sources.files import (
     FileItem,
     Reading,
@@ -48,18 +48,17 @@ class PairedSource:
             return Folders(config.validation_images, config.validation_conditions, config.validation_normals, (split,))
         return Folders(config.images, config.conditions, config.normals, (split,) if config.validation_images else ())
 
-    def _all_folders(self) -> list[str]:
-        config = self._config
-        validation = (config.validation_images, config.validation_conditions, config.validation_normals)
-        places = (config.images, config.conditions, config.normals, *validation)
+    def _all_folders(self, splits: Sequence[Split]) -> list[str]:
+        folders = [self._folders(split) for split in SPLITS if split in splits]
+        places = (place for found in folders for place in (found.images, found.conditions, found.normals))
         return [place for place in dict.fromkeys(places) if place is not None]
 
-    def fingerprint(self) -> str:
-        return listing_fingerprint(_FORMAT_VERSION, self._all_folders())
+    def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
+        return listing_fingerprint(_FORMAT_VERSION, self._all_folders(splits))
 
-    def problems(self) -> list[PitiError]:
+    def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         problems: list[PitiError] = []
-        for place in self._all_folders():
+        for place in self._all_folders(splits):
             try:
                 if not any(usable_among(open_tree(place).entries())):
                     problems.append(DataError(f"{place} holds no pictures", "correct the path in data.source"))

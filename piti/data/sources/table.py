@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 from piti import storage
 from piti.config import DataConfig, ListSourceConfig
-from piti.data.items import Item, Split
+from piti.data.items import SPLITS, Item, Split
 from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, UriFile
 from piti.data.sources.listing import Entry, object_version, open_regular
 from piti.data.sources.names import ValidationDraw, draw_validation, safe_key
@@ -57,18 +57,18 @@ class ListSource:
         self._config, self._data = config, data
         self._root = config.root or config.path.rstrip("/").rpartition("/")[0] or "."
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
         with _opened(self._config.path):
             table = storage.sha256_file(self._config.path)
         digest = hashlib.sha256("\n".join([str(_FORMAT_VERSION), self._root, table]).encode())
-        found = self._files(self._rows())
+        found = self._files(self._rows_of(splits))
         for name in sorted(found):
             digest.update(f"\n{name}|{found[name].identity}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def problems(self) -> list[PitiError]:
+    def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         try:
-            rows = self._rows()
+            rows = self._rows_of(splits)
             files = self._files(rows)
         except PitiError as error:
             return [error]
@@ -94,6 +94,14 @@ class ListSource:
             number = first.setdefault(row.name, row.number)
             if self._split(row, drawn) == split:
                 yield self._item(row, files, number if number != row.number else None)
+
+    def _rows_of(self, splits: Sequence[Split]) -> Sequence[Pair]:
+        """The rows of these splits."""
+        rows = self._rows()
+        if set(splits) == set(SPLITS):
+            return rows
+        drawn = self._validation(rows)
+        return [row for row in rows if self._split(row, drawn) in splits]
 
     def _split(self, row: Pair, drawn: ValidationDraw) -> Split:
         if row.split is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -41,11 +41,12 @@ class WebdatasetSource:
         place = self._config.train if split == "train" else self._config.validation
         return [] if place is None else expand_tars(place)
 
-    def fingerprint(self) -> str:
-        listed = [f"{tar}|{stored_version(tar)}" for split in SPLITS for tar in self._tars(split)]
+    def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
+        tars = [tar for split in splits for tar in self._tars(split)] or self._tars("train")
+        listed = [f"{tar}|{stored_version(tar)}" for tar in tars]
         return storage.sha256_bytes("\n".join([str(_FORMAT_VERSION), *listed]).encode())
 
-    def problems(self) -> list[PitiError]:
+    def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         problems: list[PitiError] = []
         wants_normals = self._config.normals is not None
         if self._data.modality != "sketch" and self._config.condition is None:
@@ -54,9 +55,9 @@ class WebdatasetSource:
         if self._data.modality != "geometry" and wants_normals:
             problem = f"data.source.normals does nothing with modality {self._data.modality}"
             problems.append(DataError(problem, "leave it out"))
-        for place in (self._config.train, self._config.validation):
-            if place is not None:
-                problems += self._problems_at(place)
+        train, validation = self._config.train, self._config.validation
+        for place in dict.fromkeys(train if split == "train" else validation or train for split in splits):
+            problems += self._problems_at(place)
         return problems
 
     def _problems_at(self, place: str) -> Iterator[PitiError]:

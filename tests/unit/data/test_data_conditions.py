@@ -20,7 +20,6 @@ from piti.data.conditions import (
     encode_depth,
     encode_normals,
     label_colors,
-    null_condition,
     render_condition,
 )
 from piti.data.items import RawCondition
@@ -164,7 +163,3 @@ def test_mirroring_turns_normals_round() -> None:
     )  # fmt: skip
     np.testing.assert_array_equal(stored.flipped().flipped().normals, stored.normals)
     np.testing.assert_array_equal(stored.flipped().values, stored.values[:, ::-1])
-
-
-def test_null_condition_is_all_ones() -> None:
-    assert (null_condition(torch.zeros(2, 3, 4, 4)) == 1).all()

@@ -8,13 +8,19 @@ import pytest
 
 import flows.evaluate as evaluate
 from flows.cluster import submission_prefix
-from flows.evaluate import choose_checkpoints, evaluation_steps
+from flows.evaluate import choose_targets
 from flows.full_train import require_done
 from flows.preflight import wanted_resources
 from piti import storage
-from piti.checkpoints import FORMAT, checkpoints_of
+from piti.checkpoints import FORMAT
+from piti.config import ModelConfig
 from piti.config.presets import load_config
 from piti.errors import CheckpointError, DataError, PreflightError
+from piti.evaluation.evaluation_plan import EvaluationPlan
+from piti.evaluation.targets import make_target
+from piti.job import JobSpec
+from piti.models import build_model
+from piti.models.pretrained import export_piti
 from piti.plan import Plan
 from piti.weights import weights_problems
 
@@ -24,63 +30,92 @@ def plan(tmp_path: Path) -> Plan:
     return Plan(load_config("demo-sketch", {"root": str(tmp_path)}))
 
 
-def add_checkpoint(run: str, step: int) -> str:
+def add_checkpoint(run: str, step: int, stage: str = "stage2") -> str:
     uri = storage.join(run, f"step-{step:08d}")
     storage.write_json(
         storage.join(uri, storage.MARKER),
-        {"format": FORMAT, "sha256": {"ema.safetensors": f"{run}{step}"}, "step": step},
+        {"format": FORMAT, "sha256": {"ema.safetensors": f"{run}{step}"}, "step": step, "stage": stage},
     )
     return uri
 
 
+def chosen(plan: Plan, wanted: str | list[str], upsampler: str | None = None) -> list[str]:
+    return [target.base.uri for target in choose_targets(plan, wanted, upsampler)]
+
+
+def set_reported(plan: Plan, uri: str) -> None:
+    storage.write_json(EvaluationPlan(plan, make_target(plan, uri)).report.marker, {"metrics": {}})
+
+
 def test_no_checkpoint_at_all_names_what_to_run(plan: Plan) -> None:
     with pytest.raises(CheckpointError, match="run piti/full-train"):
-        choose_checkpoints(plan, "new")
+        choose_targets(plan, "new")
 
 
-def test_no_upsampler_yet(plan: Plan) -> None:
-    add_checkpoint(plan.stage2.output, 10)
-    with pytest.raises(CheckpointError, match="no upsampler checkpoint yet"):
-        choose_checkpoints(plan, "new")
+def test_no_upsampler_says_where_one_may_come_from(plan: Plan) -> None:
+    base = add_checkpoint(plan.stage2.output, 10)
+    for wanted in ("new", "latest", [base]):
+        with pytest.raises(CheckpointError, match=r"no upsampler checkpoint yet .*give the parameter upsampler"):
+            choose_targets(plan, wanted)
 
 
 def test_new_means_without_a_report(plan: Plan) -> None:
     first, second = (add_checkpoint(plan.stage2.output, step) for step in (10, 20))
-    add_checkpoint(plan.upsampler.output, 5)
-    assert choose_checkpoints(plan, "new") == [first, second]
-    storage.write_json(evaluation_steps(plan, first)[1].marker, {"metrics": {}})
-    assert choose_checkpoints(plan, "new") == [second]
-    assert choose_checkpoints(plan, "latest") == [second]
-    assert choose_checkpoints(plan, "all") == [first, second]
-    storage.write_json(evaluation_steps(plan, second)[1].marker, {"metrics": {}})
-    assert choose_checkpoints(plan, "new") == []
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    add_checkpoint(plan.stage1.output, 5, "stage1")
+    assert chosen(plan, "new") == [first, second]
+    set_reported(plan, first)
+    assert chosen(plan, "new") == [second]
+    assert chosen(plan, "latest") == [second]
+    assert chosen(plan, "all") == [first, second]
+    set_reported(plan, second)
+    assert chosen(plan, "new") == []
+
+
+def test_new_looks_at_every_run_under_the_root(plan: Plan, tmp_path: Path) -> None:
+    """Another config's checkpoint gets the upsampler that was trained under that config."""
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    mine = add_checkpoint(plan.stage2.output, 10)
+    config = load_config("demo-sketch", {"root": str(tmp_path), "seed": 3})
+    other = Plan(config)
+    theirs = add_checkpoint(other.stage2.output, 10)
+    trained = add_checkpoint(other.upsampler.output, 7, "upsampler")
+    folder = storage.join(str(tmp_path), "jobs", f"{submission_prefix(other.stage2)}1")
+    storage.write_json(
+        storage.join(folder, "spec.json"), JobSpec.for_step(other.stage2, config, folder).model_dump(mode="json")
+    )
+    targets = {target.base.uri: target.upsampler.uri for target in choose_targets(plan, "new")}
+    assert targets[theirs] == trained
+    assert targets[mine].startswith(plan.upsampler.output)
 
 
 def test_a_checkpoint_that_disappears_is_left_out(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training may prune a checkpoint between its being found and its being looked at."""
     there = add_checkpoint(plan.stage2.output, 20)
-    add_checkpoint(plan.upsampler.output, 5)
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
     gone = storage.join(plan.stage2.output, "step-00000010")
-    monkeypatch.setattr(
-        evaluate, "checkpoints_of", lambda run: [gone, there] if run == plan.stage2.output else checkpoints_of(run)
-    )
-    assert choose_checkpoints(plan, "new") == [there]
+    monkeypatch.setattr(evaluate, "finished_bases", lambda root: [gone, there])
+    assert chosen(plan, "new") == [there]
 
 
 def test_one_that_fails_does_not_end_the_others(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    storage.write_json(plan.shard.marker, {})
+    good, bad, also = (make_target(plan, add_checkpoint(plan.stage2.output, step)) for step in (1, 2, 3))
     tables: list[object] = []
 
-    def evaluated(plan: Plan, checkpoint: str, after: object) -> str:
-        if checkpoint == "bad":
+    def evaluated(evaluation: EvaluationPlan, after: object) -> str:
+        if evaluation.target is bad:
             raise DataError("bad is damaged")
-        return f"report of {checkpoint}"
+        return f"report of {evaluation.target.base.uri}"
 
-    monkeypatch.setattr(evaluate, "_evaluate_checkpoint", evaluated)
+    monkeypatch.setattr(evaluate, "evaluate_target", evaluated)
     monkeypatch.setattr(evaluate, "create_table_artifact", lambda rows, **_: tables.append(rows))
-    assert evaluate.evaluate_checkpoints(plan, ["a", "bad", "b"]) == ["report of a", "report of b"]
-    assert tables == [[{"checkpoint": one, "report": f"report of {one}"} for one in ("a", "b")]]
+    reports = [f"report of {target.base.uri}" for target in (good, also)]
+    assert evaluate.evaluate_targets(plan, [good, bad, also]) == reports
+    assert tables == [[{"checkpoint": report.removeprefix("report of "), "report": report} for report in reports]]
     with pytest.raises(DataError, match="bad is damaged"):
-        evaluate.evaluate_checkpoints(plan, ["bad"])
+        evaluate.evaluate_targets(plan, [bad])
 
 
 def test_evaluation_asks_for_no_training_weights_and_one_worker() -> None:
@@ -94,18 +129,45 @@ def test_evaluation_asks_for_no_training_weights_and_one_worker() -> None:
 
 def test_a_new_upsampler_makes_every_checkpoint_new(plan: Plan) -> None:
     base = add_checkpoint(plan.stage2.output, 10)
-    add_checkpoint(plan.upsampler.output, 5)
-    storage.write_json(evaluation_steps(plan, base)[1].marker, {"metrics": {}})
-    add_checkpoint(plan.upsampler.output, 6)
-    assert choose_checkpoints(plan, "new") == [base]
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    set_reported(plan, base)
+    add_checkpoint(plan.upsampler.output, 6, "upsampler")
+    assert chosen(plan, "new") == [base]
 
 
 def test_uris_are_checked(plan: Plan, tmp_path: Path) -> None:
-    add_checkpoint(plan.upsampler.output, 5)
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
     mine = add_checkpoint(str(tmp_path / "elsewhere"), 1)
-    assert choose_checkpoints(plan, [mine]) == [mine]
+    assert chosen(plan, [mine]) == [mine]
     with pytest.raises(CheckpointError, match="/nowhere is not a finished checkpoint"):
-        choose_checkpoints(plan, [mine, "/nowhere"])
+        choose_targets(plan, [mine, "/nowhere"])
+    with pytest.raises(CheckpointError, match=r"there is no file /nowhere/piti\.pt"):
+        choose_targets(plan, ["/nowhere/piti.pt"])
+
+
+def test_the_first_upsampler_that_there_is(plan: Plan, tmp_path: Path) -> None:
+    """Given; of the base's own training; the config's pretrained one; trained under this config."""
+    base, file = add_checkpoint(plan.stage2.output, 10), str(tmp_path / "base.pt")
+    pretrained, given = str(tmp_path / "upsample.pt"), add_checkpoint(str(tmp_path / "given"), 1)
+    for path in (file, pretrained):
+        Path(path).write_bytes(b"weights")
+    with_one = Plan(load_config("demo-sketch", {"root": str(tmp_path), "pretrained.upsampler": {"path": pretrained}}))
+    assert make_target(with_one, base).upsampler.uri == pretrained
+    trained = add_checkpoint(with_one.upsampler.output, 5, "upsampler")
+    assert make_target(with_one, base).upsampler.uri == trained
+    assert make_target(with_one, file).upsampler.uri == pretrained
+    assert make_target(with_one, file, given).upsampler.uri == given
+    own = add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    assert make_target(plan, file).upsampler.uri == own
+
+
+def test_a_file_of_other_sizes_is_refused_before_any_job(plan: Plan, tmp_path: Path) -> None:
+    file = str(tmp_path / "small.pt")
+    export_piti(build_model(ModelConfig(image_size=8, model_channels=32, channel_mult=(1,), num_res_blocks=1,
+        attention_resolutions=(), num_head_channels=32, condition_channels=1, condition_size=16, encoder_width=16,
+        encoder_layers=1, encoder_heads=1)), file)  # fmt: skip
+    with pytest.raises(CheckpointError, match="does not fit the configured network"):
+        choose_targets(plan, [file], file)
 
 
 def test_start_from_needs_what_comes_before(plan: Plan) -> None:

@@ -12,6 +12,7 @@ import torch
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
+from piti.evaluation.picture_sets import PICTURES, SET_NAMES, PictureSetName
 from piti.job import JobSpec
 from piti.models import ModelConfig, build_model
 from piti.models.checkpoints import write_checkpoint
@@ -41,7 +42,9 @@ OVERRIDES = {
 }  # fmt: skip
 
 
-def write_small_checkpoint(folder: str, config: ModelConfig, seed: int, stage: str, step: int) -> str:
+def write_small_checkpoint(
+    folder: str, config: ModelConfig, seed: int, stage: str, step: int, origin: dict[str, str] | None = None
+) -> str:
     """A checkpoint folder whose network answers (a fresh one gives only zeros)."""
     model = build_model(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +52,9 @@ def write_small_checkpoint(folder: str, config: ModelConfig, seed: int, stage: s
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     state = model.state_dict()
     uri = storage.join(folder, f"step-{step:08d}")
-    write_checkpoint(Path(uri), model=state, ema=state, trainer={}, about={"stage": stage, "step": step})
+    write_checkpoint(
+        Path(uri), model=state, ema=state, trainer={}, about={"stage": stage, "step": step, "origin": origin}
+    )
     return uri
 
 
@@ -61,13 +66,15 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="session")
 def small_inputs(small_config: Config) -> dict[str, str]:
-    """The inputs of sample and score: shards, two checkpoints, and the runs that they came from."""
+    """The inputs of sample and score: shards and three checkpoints."""
     config = small_config
     inputs = {"shards": shard_here(config.data, storage.join(config.root, "shards"), config.seed).uri}
+    before = ""
     for number, stage in enumerate(("pretrain", "stage1", "stage2", "upsampler")):
         run = storage.join(config.root, "runs", stage)
         model = config.models.upsampler if stage == "upsampler" else config.models.base
-        checkpoint = write_small_checkpoint(run, model, seed=number, stage=stage, step=20)
+        origin = {"stage1": {"decoder": before}, "stage2": {"model": before}}.get(stage, {"model": "seed 1"})
+        checkpoint = before = write_small_checkpoint(run, model, number, stage, 20, origin)
         losses = {"mse": 0.5, "vb": 0.1, "loss": 0.6}, {"mse": 0.2, "vb": 0.1, "loss": 0.3}
         records = [
             {"step": 0, "time": 0.0, "split": "validation", **losses[0]},
@@ -85,9 +92,14 @@ def small_inputs(small_config: Config) -> dict[str, str]:
                 "wall_seconds": 12.5,
             },
         )
-        inputs[f"run_{stage}"] = run
-        inputs |= {"stage2": {"checkpoint": checkpoint}, "upsampler": {"upsampler": checkpoint}}.get(stage, {})
-    return inputs | {"stage1": inputs["run_stage1"]}
+        role = {"stage1": "stage1", "stage2": "checkpoint", "upsampler": "upsampler"}.get(stage)
+        inputs |= {role: checkpoint} if role is not None else {}
+    return inputs
+
+
+def with_pictures(inputs: dict[str, str], folder: str, *sets: PictureSetName) -> dict[str, str]:
+    """A job's inputs with a folder for each of these picture sets (default: all), below `folder`."""
+    return inputs | {f"{PICTURES}{name}": storage.join(folder, name) for name in sets or SET_NAMES}
 
 
 @pytest.fixture

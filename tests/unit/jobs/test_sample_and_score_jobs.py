@@ -1,4 +1,4 @@
-"""The jobs as a cluster runs them: sample, restart after losses, score; on a Ray of two CPUs in this process."""
+"""The jobs as a cluster runs them: sample, restart after losses, score, report; on a Ray of two CPUs in this process."""
 
 import itertools
 import json
@@ -18,15 +18,20 @@ from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.errors import CheckpointError, DataError
+from piti.evaluation import networks
 from piti.evaluation.measurement import Evaluation
-from piti.evaluation.picture_sets import Part, PictureSet, write_pictures
+from piti.evaluation.picture_sets import PICTURES, Part, PictureSet, PictureSetName, set_folders, write_pictures
 from piti.job import JobContext, JobSpec
-from piti.jobs import sample, score
+from piti.jobs import report, sample, score
 from piti.jobs.degrade import degrade_shard
 from piti.jobs.ray_tasks import run_tasks
+from piti.models.checkpoints import load_model
+from piti.models.pretrained import export_piti
+from tests.unit.jobs.conftest import with_pictures
 
 pytestmark = pytest.mark.integration
 SpecMaker = Callable[..., JobSpec]
+SETS: tuple[PictureSetName, ...] = ("final", "base", "diversity", "stage1", "untrained")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,60 +44,77 @@ def small_ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def sampled(small_config: Config, small_inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
     """A finished sample job."""
-    folder = tmp_path_factory.mktemp("sampled")
+    folder = str(tmp_path_factory.mktemp("sampled"))
     spec = JobSpec(
-        kind="sample", name="sample", fingerprint="1" * 64, output=str(folder / "out"), inputs=small_inputs,
-        folder=str(folder / "job"), config=small_config,
+        kind="sample", name="sample", fingerprint="1" * 64, output=f"{folder}/out", folder=f"{folder}/job",
+        inputs=with_pictures(small_inputs, f"{folder}/pictures", *SETS), config=small_config,
     )  # fmt: skip
     storage.write_json(storage.join(spec.output, storage.MARKER), sample.run(JobContext(spec)))
     return spec
 
 
-def tars(folder: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.tar"))}
+def tars(spec: JobSpec) -> dict[str, bytes]:
+    """Of all sets of a sample job, by `<set>/<name>`."""
+    paths = [path for folder in set_folders(spec.inputs).values() for path in sorted(Path(folder).glob("*.tar"))]
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+
+
+def pictures_of(spec: JobSpec, name: PictureSetName) -> PictureSet:
+    return PictureSet(set_folders(spec.inputs)[name])
 
 
 def test_sampling_leaves_every_set_and_says_what_it_drew(sampled: JobSpec) -> None:
     result = storage.read_json(storage.join(sampled.output, storage.MARKER))
-    counts = {name: about["count"] for name, about in result["sets"].items()}
-    assert counts == {"final": 6, "base": 6, "stage1": 6, "untrained": 6, "diversity": 6}
-    assert sorted(name for about in result["sets"].values() for name in about["files"]) == sorted(tars(sampled.output))
+    found = {name: pictures_of(sampled, name) for name in result["sets"]}
+    assert {name: len(pictures) for name, pictures in found.items()} == {
+        "final": 6, "base": 6, "diversity": 3, "stage1": 6, "untrained": 6,
+    }  # fmt: skip
     assert result["guidance"] == {"scale": 1.5, "normalized": True}
-    assert PictureSet(sampled.output, "final").picture(PictureSet(sampled.output, "final").keys[0]).shape == (32, 32, 3)
-    assert PictureSet(sampled.output, "diversity").variants(PictureSet(sampled.output, "base").keys[0]).shape == (
-        2,
-        32,
-        32,
-        3,
-    )
+    key = found["final"].keys[0]
+    assert found["final"].picture(key).shape == (32, 32, 3)
+    assert found["diversity"].variants(key).shape == (2, 32, 32, 3)
     assert storage.read_json(storage.join(sampled.folder, "progress.json"))["done"] == 24
 
 
 def test_a_restart_draws_the_missing_parts_only_and_gets_the_same_pictures(
-    sampled: JobSpec, job_spec: SpecMaker
+    sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path
 ) -> None:
     """With some tars of an earlier attempt there, those stay untouched and the others come out byte for byte."""
-    spec = job_spec("sample")
-    before = tars(sampled.output)
-    kept = {"final-000000.tar", "base-000000.tar", "untrained-000000.tar"}
+    spec = job_spec("sample", **with_pictures({}, str(tmp_path / "pictures"), *SETS))
+    before = tars(sampled)
+    kept = {name for name in before if name.startswith(("final/", "base/", "untrained/"))}
     for name in kept:
-        storage.write_bytes(storage.join(spec.output, name), b"kept as it is")
+        storage.write_bytes(str(tmp_path / "pictures" / name), b"kept as it is")
     result = sample.run(JobContext(spec))
-    after = tars(spec.output)
+    after = tars(spec)
     assert {name for name, data in after.items() if data == b"kept as it is"} == kept
-    assert {name: data for name, data in after.items() if name not in kept} == {
-        name: data for name, data in before.items() if name not in kept
-    }
+    assert after == before | dict.fromkeys(kept, b"kept as it is")
     assert result["pictures_drawn"] == 12
 
 
-def test_a_lost_worker_costs_a_retry(job_spec: SpecMaker, sampled: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_samples_draw_the_rest(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
+    """Of 7 pictures 6 are there: one is drawn, by both networks."""
+    shutil.copytree(Path(set_folders(sampled.inputs)["final"]).parent, tmp_path / "pictures")
+    sampling = sampled.config.sampling.model_copy(update={"num_samples": 7})
+    config = sampled.config.model_copy(update={"sampling": sampling})
+    spec = job_spec("sample", config=config, **with_pictures({}, str(tmp_path / "pictures"), "final", "base"))
+    assert sample.run(JobContext(spec))["pictures_drawn"] == 1
+    assert [name for name in tars(spec) if name not in tars(sampled)] == [
+        "final/000006-000007.tar",
+        "base/000006-000007.tar",
+    ]
+    assert len(pictures_of(spec, "final")) == len(pictures_of(spec, "base")) == 7
+
+
+def test_a_lost_worker_costs_a_retry(
+    job_spec: SpecMaker, sampled: JobSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A worker process that dies the moment it begins its part is replaced, and the pictures are the same."""
-    spec = job_spec("sample")
+    spec = job_spec("sample", **with_pictures({}, str(tmp_path / "pictures"), "final", "base"))
     died = Path(spec.folder) / "died"
     draw = sample.draw_part
 
-    def draw_and_die_once(described: dict[str, object], part: Part) -> int:
+    def draw_and_die_once(described: JobSpec, part: Part) -> int:
         if not died.exists():
             died.parent.mkdir(parents=True, exist_ok=True)
             died.touch()
@@ -102,12 +124,13 @@ def test_a_lost_worker_costs_a_retry(job_spec: SpecMaker, sampled: JobSpec, monk
     monkeypatch.setattr(sample, "draw_part", draw_and_die_once)
     sample.run(JobContext(spec))
     assert died.exists()
-    assert tars(spec.output) == tars(sampled.output)
+    assert tars(spec) == {name: data for name, data in tars(sampled).items() if name in tars(spec)} != {}
 
 
-def test_a_problem_of_a_worker_is_raised_as_it_was(job_spec: SpecMaker) -> None:
+def test_a_problem_of_a_worker_is_raised_as_it_was(job_spec: SpecMaker, tmp_path: Path) -> None:
+    inputs = with_pictures({"checkpoint": "/nowhere/step-00000001"}, str(tmp_path / "pictures"), "final", "base")
     with pytest.raises(CheckpointError, match="nowhere"):
-        sample.run(JobContext(job_spec("sample", checkpoint="/nowhere/step-00000001")))
+        sample.run(JobContext(job_spec("sample", **inputs)))
 
 
 def test_a_problem_of_a_data_task_is_raised_as_it_was(small_config: Config, tmp_path: Path) -> None:
@@ -118,9 +141,20 @@ def test_a_problem_of_a_data_task_is_raised_as_it_was(small_config: Config, tmp_
         list(run_tasks(degrade_shard, work))
 
 
-def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: SpecMaker) -> None:
-    spec = job_spec("score", samples=sampled.output)
-    result = score.run(JobContext(spec))
+def score_inputs(sampled: JobSpec) -> dict[str, str]:
+    """What a score job gets besides the networks."""
+    return {**sampled.inputs, "samples": sampled.output}
+
+
+def test_scoring_writes_metrics_and_the_report_shows_them(
+    sampled: JobSpec, job_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = job_spec("score", **score_inputs(sampled))
+    scored = score.run(JobContext(spec))
+    monkeypatch.setattr(networks, "open_extractor", None)  # a report needs no network
+    monkeypatch.setattr(networks, "open_perceptual_network", None)
+    reported = job_spec("report", **spec.inputs, score=spec.output)
+    result = report.run(JobContext(reported))
     metrics = json.loads(storage.read_text(storage.join(spec.output, "metrics.json")))
     assert list(metrics["metrics"]) == [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
     assert list(metrics["kinds"]) == ["fid", "kid", "lpips", "lpips_diversity"]
@@ -145,7 +179,9 @@ def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: Spec
     for before, after in itertools.pairwise(comparison.values()):
         gain = before["lpips"]["value"] - after["lpips"]["value"]
         assert after["lpips_gain"]["value"] == pytest.approx(gain)
-    assert result["metrics"] == metrics["metrics"]
+    assert result["metrics"] == scored["metrics"] == metrics["metrics"]
+    assert list(origin["runs"]) == ["stage2", "stage1", "pretrain", "upsampler"]
+    assert origin["base"]["title"] == "stage 2, step 20"
     grid = np.asarray(Image.open(storage.local_path(result["grid"])))
     assert grid.shape[2] == 3
     page = storage.read_text(result["report"])
@@ -155,26 +191,46 @@ def test_scoring_writes_metrics_report_and_grid(sampled: JobSpec, job_spec: Spec
     ):  # fmt: skip
         assert words in page
     assert ">FID<" not in page
-    assert load_config(storage.join(spec.output, "config.yaml")) == spec.config
+    assert load_config(storage.join(reported.output, "config.yaml")) == spec.config
+    assert storage.read_json(storage.join(reported.output, "metrics.json")) == metrics
     assert storage.read_json(storage.join(spec.folder, "progress.json"))["message"] == "done"
 
 
-def test_another_grid_computes_nothing_again(sampled: JobSpec, job_spec: SpecMaker) -> None:
-    """Features and distances are stored: a second report has the same figures, and no network saw a picture for it."""
-    spec = job_spec("score", samples=sampled.output)
-    first = score.score(JobContext(spec))
+def test_nothing_is_said_of_the_training_of_a_file(
+    sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, small_config: Config
+) -> None:
+    """The runs of this config are there, but they are not those of the evaluated weights."""
+    file = str(tmp_path / "published.pt")
+    export_piti(load_model(sampled.inputs["checkpoint"], small_config.models.base), file)
+    spec = job_spec("score", **{**score_inputs(sampled), "checkpoint": file, "upsampler": file})
+    score.score(JobContext(spec))
+    metrics = storage.read_json(storage.join(spec.output, "metrics.json"))
+    assert (metrics["checkpoint"], metrics["step"]) == (file, 0)
+    assert metrics["provenance"]["runs"] == {}
+    assert metrics["provenance"]["base"] == {
+        "uri": file, "title": "published.pt", "sha256": {"file": storage.sha256_file(file)}, "run": None,
+    }  # fmt: skip
+    result = report.run(JobContext(job_spec("report", **spec.inputs, score=spec.output)))
+    page = storage.read_text(result["report"])
+    assert "published.pt" in page
+    assert "base training" not in page
+
+
+def test_another_grid_needs_no_figures(sampled: JobSpec, job_spec: SpecMaker) -> None:
+    """A second report from the same stored figures: its own step."""
+    spec = job_spec("score", **score_inputs(sampled))
+    score.score(JobContext(spec))
     evaluation = spec.config.evaluation.model_copy(update={"grid_samples": 1})
-    other = job_spec("score", config=spec.config.model_copy(update={"evaluation": evaluation}), samples=sampled.output)
-    second = score.score(JobContext(other))
-    assert second["arrays_computed"] == 0
-    assert second["metrics"] == first["metrics"]
-    with Image.open(storage.local_path(second["grid"])) as sheet:
+    other = spec.config.model_copy(update={"evaluation": evaluation})
+    result = report.run(JobContext(job_spec("report", config=other, **spec.inputs, score=spec.output)))
+    with Image.open(storage.local_path(result["grid"])) as sheet:
         assert sheet.height < 250
+    assert score.score(JobContext(spec))["arrays_computed"] == 0
 
 
 def test_damaged_stored_features_are_computed_again(sampled: JobSpec, job_spec: SpecMaker) -> None:
     """To the same bits, by a job of as many threads: two threads round features otherwise than one, by up to 1e-6."""
-    spec = job_spec("score", samples=sampled.output)
+    spec = job_spec("score", **score_inputs(sampled))
     first = score.run(JobContext(spec))
     for path in Path(spec.config.root, "features").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:50])
@@ -185,13 +241,13 @@ def test_damaged_stored_features_are_computed_again(sampled: JobSpec, job_spec: 
 
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
     """The whole way from shards to metrics: with the truth in place of generated pictures, distances are 0."""
-    evaluation = Evaluation(sampled.config, sampled.inputs["shards"], sampled.output)
-    perfect = str(tmp_path / "perfect")
-    for product, small in (("final", False), ("base", True)):
+    evaluation = Evaluation(sampled.config, sampled.inputs)
+    perfect = with_pictures({}, str(tmp_path / "perfect"), "final", "base")
+    for name, small in (("final", False), ("base", True)):
         truths = {key: evaluation.truth(key) for key in evaluation.keys}
         pictures = {key: truth.small if small else truth.picture for key, truth in truths.items()}
-        write_pictures(storage.join(perfect, f"{product}-000000.tar"), pictures)
-    result = score.score(JobContext(job_spec("score", config=only_final(sampled.config), samples=perfect)))
+        write_pictures(storage.join(perfect[f"{PICTURES}{name}"], "000000-000006.tar"), pictures)
+    result = score.score(JobContext(job_spec("score", **perfect, samples=sampled.output)))
     assert result["metrics"]["pd_efficientnet_lite0"]["value"] == 0
     assert result["metrics"]["fd_efficientnet_lite0"]["value"] < 1e-5
     assert {name: distance["value"] for name, distance in result["comparison"]["base"].items()} == {
@@ -201,30 +257,20 @@ def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec
     assert "pd_diversity_efficientnet_lite0" not in result["metrics"]
 
 
-def only_final(config: Config) -> Config:
-    """Without diversity and without the comparison of stages."""
-    return config.model_copy(
-        update={
-            "sampling": config.sampling.model_copy(update={"diversity_conditions": 0}),
-            "evaluation": config.evaluation.model_copy(update={"compare_stages": False}),
-        }
-    )
-
-
 @pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity"])
 def test_missing_pictures_are_named(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, lost: str) -> None:
-    samples = tmp_path / "samples"
-    shutil.copytree(sampled.output, samples)
-    for path in samples.glob(f"{lost}-*.tar"):
+    shutil.copytree(Path(set_folders(sampled.inputs)["final"]).parent, tmp_path / "pictures")
+    for path in (tmp_path / "pictures" / lost).glob("*.tar"):
         path.unlink()
-    key = PictureSet(sampled.output, "final").keys[0]
+    key = pictures_of(sampled, "final").keys[0]
+    inputs = score_inputs(sampled) | with_pictures({}, str(tmp_path / "pictures"), *SETS)
     with pytest.raises(DataError, match=rf"pictures of the set {lost} are missing: {re.escape(key)}"):
-        score.score(JobContext(job_spec("score", samples=str(samples))))
+        score.score(JobContext(job_spec("score", **inputs)))
 
 
 def test_without_weights_scoring_is_refused_unless_the_config_allows_it(sampled: JobSpec, job_spec: SpecMaker) -> None:
     config = sampled.config.model_copy(update={"allow_stand_in_networks": False})
-    spec = job_spec("score", config=config, samples=sampled.output)
+    spec = job_spec("score", config=config, **score_inputs(sampled))
     with pytest.raises(CheckpointError, match=r"evaluation\.inception is not set, .* set evaluation\.inception\.path"):
         score.run(JobContext(spec))
     assert not Path(spec.output).exists()
@@ -234,4 +280,4 @@ def test_too_few_pictures_are_refused(sampled: JobSpec, job_spec: SpecMaker) -> 
     sampling = sampled.config.sampling.model_copy(update={"num_samples": 3})
     config = sampled.config.model_copy(update={"sampling": sampling})
     with pytest.raises(DataError, match="there are 3 pictures to measure"):
-        score.score(JobContext(job_spec("score", config=config, samples=sampled.output)))
+        score.score(JobContext(job_spec("score", config=config, **score_inputs(sampled))))

@@ -1,24 +1,25 @@
 """The cascade: a picture depends on its key, variant and seed, never on what is drawn beside it."""
 
-from collections.abc import Callable
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from piti import storage
 from piti.config import Config
-from piti.data.conditions import unit_range
+from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
 from piti.errors import CheckpointError, DataError
 from piti.evaluation import cascade
 from piti.evaluation.cascade import Cascade, picture_seed
-from piti.evaluation.picture_sets import Part, PictureSet, plan_parts, write_pictures
-from piti.job import JobSpec
-
-SpecMaker = Callable[..., JobSpec]
+from piti.evaluation.picture_sets import SET_NAMES, Part, PictureSet, plan_parts, write_pictures
+from piti.models.checkpoints import load_model
+from piti.models.pretrained import export_piti
+from tests.unit.jobs.conftest import with_pictures
 
 
 def with_sampling(config: Config, **sampling: object) -> Config:
@@ -26,8 +27,9 @@ def with_sampling(config: Config, **sampling: object) -> Config:
 
 
 def drawn(config: Config, inputs: dict[str, str], folder: Path, part: Part) -> dict[str, PictureSet]:
-    Cascade(config, inputs).draw_part(part, str(folder))
-    return {product: PictureSet(str(folder), product) for product in part.products}
+    """The sets that drawing a part adds to, by name."""
+    Cascade(config, with_pictures(inputs, str(folder))).draw_part(part)
+    return {name: PictureSet(str(folder / name)) for name in SET_NAMES if (folder / name).exists()}
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> int:
@@ -40,7 +42,7 @@ def test_batch_size_changes_no_picture(
 ) -> None:
     """One at a time or four together: the same pictures, within one of 255 levels for float rounding."""
     settings = {"base_sampler": sampler, "upsampler_sampler": sampler}
-    part = Part("cascade", 0, 0, 5)
+    part = Part("final", 0, 5)
     one = drawn(with_sampling(small_config, batch_size=1, **settings), small_inputs, tmp_path / "one", part)
     four = drawn(with_sampling(small_config, batch_size=4, **settings), small_inputs, tmp_path / "four", part)
     assert one["final"].keys == four["final"].keys
@@ -56,8 +58,8 @@ def test_a_part_is_the_same_wherever_it_is_cut(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path
 ) -> None:
     """Conditions 2 and 3 drawn alone are those drawn among 0 to 4: what other workers draw plays no role."""
-    among = drawn(small_config, small_inputs, tmp_path / "among", Part("cascade", 0, 0, 5))
-    alone = drawn(small_config, small_inputs, tmp_path / "alone", Part("cascade", 0, 2, 4))
+    among = drawn(small_config, small_inputs, tmp_path / "among", Part("final", 0, 5))
+    alone = drawn(small_config, small_inputs, tmp_path / "alone", Part("final", 2, 4))
     assert alone["base"].keys == among["base"].keys[2:4]
     for key in alone["base"].keys:
         assert differ(alone["final"].picture(key), among["final"].picture(key)) <= 1
@@ -67,13 +69,11 @@ def test_stages_begin_from_the_same_noise_and_variants_do_not(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path
 ) -> None:
     """Given the same network as stage 1 and as checkpoint, both sets are equal; variants differ among themselves."""
-    run = tmp_path / "run"
-    storage.write_json(str(run / storage.MARKER), {"checkpoint": small_inputs["checkpoint"]})
-    inputs = small_inputs | {"stage1": str(run)}
-    base = drawn(small_config, inputs, tmp_path, Part("cascade", 0, 0, 2))
-    stage1 = drawn(small_config, inputs, tmp_path, Part("stage1", 0, 0, 2))["stage1"]
-    untrained = drawn(small_config, inputs, tmp_path, Part("untrained", 0, 0, 2))["untrained"]
-    diversity = drawn(small_config, inputs, tmp_path, Part("diversity", 0, 0, 2, (1, 2)))["diversity"]
+    inputs = small_inputs | {"stage1": small_inputs["checkpoint"]}
+    base = drawn(small_config, inputs, tmp_path, Part("final", 0, 2))
+    stage1 = drawn(small_config, inputs, tmp_path, Part("stage1", 0, 2))["stage1"]
+    untrained = drawn(small_config, inputs, tmp_path, Part("untrained", 0, 2))["untrained"]
+    diversity = drawn(small_config, inputs, tmp_path, Part("diversity", 0, 2, (1, 2)))["diversity"]
     for key in base["base"].keys:
         assert np.array_equal(base["base"].picture(key), stage1.picture(key))
         assert not np.array_equal(base["base"].picture(key), untrained.picture(key))
@@ -85,7 +85,7 @@ def test_stages_begin_from_the_same_noise_and_variants_do_not(
 def test_the_seed_of_the_config_changes_every_picture(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path
 ) -> None:
-    part = Part("cascade", 0, 0, 2)
+    part = Part("final", 0, 2)
     one = drawn(small_config, small_inputs, tmp_path / "0", part)["final"]
     other = drawn(small_config.model_copy(update={"seed": 1}), small_inputs, tmp_path / "1", part)["final"]
     for key in one.keys:
@@ -106,38 +106,84 @@ def test_seeds_are_distinct_and_fixed_for_ever() -> None:
 
 
 def test_parts_cover_every_picture_once_and_ignore_batch_size(small_config: Config) -> None:
-    config = with_sampling(small_config, diversity_conditions=70, diversity_samples=3)
-    parts = plan_parts(config, 70)
-    assert parts == plan_parts(with_sampling(config, batch_size=1), 70)
-    for drawing, variants in (("cascade", 1), ("stage1", 1), ("untrained", 1), ("diversity", 3)):
-        mine = [part for part in parts if part.drawing == drawing]
-        assert [number for part in mine for number in range(part.first, part.last)] == list(range(70))
-        assert [part.number for part in mine] == list(range(len(mine)))
-        assert sum(part.num_pictures for part in mine) == 70 * variants
-        assert max(part.num_pictures for part in mine) <= 32
+    config = with_sampling(small_config, num_samples=70, diversity_conditions=70, diversity_samples=3)
+    for name, variants in (("final", 1), ("stage1", 1), ("diversity", 3)):
+        parts = plan_parts(config, name, 90)
+        assert parts == plan_parts(with_sampling(config, batch_size=1), name, 90)
+        assert [number for part in parts for number in range(part.first, part.last)] == list(range(70))
+        assert sum(part.num_pictures for part in parts) == 70 * variants
+        assert max(part.num_pictures for part in parts) <= 32
 
 
-def test_without_comparison_or_diversity_only_the_cascade_is_drawn(small_config: Config) -> None:
-    config = with_sampling(small_config, diversity_conditions=0)
-    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"compare_stages": False})})
-    assert {part.drawing for part in plan_parts(config, 6)} == {"cascade"}
+def test_more_pictures_are_what_is_not_there_yet(small_config: Config) -> None:
+    """100 were drawn in parts of 64, one of their tars was lost; now 150 are wanted, in parts of 50."""
+    config = with_sampling(small_config, num_samples=150, pictures_per_part=50)
+    parts = plan_parts(config, "final", 1000, drawn=[range(64, 100)])
+    assert [(part.first, part.last) for part in parts] == [(0, 50), (50, 64), (100, 150)]
+    assert plan_parts(config, "final", 1000, drawn=[range(64), range(50, 150)]) == []
+
+
+def test_the_upsampler_takes_the_base_pictures_that_are_there(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """The same final pictures, byte for byte, without the base network: it could not even be opened."""
+    part = Part("final", 0, 4)
+    first = drawn(small_config, small_inputs, tmp_path / "first", part)
+    shutil.copytree(tmp_path / "first" / "base", tmp_path / "again" / "base")
+    again = drawn(small_config, small_inputs | {"checkpoint": "/nowhere"}, tmp_path / "again", part)
+    assert again["final"].digest(again["final"].keys) == first["final"].digest(first["final"].keys)
+    assert again["final"].about(again["final"].keys[0])["base"]["uri"] == small_inputs["checkpoint"]
+
+
+def test_files_of_weights_draw_as_the_checkpoint_they_were_made_of(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """PITI's own layout, as published checkpoints have it."""
+    files = {}
+    for role, config in (("checkpoint", small_config.models.base), ("upsampler", small_config.models.upsampler)):
+        files[role] = str(tmp_path / f"{role}.pt")
+        export_piti(load_model(small_inputs[role], config), files[role])
+    part = Part("final", 0, 2)
+    ours = drawn(small_config, small_inputs, tmp_path / "ours", part)
+    imported = drawn(small_config, small_inputs | files, tmp_path / "imported", part)
+    for name in ("base", "final"):
+        assert imported[name].digest(imported[name].keys) == ours[name].digest(ours[name].keys)
+    assert imported["final"].about(imported["final"].keys[0])["base"]["loaded"] == "model"
+
+
+def test_a_tar_holds_picture_condition_and_settings(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
+) -> None:
+    """In groups of one key, as WebDataset reads them."""
+    pictures = drawn(small_config, small_inputs, tmp_path, Part("diversity", 0, 2, (1, 2)))["diversity"]
+    with tarfile.open(tmp_path / "diversity" / "000000-000002.tar") as archive:
+        names = archive.getnames()
+        conditions = [archive.extractfile(name) for name in names if name.endswith(".condition.png")]
+        shown = [np.asarray(Image.open(stream)) for stream in conditions if stream is not None]
+    assert names == [f"{key}.{rest}" for key in pictures.keys for rest in ("condition.png", "json", "1.png", "2.png")]
+    truths = ExampleReader(small_inputs["shards"], "validation", small_config.data, None, small_config.scale)
+    wanted = [condition_picture(truths.example(number, None).condition.numpy(), "sketch") for number in range(2)]
+    assert np.array_equal(shown, wanted)
+    about = pictures.about(pictures.keys[0])
+    assert about["guidance"] == {"scale": 1.5, "normalized": True}
+    assert about["upsampler"]["uri"] == small_inputs["upsampler"]
 
 
 def test_pictures_come_back_as_they_were_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = {name: rng.integers(0, 256, (5, 4, 3), dtype=np.uint8) for name in ("b", "a.1", "a.2", "c.10", "c.2")}
-    write_pictures(str(tmp_path / "final-000000.tar"), pictures)
-    found = PictureSet(str(tmp_path), "final")
+    write_pictures(str(tmp_path / "000000-000003.tar"), pictures)
+    found = PictureSet(str(tmp_path))
     assert found.keys == ["b", "a", "c"]
     assert np.array_equal(found.picture("b"), pictures["b"])
     assert np.array_equal(found.variants("c"), np.stack([pictures["c.2"], pictures["c.10"]]))
-    assert len(PictureSet(str(tmp_path), "base")) == 0
+    assert len(PictureSet(str(tmp_path), range(3, 9))) == len(PictureSet(None)) == 0
 
 
 def test_a_damaged_tar_is_named(tmp_path: Path) -> None:
-    (tmp_path / "final-000000.tar").write_bytes(b"not a tar" * 200)
-    with pytest.raises(DataError, match=r"final-000000\.tar is damaged"):
-        PictureSet(str(tmp_path), "final")
+    (tmp_path / "000000-000003.tar").write_bytes(b"not a tar" * 200)
+    with pytest.raises(DataError, match=r"000000-000003\.tar is damaged"):
+        PictureSet(str(tmp_path))
 
 
 def test_a_missing_checkpoint_is_named_and_leaves_nothing(
@@ -145,7 +191,7 @@ def test_a_missing_checkpoint_is_named_and_leaves_nothing(
 ) -> None:
     inputs = small_inputs | {"checkpoint": str(tmp_path / "nowhere")}
     with pytest.raises(CheckpointError, match="nowhere"):
-        Cascade(small_config, inputs).draw_part(Part("cascade", 0, 0, 2), str(tmp_path / "out"))
+        drawn(small_config, inputs, tmp_path / "out", Part("final", 0, 2))
     assert not (tmp_path / "out").exists()
 
 
@@ -153,12 +199,12 @@ def test_the_upsampler_alone_begins_from_the_truth(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were the base network perfect, the cascade's pictures would be the set `upsampled`, within a level."""
-    upsampled = drawn(small_config, small_inputs, tmp_path, Part("upsampled", 0, 0, 3))["upsampled"]
+    upsampled = drawn(small_config, small_inputs, tmp_path, Part("upsampled", 0, 3))["upsampled"]
     reader = ExampleReader(small_inputs["shards"], "validation", small_config.data, None, small_config.scale)
     truths = torch.stack([unit_range(reader.example(number, None).image) for number in range(3)])
     perfect = base_pictures(truths, small_config.models.base.image_size)
     monkeypatch.setattr(cascade, "draw_base", lambda *_: perfect)
-    final = drawn(small_config, small_inputs, tmp_path, Part("cascade", 0, 0, 3))["final"]
+    final = drawn(small_config, small_inputs, tmp_path, Part("final", 0, 3))["final"]
     assert upsampled.keys == final.keys
     for key in final.keys:
         assert differ(final.picture(key), upsampled.picture(key)) <= 1

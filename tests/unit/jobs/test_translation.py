@@ -196,13 +196,13 @@ def served(application: Any) -> Iterator[str]:
 def test_a_person_paints_and_sees_what_translate_draws(config: Config, shards: str, base: str, tmp_path: Path) -> None:
     """In a real browser: class 5 over everything, class 63 as a stroke across; the picture is the one of that label map."""
     translator = Translator(find_networks(base))
-    with served(try_page(translator)) as address, opened(address, tmp_path / "profile") as page:
+    with served(try_page(translator, "key")) as address, opened(f"{address}/key/", tmp_path / "profile") as page:
         page.wait_for("document.querySelectorAll('#palette button').length === 64")
-        page.stroke("#palette button:nth-child(6)", (0.5, 0.5))
+        page.stroke("#palette button[aria-label='class 5']", (0.5, 0.5))
         page.stroke("#fill", (0.5, 0.5))
         page.stroke("#canvas", (0.5, 0.5))
         page.stroke("#fill", (0.5, 0.5))
-        page.stroke("#palette button:nth-child(64)", (0.5, 0.5))
+        page.stroke("#palette button[aria-label='class 63']", (0.5, 0.5))
         page.evaluate("void (document.querySelector('#brush').value = 2)")
         page.stroke("#canvas", (0.0, 0.5), (0.999, 0.5))
         page.evaluate("void (document.querySelector('#samples').value = 1)")
@@ -232,14 +232,16 @@ def test_a_person_paints_and_sees_what_translate_draws(config: Config, shards: s
 
 
 def test_the_page_answers_itself_only(config: Config, base: str) -> None:
-    """Neither another page's requests nor another name for this address, and wrong values in one line."""
+    """Not without its key, nor another page's requests, nor under another name; wrong values get one line."""
     import httpx
 
-    with served(try_page(Translator(find_networks(base)))) as address:
+    with served(try_page(Translator(find_networks(base)), "key")) as address:
         values = base64.b64encode(bytes(SIDE * SIDE)).decode()
         wrong = base64.b64encode(bytes([200]) * SIDE * SIDE).decode()
-        assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 403
-        foreign = httpx.post(f"{address}/draw", json={"values": values}, headers={"Origin": "http://evil.example"})
+        assert httpx.get(f"{address}/key/").status_code == 200
+        assert httpx.get(f"{address}/key/", headers={"Host": "evil.example"}).status_code == 403
+        assert [httpx.get(f"{address}/{path}").status_code for path in ("", "about", "other/about")] == [404] * 3
+        foreign = httpx.post(f"{address}/key/draw", json={"values": values}, headers={"Origin": "http://evil.example"})
         assert foreign.status_code == 403
         for body, words in (
             ({"values": values[:8]}, f"not {SIDE}x{SIDE}"),
@@ -247,6 +249,6 @@ def test_the_page_answers_itself_only(config: Config, base: str) -> None:
             ({"values": "?"}, "base64"),
             ({"values": values, "sampler": "magic"}, "sampler"),
         ):
-            answer = httpx.post(f"{address}/draw", json=body)
+            answer = httpx.post(f"{address}/key/draw", json=body)
             assert answer.status_code == 400
             assert words in answer.json()["error"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from piti import storage
-from piti.checkpoints import checkpoints_of
 from piti.config.presets import load_config
-from piti.errors import CheckpointError, DataError
+from piti.errors import DataError
 from piti.plan import Plan
 
 
@@ -60,37 +62,26 @@ def test_pictures_degraded_as_they_are_read_need_no_step() -> None:
     assert prints({**online, "degradation.recipe": "full"})["upsampler"] != prints(online)["upsampler"]
 
 
-def write_checkpoint(uri: str, digest: str) -> str:
-    storage.write_json(storage.join(uri, storage.MARKER), {"format": 1, "sha256": {"ema.safetensors": digest}})
-    return uri
-
-
-def test_evaluation_follows_the_checkpoint_and_the_sampler(tmp_path: Path) -> None:
-    base, upsampler = write_checkpoint(str(tmp_path / "a"), "1"), write_checkpoint(str(tmp_path / "b"), "2")
-
-    def both(overrides: dict[str, Any] | None = None) -> tuple[str, str]:
-        plan = Plan(load_config("demo-sketch", overrides))
-        sample = plan.sample(base, upsampler)
-        return sample.fingerprint, plan.score(sample).fingerprint
-
-    first = both()
-    assert both({"sampling.batch_size": 3}) == first
-    scored_anew = both({"evaluation.grid_samples": 3})
-    assert scored_anew[0] == first[0]
-    assert scored_anew[1] != first[1]
-    assert both({"sampling.guidance_scale": 2.5})[0] != first[0]
-    write_checkpoint(base, "other weights under the same name")
-    assert both()[0] != first[0]
-
-
-def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
-    write_checkpoint(str(tmp_path / "step-00000100"), "1")
-    write_checkpoint(str(tmp_path / "step-00000020"), "1")
-    (tmp_path / "step-00000300").mkdir()
-    (tmp_path / "step-00000300" / "model.safetensors").write_bytes(b"half")
-    assert [storage.name(uri) for uri in checkpoints_of(str(tmp_path))] == ["step-00000020", "step-00000100"]
-    with pytest.raises(CheckpointError, match="not a finished checkpoint"):
-        Plan(load_config("demo-sketch")).sample(str(tmp_path / "step-00000300"), str(tmp_path / "step-00000100"))
+def test_the_validation_split_needs_no_training_data(tmp_path: Path) -> None:
+    """What only training sees changes nothing, and where the whole dataset is sharded, that is what evaluation reads."""
+    for name in ("train", "validation"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((8, 8, 3), np.uint8))
+    folders = {name: str(tmp_path / f"{name}-pictures") for name in ("train", "validation")}
+    for name, folder in folders.items():
+        Path(folder).mkdir()
+        (tmp_path / f"{name}.png").rename(Path(folder) / "picture.png")
+    source = {"kind": "paired", "images": folders["train"], "validation_images": folders["validation"]}
+    overrides = {"root": str(tmp_path / "root"), "data.source": source}
+    plan = Plan(load_config("demo-sketch", overrides))
+    assert Plan(load_config("demo-sketch", {**overrides, "data.max_samples": 3})).validation == plan.validation
+    assert plan.conditions == plan.validation
+    storage.write_json(plan.shard.marker, {})
+    assert plan.conditions == plan.shard
+    shutil.rmtree(folders["train"])
+    here = Plan(load_config("demo-sketch", overrides))
+    assert here.conditions == here.validation == plan.validation
+    (Path(folders["validation"]) / "picture.png").write_bytes(b"another")
+    assert Plan(load_config("demo-sketch", overrides)).validation != plan.validation
 
 
 def test_a_step_that_is_not_done_says_so(tmp_path: Path) -> None:

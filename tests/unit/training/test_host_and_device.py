@@ -57,11 +57,12 @@ def test_the_host_reads_the_device_only_where_it_logs(
     options = {"log_every_steps": 3, "gradient_clip": 1.0, "validate_every_steps": 100, "checkpoint_every_steps": 100}
     context = pipeline.context(stage, **{f"training__{stage}__{name}": value for name, value in options.items()})
     state = TrainingState.fresh(TrainingStage(stage, context.config), context.spec.inputs, Workers())
-    observers, batches = Observers(context, state), iter(Batches(context, state))
+    batches = Batches(context, state)
+    observers, stream = Observers(context, state, batches), iter(batches)
     reads = []
     try:
         for _ in range(3):
-            batch = next(batches)
+            batch = next(stream)
             with monkeypatch.context() as patch, Reads(patch) as counted:
                 losses = accumulate_gradients(state, batch.examples)
                 learn(state, losses)

@@ -1,0 +1,140 @@
+"""Does the demo's prior pay? Stage 1 and stage 2 from the prior, and as many steps from random weights, in one process.
+
+    .venv/bin/python benchmarks/demo_prior_pays.py --folder /tmp/prior-pays [--learning-rate 1.2e-3] > result.json
+
+Both see the same photographs in the same order under the same noise, and draw from the same conditions and noise. Random weights
+learn whole from the first step on, at the learning rate that the prior itself was made with: freezing a random decoder,
+or finetuning's small steps, would be no match. A second start goes on where the first was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.pictures import mean_metric
+from eval.retrieval import truth_ranks
+from piti import storage
+from piti.checkpoints import final_checkpoint, newest_whole_checkpoint
+from piti.config import Config
+from piti.config.presets import load_config
+from piti.data.examples import ExampleReader
+from piti.data.publishing import write_manifest
+from piti.data.sharding import plan_shards, write_shard
+from piti.data.sources import open_source
+from piti.evaluation.cascade import Order, draw_base
+from piti.job import JobContext, JobSpec
+from piti.models import PITIModel, build_model
+from piti.models.checkpoints import load_model
+from piti.plan import Plan, Step
+from piti.training.loop import train
+from piti.training.stages import Examples, TrainingStage
+from piti.training.workers import Workers
+
+NEAREST = 5
+
+
+def configs(folder: Path, learning_rate: float) -> dict[str, Config]:
+    """The demo's config on one worker, and the same number of steps from random weights."""
+    root = {"root": str(folder / "root"), "cluster.num_workers": 1}
+    prior = load_config("demo", root)
+    path = folder / "random.safetensors"
+    safetensors.torch.save_file(build_model(prior.models.base, seed=prior.seed).state_dict(), path)
+    steps = prior.training.stage1.total_steps + prior.training.stage2.total_steps
+    dropout = {"condition_dropout": 0.2}
+    scratch = {
+        "pretrained.base": {"path": str(path), "sha256": storage.sha256_file(str(path))},
+        "training.stage1.phases": [{"steps": 1, "learning_rate": 1e-9}],
+        "training.stage2.phases": [
+            {"steps": steps * 3 // 4, "learning_rate": learning_rate, **dropout},
+            {"steps": steps - steps * 3 // 4, "learning_rate": learning_rate / 4, **dropout},
+        ],
+    }
+    return {"prior": prior, "scratch": load_config("demo", {**root, **scratch})}
+
+
+def make_shards(config: Config) -> str:
+    uri = Plan(config).shard.output
+    if not storage.exists(storage.join(uri, "manifest.parquet")):
+        plans = plan_shards(open_source(config.data), config.data, config.seed)
+        for plan in plans:
+            write_shard(plan, config.data, uri)
+        about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
+        write_manifest(uri, list(plans.digests), about)
+    return uri
+
+
+def trained(step: Step, config: Config) -> PITIModel:
+    """The network that a stage's own code ends with."""
+    if step.result() is None:
+        context = JobContext(JobSpec.for_step(step, config, storage.join(config.root, "jobs", step.fingerprint[:16])))
+        resume_from = newest_whole_checkpoint(step.output) if storage.exists(step.output) else None
+        storage.write_json(step.marker, train(context, Workers(), resume_from))
+    return load_model(final_checkpoint(step.output), config.models.base)
+
+
+def validation_examples(config: Config, shards: str) -> Examples:
+    reader = ExampleReader(shards, "validation", config.data, None, config.scale)
+    read = [reader.example(number, None) for number in range(config.sampling.num_samples or len(reader))]
+    batch = {name: torch.stack([getattr(example, name) for example in read]) for name in ("image", "condition")}
+    return TrainingStage("stage1", config).examples(batch, torch.device("cpu"))
+
+
+def levels(pictures: Tensor) -> NDArray[np.uint8]:
+    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def measured(config: Config, examples: Examples, networks: dict[str, Callable[[], PITIModel]]) -> dict[str, Any]:
+    """By network: root mean square distance to the truth in 8-bit levels, picture by picture, and the share of five nearest."""
+    orders = [Order(str(number), 0, condition) for number, condition in enumerate(examples.condition)]
+    truths, found = levels(examples.pictures), {}
+    for name, network in networks.items():
+        drawn = levels(draw_base(network().eval().requires_grad_(False), orders, config))
+        errors = np.sqrt(np.square(drawn.astype(np.float64) - truths).mean(axis=(1, 2, 3)))
+        found[name] = {"errors": errors, "top5": float((truth_ranks(drawn, truths) < NEAREST).mean())}
+        print(f"{name}: {errors.mean():.2f} levels, {found[name]['top5']:.0%} among the five nearest", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3, help="of the run from random weights")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    variants = configs(arguments.folder, arguments.learning_rate)
+    prior, scratch = variants["prior"], variants["scratch"]
+    examples = validation_examples(prior, make_shards(prior))
+    found = measured(prior, examples, {
+        "the prior itself": lambda: TrainingStage("stage1", prior).initial_model({})[0],
+        "stage 1": lambda: trained(Plan(prior).stage1, prior),
+        "stage 2": lambda: trained(Plan(prior).stage2, prior),
+        "random weights": lambda: (trained(Plan(scratch).stage1, scratch), trained(Plan(scratch).stage2, scratch))[1],
+    })  # fmt: skip
+    gain = mean_metric("gain", found["random weights"]["errors"] - found["stage 2"]["errors"])
+    result = {
+        "pictures": len(examples.pictures),
+        "steps": prior.training.stage1.total_steps + prior.training.stage2.total_steps,
+        "batch_size": prior.training.stage2.batch_size,
+        "rmse_levels": {name: round(float(values["errors"].mean()), 2) for name, values in found.items()},
+        "top5": {name: round(values["top5"], 3) for name, values in found.items()},
+        "gain_levels": {name: round(float(getattr(gain, name)), 2) for name in ("value", "low", "high")},
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Pictures of the same validation conditions, drawn now and then while a stage learns: progress that people can see."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval.grid import PictureGrid, grid_png
+from piti.data.conditions import condition_picture
+from piti.data.geometry import base_pictures
+from piti.data.loader import validation_batches
+from piti.diffusion import GaussianDiffusion, guided
+from piti.job import JobContext
+from piti.models import PITIModel
+from piti.training.randomness import normal_pictures
+from piti.training.stages import Examples
+from piti.training.state import TrainingState
+from piti.training.workers import autocast
+
+NUM_SAMPLES = 4
+NUM_STEPS = 15  # enough for UniPC (docs/performance.md)
+
+
+class Samples:
+    """The first few pictures of the validation split: condition, what the network draws, truth.
+
+    Noise is a function of (seed, key), so pictures of different steps differ by what was learned. The upsampler begins
+    from the truth at the base network's size.
+    """
+
+    def __init__(self, context: JobContext, state: TrainingState) -> None:
+        self._config = context.config
+        self._shards = context.spec.inputs["shards"]
+        self._stage = state.stage
+        self._device = state.workers.device
+        schedule = self._config.diffusion.upsampler if state.stage.is_upsampler else self._config.diffusion.base
+        respacing = f"logsnr{min(NUM_STEPS, schedule.steps)}"
+        self._diffusion = GaussianDiffusion(
+            schedule.schedule, schedule.steps, respacing, prediction=schedule.prediction
+        )
+
+    @torch.no_grad()
+    def draw(self, model: PITIModel) -> bytes | None:
+        """A PNG with a row a condition; None where all of them are damaged. `model` is in evaluation mode."""
+        config = self._config
+        batches = validation_batches(
+            self._shards, config.data, degraded=None, scale=config.scale, batch_size=NUM_SAMPLES, limit=NUM_SAMPLES
+        )
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        images = batch["image"]
+        if self._stage.is_upsampler:
+            batch["low_res"] = _levels(base_pictures(images / 127.5 - 1, config.models.base.image_size))
+        examples = self._stage.examples(batch, self._device)
+        drawn = _levels(self._drawn(model, examples, batch["keys"]).cpu())
+        rows = [
+            (self._condition(painted, seen), _pixels(picture), _pixels(truth))
+            for painted, seen, picture, truth in zip(batch["condition"], examples.condition, drawn, images, strict=True)
+        ]
+        columns = ("condition", f"{self._stage.name} draws", "truth")
+        return grid_png(PictureGrid(columns, rows, batch["keys"]))
+
+    def _drawn(self, model: PITIModel, examples: Examples, keys: list[str]) -> Tensor:
+        noise = normal_pictures(keys, examples.pictures.shape[1:], self._config.seed, "samples").to(self._device)
+        with autocast(self._device, self._stage.settings.precision):
+            latent, null_latent = model.encode(examples.condition), model.encode(None, len(keys))
+
+        def predict(x_t: Tensor, t: Tensor, *, null: bool = False) -> Tensor:
+            with autocast(self._device, self._stage.settings.precision):
+                output: Tensor = model(x_t, t, latent=null_latent if null else latent, low_res=examples.low_res)
+            return output
+
+        sampling = self._config.sampling
+        scale = 1.0 if self._stage.is_upsampler else sampling.guidance_scale
+        model_fn = guided(predict, scale, sampling.normalized_guidance)
+        return self._diffusion.sample(model_fn, noise.shape, noise, "unipc")
+
+    def _condition(self, painted: Tensor, seen: Tensor) -> NDArray[np.uint8]:
+        """A condition as people look at it: as it lies in the shards, in pretraining as the network sees it."""
+        if self._stage.name == "pretrain":
+            return _pixels(_levels(seen[:3] if len(seen) >= 3 else seen.expand(3, -1, -1)).cpu())
+        return condition_picture(painted.numpy(), self._config.data.modality)
+
+
+def _levels(pictures: Tensor) -> Tensor:
+    """uint8 of pictures in [-1, 1]."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _pixels(levels: Tensor) -> NDArray[np.uint8]:
+    return cast(NDArray[np.uint8], levels.permute(1, 2, 0).numpy())
