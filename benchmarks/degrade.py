@@ -1,6 +1,6 @@
 """Times L0 smoothing and BSR degradation on one core, beside the published code if that is at hand.
 
-    python benchmarks/degrade.py [--published FOLDER] [--rounds 20] [--draws 150] [--json FILE]
+    python benchmarks/degrade.py [--published FOLDER] [--rounds 20] [--draws 150]
 
 FOLDER of --published is PITI's `pretrained_diffusion/degradation`, a package that must import with the libraries
 installed here (with SciPy 1.14 or later its uses of scipy.interpolate.interp2d, scipy.finfo and scipy.ndimage.filters
@@ -42,7 +42,6 @@ def main() -> None:
     parser.add_argument("--published", type=Path, help="folder of PITI's pretrained_diffusion/degradation")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of L0 smoothing")
     parser.add_argument("--draws", type=int, default=150, help="draws of each BSR recipe")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     cpu = use_one_core()
     picture = cv2.resize(data.astronaut(), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
@@ -53,8 +52,6 @@ def main() -> None:
     }
     print_table(figures)
     print(json.dumps(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def use_one_core() -> str:

@@ -1,7 +1,7 @@
 """How far a trained base network's few sampling steps are from its many, from the same noise.
 
     python benchmarks/few_steps.py --config PRESET_OR_PATH --checkpoint URI --shards URI [--pictures 16] [--device cpu]
-        [--steps 250 100 50 35 25 20 15 10] [--threads N] [--json FILE]
+        [--steps 250 100 50 35 25 20 15 10] [--threads N]
 
 `--pictures` validation conditions are drawn with the config's guidance by `piti.evaluation.cascade`. The reference is
 `unipc` at 250 even distances of log-SNR. A picture's distance is its root mean square difference in levels of 8 bits.
@@ -10,12 +10,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,31 +59,25 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--steps", type=int, nargs="+", default=[250, 100, 50, 35, 25, 20, 15, 10])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = table(trained_network(arguments), arguments.steps)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows) + "\n")
+    print_table(trained_network(arguments), arguments.steps)
 
 
-def table(draw: Draw, steps: list[int]) -> dict[str, dict[str, float]]:
-    """Print and return the distance of every setting to the reference."""
+def print_table(draw: Draw, steps: list[int]) -> None:
+    """The distance of every setting to the reference."""
     start = time.perf_counter()
     reference = draw(*REFERENCE)
     print(f"{len(reference)} pictures; distance to {' '.join(REFERENCE)}: RMS, median, 95 %, PSNR")
-    rows: dict[str, dict[str, float]] = {}
     for sampler, respacing in ((sampler, f"{spacing}{count}") for count in steps for sampler, spacing in SETTINGS):
         if (sampler, respacing) != REFERENCE:
             found = Distance.between(draw(sampler, respacing), reference)
-            rows[f"{sampler} {respacing}"] = asdict(found)
             print(
                 f"  {sampler} {respacing:10s} {found.rms:7.2f} {found.median:7.2f} {found.percentile95:7.2f} "
                 f"{found.psnr:6.1f} dB",
                 flush=True,
             )
     print(f"{time.perf_counter() - start:.0f} s")
-    return rows
 
 
 def trained_network(arguments: argparse.Namespace) -> Draw:

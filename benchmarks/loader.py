@@ -1,6 +1,6 @@
 """Times the loader beside bare loops over the same files.
 
-    python benchmarks/loader.py [--pictures 300] [--only squash random] [--json FILE]
+    python benchmarks/loader.py [--pictures 300] [--only squash random]
 
 Processor time a picture on one thread, the least of three rounds in which all take turns. Sketches of 640x480 JPEGs:
 
@@ -46,7 +46,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times of the loader.")
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--only", nargs="*", default=["squash", "random"], help="parts to measure")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -56,8 +55,6 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:10s} {value}")
     print(json.dumps(figures))
-    if options.json:
-        options.json.write_text(json.dumps(figures) + "\n")
 
 
 def loader_figures(root: Path, geometry: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Times a forward pass and a training step of the two networks, beside the published code if that is at hand.
 
     python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--channels 192] [--batch 2]
-        [--rounds 3] [--threads N] [--device cpu|cuda] [--float32] [--json FILE]
+        [--rounds 3] [--threads N] [--device cpu|cuda] [--float32]
 
 FOLDER of --published holds PITI's package `pretrained_diffusion`. Its import of timm, which it never uses, is met by
 an empty module where timm is not installed. --channels below 192 narrows both decoders (heads of 32 then); depth and
@@ -50,7 +50,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--float32", action="store_true", help="leave out bfloat16, slow on a CPU without AMX")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures: dict[str, Any] = {"torch": torch.__version__, "threads": arguments.threads, "batch": arguments.batch}
@@ -59,8 +58,6 @@ def main() -> None:
     for network in arguments.networks:
         figures[network] = measure(network, arguments)
     print(json.dumps(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures) + "\n")
 
 
 def config_of(network: str, channels: int, **options: bool) -> ModelConfig:

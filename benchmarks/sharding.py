@@ -1,6 +1,6 @@
 """Times sharding and degrading beside bare loops of the same libraries, and tells what planning takes.
 
-    python benchmarks/sharding.py [--pictures 400] [--only kept squash degrade keys] [--json FILE]
+    python benchmarks/sharding.py [--pictures 400] [--only kept squash degrade keys]
 
   kept     640x480 JPEGs that keep their bytes (geometry random), sketches detected.
   squash   the same, resized to 256x256.
@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--only", nargs="*", default=["kept", "squash", "degrade", "keys"], help="parts to measure")
     parser.add_argument("--keys", type=int, nargs="*", default=[10_000, 100_000])
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     figures: dict[str, Any] = {}
@@ -65,8 +64,6 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:8s} {value}")
     print(json.dumps(figures))
-    if options.json:
-        options.json.write_text(json.dumps(figures) + "\n")
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:

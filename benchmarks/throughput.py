@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py [--device cuda] [--work stage1 stage2 upsampler sample-base sample-upsampler]
         [--batch N ...] [--compile off on] [--precision bf16 fp32] [--checkpointing] [--size published|small]
-        [--steps 10] [--json FILE]
+        [--steps 10]
 
 Training: forward, backward and AdamW, in the losses of equation 3 and the variational bound; stage 1 leaves the decoder
 frozen; the upsampler is without its perceptual and adversarial terms. Sampling: one evaluation of the network for each
@@ -18,7 +18,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +47,6 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--size", choices=["published", "small"], default="published")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     batches = arguments.batch if len(arguments.batch) > 1 else arguments.batch * len(arguments.work)
     if len(batches) != len(arguments.work):
@@ -69,8 +67,6 @@ def main() -> None:
                 flush=True,
             )
     print(json.dumps(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures) + "\n")
 
 
 def product_rate(device: str, dtype: torch.dtype) -> float:

@@ -1,24 +1,14 @@
-"""Feature extractors: networks that turn pictures into the vectors whose distributions FID and KID compare."""
+"""Features: the vectors that networks make of pictures, whose distributions FID, KID and precision/recall compare."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from eval.pictures import NetworkIdentity, Pictures, WeightsError, batches
-from eval.resize import ResizeProtocol, resize
-from eval.torchvision_operators import ensure_torchvision_importable
-from eval.weight_files import checked_sha256, load_state_dict_file, one_line
-
-# weights-inception-2015-12-05-6726825d.pth of toshas/torch-fidelity, converted from the TensorFlow Inception of FID.
-# Published files carry the beginning of their sha256 in their name; figures are comparable with this one only.
-INCEPTION_SHA256_PREFIX = "6726825d"
-INCEPTION_SIDE_PIXELS = 299
+from eval.pictures import NetworkIdentity, Pictures, batches
 
 
 class FeatureExtractor(Protocol):
@@ -88,57 +78,3 @@ def features_of(pictures: Pictures, extractor: FeatureExtractor, batch_size: int
     if size is None:
         raise ValueError("there are no pictures")
     return Features(torch.cat(parts), extractor.identity, size)
-
-
-class InceptionFeatures(nn.Module):
-    """The 2048 pooled features of the InceptionV3 that FID is defined with, from a weights file.
-
-    Args:
-        path: the file in torch-fidelity's layout.
-        sha256: what the file's content must hash to; None accepts any file that fits.
-        resize: how pictures get to 299x299, see `eval.resize`.
-    Raises WeightsError if the file is missing, damaged, of another layout, or has another hash.
-    """
-
-    num_features = 2048
-
-    def __init__(
-        self, path: Path, sha256: str | None = None, resize: ResizeProtocol = "torch-fidelity", device: str = "cpu"
-    ) -> None:
-        super().__init__()
-        ensure_torchvision_importable()
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        digest = checked_sha256(path, sha256)
-        load_state_dict_file(path)  # refuses a pickle with code in it, which the constructor below would run
-        try:
-            network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
-            )
-        except RuntimeError as error:
-            raise WeightsError(f"{path} is no InceptionV3 in torch-fidelity's layout: {one_line(error)}") from error
-        self.network: nn.Module = network.to(device)
-        published = digest.startswith(INCEPTION_SHA256_PREFIX)
-        self.identity = NetworkIdentity(
-            "InceptionV3 (FID)" if published else "InceptionV3 with weights other than the published",
-            "inception_v3" if published else f"inception_v3_{digest[:8]}",
-            digest,
-            published,
-            resize,
-        )
-        self._protocol = resize
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        device = next(self.network.parameters()).device
-        x = (resize(pictures.to(device), INCEPTION_SIDE_PIXELS, self._protocol) - 128) / 128
-        for layer in _up_to_pooling(self.network):
-            x = layer(x)
-        return x.flatten(1)
-
-
-def _up_to_pooling(network: nn.Module) -> Iterator[nn.Module]:
-    """torch-fidelity's layers in the order that its own `forward` calls them in, which begins with a resize."""
-    for name, layer in network.named_children():
-        yield layer
-        if name == "AvgPool":
-            return

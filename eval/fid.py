@@ -23,15 +23,15 @@ def fid(generated: Pictures, truth: Pictures, extractor: FeatureExtractor) -> Me
     return fid_from_features(features_of(generated, extractor), features_of(truth, extractor))
 
 
-def fid_from_features(generated: Features, truth: Features) -> Metric:
-    """Frechet distance of two sets of features, computed in float64.
+def fid_from_features(generated: Features, truth: Features, published: str = "fid") -> Metric:
+    """Frechet distance of two sets of features, computed in float64; `published` is its name in the published network.
 
     Every such distance is too high, the more so the fewer the pictures, and `note` says of how many they are. The
     interval is for the mean distance of other sets of as many pictures, not of infinitely many. It takes two pictures
     a feature: with fewer, covariances are too poor to say, and there is none.
     Raises ValueError as `fid` does, and for features of different networks.
     """
-    name = generated.network.figure("fid", "fd")
+    name = generated.network.figure(published, "fd")
     check_comparable_sets(generated, truth, name, fewest=2)
     a, b = generated.values, truth.values
     value = max(0.0, frechet_distance(a, b))

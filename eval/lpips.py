@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,13 +15,23 @@ from torch import Tensor, nn
 
 from eval.pictures import Metric, NetworkIdentity, PictureArray, Pictures, WeightsError, batches, mean_metric
 from eval.torchvision_operators import ensure_torchvision_importable
-from eval.weight_files import checked_sha256, load_state_dict_file
+from eval.weight_files import PublishedWeights, checked_sha256, load_state_dict_file
 
 SMALLEST_SIDE_PIXELS = 32  # below it AlexNet's last layer sees nothing
-# torchvision's alexnet-owt-7be5be79.pth, and the older file with the same values.
-ALEXNET_SHA256_PREFIXES = ("7be5be79", "4df8aa71")
-# torchvision's layer number -> where lpips keeps that layer.
-_TRUNK_LAYERS = {0: "slice1.0", 3: "slice2.3", 6: "slice3.6", 8: "slice4.8", 10: "slice5.10"}
+# Beginnings of sha256: torchvision's alexnet-owt-7be5be79.pth, the older file with the same values, and
+# vgg16-397923af.pth. Then torchvision's layer number -> where lpips keeps that layer.
+_TRUNKS = {
+    "alex": (
+        PublishedWeights("LPIPS (AlexNet)", "alexnet", ("7be5be79", "4df8aa71")),
+        {0: "slice1.0", 3: "slice2.3", 6: "slice3.6", 8: "slice4.8", 10: "slice5.10"},
+    ),
+    "vgg": (
+        PublishedWeights("LPIPS (VGG16)", "vgg16", ("397923af",)),
+        {0: "slice1.0", 2: "slice1.2", 5: "slice2.5", 7: "slice2.7", 10: "slice3.10", 12: "slice3.12",
+         14: "slice3.14", 17: "slice4.17", 19: "slice4.19", 21: "slice4.21", 24: "slice5.24", 26: "slice5.26",
+         28: "slice5.28"},
+    ),
+}  # fmt: skip
 
 
 class PerceptualNetwork(Protocol):
@@ -33,27 +43,24 @@ class PerceptualNetwork(Protocol):
 
 
 class LpipsNetwork(nn.Module):
-    """LPIPS v0.1 with an AlexNet trunk and the lpips package's own linear heads.
+    """LPIPS v0.1 with the lpips package's own linear heads on a trunk of your file.
 
     Args:
-        trunk: file of AlexNet in torchvision's layout (`features.*`).
+        trunk: file of AlexNet or VGG16 in torchvision's layout (`features.*`).
         sha256: what the file's content must hash to; None accepts any file that fits.
+        net: which of the two, by the package's names.
     Raises WeightsError if the file is missing, damaged, of another layout, or has another hash.
     """
 
-    def __init__(self, trunk: Path, sha256: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, trunk: Path, sha256: str | None = None, device: str = "cpu", net: Literal["alex", "vgg"] = "alex"
+    ) -> None:
         super().__init__()
         digest = checked_sha256(trunk, sha256)
-        self.network = _lpips_alexnet()
-        _load_trunk(self.network, trunk)
-        published = digest.startswith(ALEXNET_SHA256_PREFIXES)
-        self.identity = NetworkIdentity(
-            "LPIPS (AlexNet)" if published else "LPIPS (AlexNet with weights other than the published)",
-            "alexnet" if published else f"alexnet_{digest[:8]}",
-            digest,
-            published,
-            "none",
-        )
+        published, layers = _TRUNKS[net]
+        self.network = _lpips(net)
+        _load_trunk(self.network, trunk, layers, published.slug)
+        self.identity = published.identity(digest, "none")
         self.requires_grad_(False)
         self.to(device)
 
@@ -119,28 +126,28 @@ def diversity_distances(groups: Iterable[PictureArray], network: PerceptualNetwo
     return np.array(means)
 
 
-def _lpips_alexnet() -> nn.Module:
+def _lpips(net: str) -> nn.Module:
     ensure_torchvision_importable()
     import lpips
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # lpips still calls torchvision with the `pretrained` argument; the trunk's weights are set right after.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torchvision\.models")
-        return cast(nn.Module, lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False))
+        return cast(nn.Module, lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False))
 
 
-def _load_trunk(network: nn.Module, path: Path) -> None:
+def _load_trunk(network: nn.Module, path: Path, layers: Mapping[int, str], slug: str) -> None:
     state = load_state_dict_file(path)
     wanted = {
         f"features.{number}.{kind}": network.get_submodule(f"net.{place}").get_parameter(kind)
-        for number, place in _TRUNK_LAYERS.items()
+        for number, place in layers.items()
         for kind in ("weight", "bias")
     }
     missing = sorted(wanted.keys() - state.keys())
     wrong = [name for name, parameter in wanted.items() if name in state and state[name].shape != parameter.shape]
     if missing or wrong:
         problem = f"missing {', '.join(missing)}" if missing else f"of the wrong shape: {', '.join(wrong)}"
-        raise WeightsError(f"{path} is no AlexNet in torchvision's layout ({problem})")
+        raise WeightsError(f"{path} is no {slug} in torchvision's layout ({problem})")
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(state[name])

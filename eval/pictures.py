@@ -80,7 +80,9 @@ def normal_bounds(value: float, standard_error: float) -> tuple[float, float]:
     return value - half, value + half
 
 
-def mean_metric(name: str, values: NDArray[np.float64], network: NetworkIdentity | None = None) -> Metric:
+def mean_metric(
+    name: str, values: NDArray[np.float64], network: NetworkIdentity | None = None, note: str = ""
+) -> Metric:
     """Mean of independent values (N,) with Student's interval; a single value has none.
 
     Raises ValueError if there are none, or one is not finite.
@@ -91,10 +93,10 @@ def mean_metric(name: str, values: NDArray[np.float64], network: NetworkIdentity
         raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(values))} of {values.size} values are not finite")
     mean = float(values.mean())
     if values.size == 1:
-        return Metric(name, mean, note="one value, so no interval", network=network)
+        return Metric(name, mean, note="; ".join(filter(None, ("one value, so no interval", note))), network=network)
     error = float(values.std(ddof=1)) / math.sqrt(values.size)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, values.size - 1)) * error
-    return Metric(name, mean, mean - half, mean + half, error, network=network)
+    return Metric(name, mean, mean - half, mean + half, error, note or None, network)
 
 
 def batches(pictures: Pictures, batch_size: int) -> Iterator[torch.Tensor]:

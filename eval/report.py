@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import jinja2
 
 from eval.curves import LossCurve, loss_curve_uri
 from eval.grid import PictureGrid, data_uri
+from eval.pages import environment
 from eval.pictures import Metric
-
-_MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -85,56 +80,7 @@ class ReportData:
 
 def render_report(report: ReportData) -> str:
     """The report as one HTML page: pictures, styles and curves inside it, nothing loaded from anywhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": format_number,
-        "percent": format_percent,
-        "duration": format_duration,
-        "data_uri": data_uri,
-        "curve_uri": loss_curve_uri,
-        "interval": format_interval,
-    }
+    pages = environment()
+    pages.filters |= {"data_uri": data_uri, "curve_uri": loss_curve_uri}
     worst = max((row.rmse.value for row in report.comparison), default=0.0)
-    template = environment.get_template("report.html.jinja")
-    return template.render(report=report, longest_bar=worst or 1.0)
-
-
-def format_number(value: float | None) -> str:
-    """Four significant digits; a dash for None and for what is not finite."""
-    if value is None or not math.isfinite(value):
-        return _MISSING
-    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def format_interval(metric: Metric) -> str:
-    """The 95 % interval, or that there is none."""
-    if metric.low is None or metric.high is None:
-        return "no interval"
-    return f"{format_number(metric.low)} to {format_number(metric.high)}"
-
-
-def format_percent(value: float | None) -> str:
-    """A signed whole percentage with a true minus sign; a dash for None and for what is not finite."""
-    if value is None or not math.isfinite(value):
-        return _MISSING
-    return f"{value:+.0f} %".replace("-", "−")
-
-
-def format_duration(seconds: float | None) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`; a dash for None and for what is not finite."""
-    if seconds is None or not math.isfinite(seconds):
-        return _MISSING
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return pages.get_template("report.html.jinja").render(report=report, longest_bar=worst or 1.0)

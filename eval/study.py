@@ -6,16 +6,14 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import jinja2
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eval.grid import PictureGrid, data_uri
+from eval.pages import environment
 from eval.pictures import Metric
-from eval.report import format_interval, format_number
 
 _PANEL_INCHES = (5.2, 3.6)
 _COLOUR, _BASELINE_COLOUR = "#2459b8", "#b8243f"
@@ -67,21 +65,15 @@ class StudyData:
 
 def render_study(study: StudyData) -> str:
     """One HTML page: pictures, styles and plots inside it, nothing loaded from anywhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": format_number, "interval": format_interval, "data_uri": data_uri}
+    pages = environment()
+    pages.filters |= {"data_uri": data_uri}
     plots = [
         (f"{column.heading} against {axis}", tradeoff_uri(study, column, axis))
         for axis in study.axes
         for column in study.columns
         if sum(axis in row.positions and column.key in row.figures for row in study.rows) > 1
     ]
-    return environment.get_template("study.html.jinja").render(study=study, plots=plots)
+    return pages.get_template("study.html.jinja").render(study=study, plots=plots)
 
 
 def tradeoff_figure(study: StudyData, column: StudyColumn, axis: str) -> Figure:

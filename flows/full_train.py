@@ -6,6 +6,7 @@ from typing import get_args
 
 from prefect import flow
 
+from flows.announcements import Announcer
 from flows.cancellation import stop_jobs
 from flows.evaluate import choose_targets, evaluate_targets
 from flows.parameters import ConfigName, Overrides, StartFrom, StepName
@@ -23,9 +24,12 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
     plan = preflight(config, overrides)
     if start_from is not None:
         require_done(plan, start_from)
+    announcer = Announcer(plan, config, overrides)
     with turn(plan):
-        trained = train_stages(plan, prepare_data(plan))
-    return evaluate_targets(plan, choose_targets(plan, "latest"), after=[*trained])
+        trained = train_stages(plan, prepare_data(plan), announcer)
+    reports = evaluate_targets(plan, choose_targets(plan, "latest"), after=[*trained])
+    announcer.finish()  # the last checkpoint has its report
+    return reports
 
 
 def require_done(plan: Plan, start_from: StepName) -> None:

@@ -126,7 +126,7 @@ def _parameters_upper_bound(config: Config, stage: str) -> float:
 
 def feature_network_problems(config: Config) -> list[PitiError]:
     """What is wrong with files of feature networks; without any, the libraries that open them are not even loaded."""
-    if config.evaluation.inception is None and config.evaluation.lpips_trunk is None:
+    if not any(config.evaluation.files.values()):
         return []
     from piti.evaluation import networks
 

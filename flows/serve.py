@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from prefect import Flow, serve
@@ -14,6 +14,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
+from flows.announcements import evaluation_trigger
 from flows.automations import ensure
 from flows.cancellation import stop_unwanted_jobs
 from flows.crashed_runs import ensure_crashed_runs_are_marked
@@ -43,7 +44,7 @@ class Registered(RunnerDeployment):
 
 
 def deployments() -> list[RunnerDeployment]:
-    """full-train, prepare, train, evaluate and study, all of a flow named `piti`."""
+    """full-train, prepare, train, evaluate and study, all of a flow named `piti`; evaluate with its trigger."""
     flows: dict[str, Flow[..., Any]] = {
         "full-train": full_train,
         "prepare": prepare,
@@ -57,14 +58,14 @@ def deployments() -> list[RunnerDeployment]:
             name=name,
             tags=TAGS,
             description=(flow.description or "").strip(),
+            triggers=[evaluation_trigger()] if name == "evaluate" else [],
             entrypoint_type=EntrypointType.MODULE_PATH,  # found wherever this is installed, from any working folder
         )
         for name, flow in flows.items()
     ]
-    mine = [cast(RunnerDeployment, deployment) for deployment in registered]
-    for deployment in mine:
+    for deployment in registered:
         deployment.model_fields_set.difference_update(_A_PERSONS)
-    return mine
+    return registered
 
 
 def main() -> None:

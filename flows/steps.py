@@ -30,6 +30,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
 from ray.job_submission import JobStatus
 
+from flows.announcements import Announcer
 from flows.cancellation import give_up, is_wanted
 from flows.cluster import Cluster, Progress, RayJob, StepError, patiently
 from piti import storage
@@ -70,12 +71,12 @@ def degrade(plan: Plan, after: After = ()) -> State | Output:
 
 
 @task(name="train", task_run_name="train {stage}", cache_policy=NO_CACHE)
-def train(plan: Plan, stage: Stage, after: After = ()) -> State | Output:
+def train(plan: Plan, stage: Stage, after: After = (), announcer: Announcer | None = None) -> State | Output:
     """Tars -> checkpoints of one training stage, with its loss curve as an artifact."""
     step = plan.train(stage)
     if step is None:
         return Completed(name="Skipped", message="a pretrained base is configured")
-    outcome = run_step(step, plan.config)
+    outcome = run_step(step, plan.config, announcer)
     _show_curve(step, plan.config.name)
     return outcome
 
@@ -160,7 +161,7 @@ def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> S
     return Completed(name="Cached", message=f"already done: {step.output}", data=page) if was_there else page
 
 
-def run_step(step: Step, config: Config) -> State | Output:
+def run_step(step: Step, config: Config, announcer: Announcer | None = None) -> State | Output:
     """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
 
     A job that died without saying why (a killed driver, a lost node or head) is started again, and resumes, up to
@@ -175,7 +176,7 @@ def run_step(step: Step, config: Config) -> State | Output:
         attempt += 1
         job, attached, seen = patiently(logger, lambda: _start(step, config, who))
         logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, job.page)
-        status = _follow(job, step, config, who, seen)
+        status = _follow(job, step, config, who, seen, announcer)
         if step.result() is not None:
             return Output(step)
         previous, reason = reason, _failure(job, step, status)
@@ -204,7 +205,9 @@ def _whole_parts(step: Step) -> list[str]:
     return [name for folder in folders for name in storage.list_names(folder) if name.endswith(".tar")]
 
 
-def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> JobStatus | None:
+def _follow(
+    job: RayJob, step: Step, config: Config, who: str, seen: int, announcer: Announcer | None
+) -> JobStatus | None:
     description = f"{step.name} of {config.name}"
     artifact = cast(
         UUID,
@@ -221,6 +224,8 @@ def _follow(job: RayJob, step: Step, config: Config, who: str, seen: int) -> Job
         if time.monotonic() - asked_seconds > WANTED_INTERVAL_SECONDS:
             asked_seconds = time.monotonic()
             _give_up_unless_wanted(job, who)
+            if announcer is not None:
+                announcer.look()
         progress = job.progress()
         if progress is not None and progress != last:
             percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from prefect import flow
 
 from flows import steps
+from flows.announcements import Announcer
 from flows.cancellation import stop_jobs
 from flows.parameters import ConfigName, Overrides
 from flows.preflight import fit_beside_each_other, preflight
@@ -26,19 +27,24 @@ class Trained(NamedTuple):
 def train(config: ConfigName = "demo", overrides: Overrides = None) -> None:
     """Train pretraining (where needed), stage 1, stage 2 and the upsampler; data is prepared first where it is not."""
     plan = preflight(config, overrides)
+    announcer = Announcer(plan, config, overrides)
     with turn(plan):
-        train_stages(plan, prepare_data(plan))
+        train_stages(plan, prepare_data(plan), announcer)
+    announcer.finish()
 
 
-def train_stages(plan: Plan, data: Prepared) -> Trained:
-    """The base model's chain of stages, and the upsampler beside it where the cluster has room for both. Their results."""
+def train_stages(plan: Plan, data: Prepared, announcer: Announcer | None = None) -> Trained:
+    """The base model's chain of stages, and the upsampler beside it where the cluster has room for both. Their results.
+
+    `announcer` tells of checkpoints of stage 2 as they are finished.
+    """
     if fit_beside_each_other(plan.config):
         upsampler = steps.train.submit(plan, "upsampler", after=[*data])
-        return Trained(_train_base(plan, data), upsampler.result())
-    return Trained(_train_base(plan, data), steps.train(plan, "upsampler", after=[*data]))
+        return Trained(_train_base(plan, data, announcer), upsampler.result())
+    return Trained(_train_base(plan, data, announcer), steps.train(plan, "upsampler", after=[*data]))
 
 
-def _train_base(plan: Plan, data: Prepared) -> Any:
+def _train_base(plan: Plan, data: Prepared, announcer: Announcer | None) -> Any:
     pretrained = steps.train(plan, "pretrain", after=[data.shards])
     stage1 = steps.train(plan, "stage1", after=[data.shards, pretrained])
-    return steps.train(plan, "stage2", after=[data.shards, stage1])
+    return steps.train(plan, "stage2", after=[data.shards, stage1], announcer=announcer)

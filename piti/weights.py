@@ -81,7 +81,7 @@ def feature_networks(config: Config, training: bool = True) -> list[NeededWeight
 def weights_problems(config: Config, training: bool = True, sharding: bool = True) -> list[PitiError]:
     """Every feature network's file that is missing, misplaced or other than its sha256 says.
 
-    Files that only training needs are not asked for without `training`, nor without `sharding` those that it needs.
+    Files that only training needs are not asked for without `training`, nor without `sharding` those that only it needs.
 
     A feature network without weights is a problem unless the config allows stand-ins (demo.yaml does).
     `piti.models.pretrained.pretrained_problems` looks at the weights that training begins from.
@@ -93,8 +93,16 @@ def weights_problems(config: Config, training: bool = True, sharding: bool = Tru
         for needed in feature_networks(config, training)
         if needed.ref is None and not config.allow_stand_in_networks
     ]
-    hed = NeededWeights("data.sketch.weights", config.data.sketch.weights, "network-bsds500.pytorch")
-    for needed in (*feature_networks(config, training), *([hed] if sharding else [])):
+    optional = [
+        NeededWeights("evaluation.clip", config.evaluation.clip, "OpenAI's ViT-B-32.pt"),
+        NeededWeights("evaluation.vgg16", config.evaluation.vgg16, "torchvision's vgg16-397923af.pth"),
+        *(
+            NeededWeights(f"evaluation.{key}", ref, "yours")
+            for key, ref in config.evaluation.files.items()
+            if key.startswith("alignment.")
+        ),
+    ]
+    for needed in (*feature_networks(config, training), *optional):
         if needed.ref is not None:
             problems.extend(file_problems(needed.key, needed.ref, needed.origin))
     return problems

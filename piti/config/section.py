@@ -33,6 +33,12 @@ class WeightsRef(Section):
         return storage.absolute(path)  # jobs run in another folder
 
 
+class ProgramRef(WeightsRef):
+    """A network stored with its code. `sha256` is required: opening another file would run somebody else's program."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 def require_known_scheme(uri: str) -> None:
     """Raise ValueError for an address that is neither a local path nor in one of the supported object stores."""
     if not storage.is_local(uri) and (uri.partition("://")[0] not in REMOTE_SCHEMES or "::" in uri):

@@ -12,10 +12,13 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from piti.config.data import CONDITION_CHANNELS, DataConfig, DegradationConfig
-from piti.config.section import Positive, Section, Share, WeightsRef, require_known_scheme
+from piti.config.section import Positive, ProgramRef, Section, Share, WeightsRef, require_known_scheme
 
 Stage = Literal["pretrain", "stage1", "stage2", "upsampler"]
-FigureKind = Literal["fid", "kid", "lpips", "lpips_diversity"]
+FigureKind = Literal[
+    "fid", "kid", "clip_fid", "precision", "recall", "lpips", "lpips_vgg", "lpips_diversity", "psnr", "ssim",
+    "miou", "miou_small", "miou_medium", "miou_large", "edge_f1", "depth_order_error", "normal_error",
+]  # fmt: skip
 STAGES: tuple[Stage, ...] = get_args(Stage)
 STAGE_LABELS: dict[str, str] = {
     "untrained": "untrained", "pretrain": "pretraining", "stage1": "stage 1", "stage2": "stage 2",
@@ -276,19 +279,55 @@ class SamplingConfig(Section):
         return self
 
 
+class AlignmentConfig(Section):
+    """Whether pictures follow their label maps or geometry, seen by a network of yours. Sketches need none: edges are
+    detected as those of the conditions were.
+
+    `network` is a TorchScript file, or torch.export's `*.pt2`, that takes float32 (N, 3, H, W), RGB. For masks it gives
+    scores (N, C, h, w) or labels (N, h, w); for geometry depth (N, 1, h, w), or depth and normals (N, 4, h, w).
+    `labels`: a CSV file with columns network,label: which label of the data each of the network's classes is; classes
+    that are not listed match nothing. None: they are the same. `farther` says whether a point farther away has a higher
+    value (depth) or a lower one (disparity). `input_side` None: pictures are seen at their own size.
+    """
+
+    network: ProgramRef
+    labels: WeightsRef | None = None
+    input_levels: Literal["imagenet", "unit", "signed", "levels"] = "imagenet"
+    input_side: Positive | None = None
+    farther: Literal["higher", "lower"] = "higher"
+
+
 class EvaluationConfig(Section):
     """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model.
 
+    Without `clip` (OpenAI's ViT-B-32.pt) there is no CLIP-FID; without `vgg16` (torchvision's vgg16-397923af.pth) no
+    precision, no recall and no LPIPS (VGG); without `alignment` no mIoU and no error of depth and normals.
     `resize` is how pictures get to the size that the network of FID and KID sees, by the library that does it so.
+    `on_checkpoint`: which checkpoints of stage 2 are evaluated by themselves as training finishes them (none; final, the
+    last one; every), by a run of piti/evaluate that Prefect starts.
     `published` has scores to reproduce, by kind of figure; the report shows them beside figures that compare.
     """
 
     inception: WeightsRef | None = None
     lpips_trunk: WeightsRef | None = None
+    clip: WeightsRef | None = None
+    vgg16: WeightsRef | None = None
+    alignment: AlignmentConfig | None = None
     resize: Literal["torch-fidelity", "clean-fid"] = "torch-fidelity"
     compare_stages: bool = False
     grid_samples: Positive = 8
+    on_checkpoint: Literal["none", "final", "every"] = "none"
     published: dict[FigureKind, float] = Field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, WeightsRef | None]:
+        """Every file that figures depend on, by its key below `evaluation`."""
+        names = ("inception", "lpips_trunk", "clip", "vgg16")
+        alignment = self.alignment
+        return {name: getattr(self, name) for name in names} | {
+            "alignment.network": None if alignment is None else alignment.network,
+            "alignment.labels": None if alignment is None else alignment.labels,
+        }
 
 
 class WorkerRange(Section):
@@ -384,6 +423,8 @@ class Config(Section):
             )
         if upsampler.image_size % base.image_size:
             problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
+        if self.evaluation.alignment is not None and self.data.modality == "sketch":
+            problems.append("evaluation.alignment does nothing with sketches: leave it out")
         if self.pretrained.base is None and self.training.pretrain is None and not self.pretrained.from_scratch:
             problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
         if problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -123,6 +124,19 @@ class ExampleReader:
             raise DamagedSample(str(error)) from error
         finally:
             self.spent.add(read - began, time.monotonic() - read)
+
+    def condition(self, number: int) -> tuple[StoredCondition, dict[str, Any]]:
+        """The condition of `example(number, None)` before it is painted, and the sample's JSON. Raises DamagedSample."""
+        members = self._reader.read(number)
+        try:
+            if self._data.geometry != "random":
+                condition = decode_condition(members)
+            else:
+                box = CropBox.central(*decode_image(members).shape[:2])
+                condition = _resized(decode_condition(members, box), self._data.modality, self._data.image_size)
+        except DamagedPictureError as error:
+            raise DamagedSample(str(error)) from error
+        return condition, json.loads(members["json"])
 
     def _build(
         self, key: str, members: dict[str, bytes], companion: dict[str, bytes] | None, draw: Draw | None

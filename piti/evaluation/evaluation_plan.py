@@ -16,8 +16,11 @@ from piti.provenance import FORMAT_VERSIONS
 from piti.weights import weights_digest
 
 _SHOWN_ONLY = {"grid_samples", "published"}  # of the evaluation's settings: the report's own
-_FEATURE_NETWORKS = ("inception", "lpips_trunk")
-_WHAT_IS_EVALUATED = {"compare_stages"}  # of them, too: the sets say it
+_NOT_IN_FIGURES: dict[str, Any] = {
+    **dict.fromkeys((*_SHOWN_ONLY, "on_checkpoint"), True),  # what is shown, and when
+    "compare_stages": True,  # the sets say it
+    **dict.fromkeys(("inception", "lpips_trunk", "clip", "vgg16"), True), "alignment": {"network", "labels"},  # by content
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class EvaluationPlan:
         """Figures of the pictures. Feature networks count by their content, wherever they lie."""
         evaluation = self._config.evaluation
         content = {
-            "evaluation": dump(evaluation, exclude=_SHOWN_ONLY | _WHAT_IS_EVALUATED | {*_FEATURE_NETWORKS}),
-            "networks": [weights_digest(getattr(evaluation, name)) for name in _FEATURE_NETWORKS],
+            "evaluation": evaluation.model_dump(mode="json", exclude=_NOT_IN_FIGURES),
+            "networks": {key: weights_digest(ref) for key, ref in evaluation.files.items()},
             "samples": self.sample.fingerprint,
         }
         inputs = {**self._inputs(), "samples": self.sample.output}

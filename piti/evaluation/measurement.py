@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,18 +13,20 @@ from torch import Tensor
 
 from eval import Metric
 from eval.features import FeatureExtractor, Features, features_of
-from eval.fid import fid_from_features
-from eval.kid import kid_from_features
 from eval.lpips import PerceptualNetwork, diversity_distances, lpips_distances
-from eval.pictures import mean_metric
+from eval.pictures import NetworkIdentity, mean_metric
 from eval.pixels import pixel_distances
+from eval.reconstruction import reconstruction_qualities
 from piti import storage
 from piti.config import Config
-from piti.data.conditions import condition_picture, unit_range
+from piti.config.tree import FigureKind
+from piti.data.conditions import StoredCondition, condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
 from piti.data.manifest import MANIFEST
 from piti.errors import DataError
+from piti.evaluation.figures import FIGURES, Alignment, FeatureNetwork, Need, PerceptualTrunk
+from piti.evaluation.networks import Networks
 from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName, num_wanted, set_folders
 from piti.evaluation.stored_arrays import StoredArrays
 
@@ -98,6 +100,16 @@ class Evaluation:
             truth = self.truth(key)
             yield truth.small if small else truth.picture
 
+    def conditions(self) -> Iterator[StoredCondition]:
+        """The conditions as stored, in the order of `keys`."""
+        return (self._reader.condition(self._numbers[key])[0] for key in self.keys)
+
+    @property
+    def has_given_sketches(self) -> bool:
+        """Whether sketches come with the dataset, so that no detector's view of the picture compares with them."""
+        about = self._reader.condition(self._numbers[self.keys[0]])[1]
+        return bool(about.get("sketch", {}).get("name") == "given")
+
     def describe(self, name: PictureSetName) -> dict[str, Any]:
         """What a set's pictures are, for `StoredArrays`: the pictures themselves, and which of them."""
         return {"pictures": self.sets[name].digest(self.keys_of(name))}
@@ -113,39 +125,36 @@ class Evaluation:
 
 
 class Measurement:
-    """Figures of an evaluation. Networks see pictures whose features and distances are not stored yet, no others."""
+    """Figures of an evaluation: the `Material` of `piti.evaluation.figures`.
 
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        config: Config,
-        extractor: FeatureExtractor,
-        network: PerceptualNetwork,
-        stored: StoredArrays,
-    ) -> None:
+    Networks see pictures whose features and distances are not stored yet, no others.
+    """
+
+    def __init__(self, evaluation: Evaluation, config: Config, networks: Networks, stored: StoredArrays) -> None:
         self._evaluation = evaluation
+        self._config = config
         self._sides = config.models.base.image_size, config.models.upsampler.image_size
-        self._extractor = extractor
-        self._network = network
+        self._networks = networks
         self._stored = stored
 
-    def metrics(self) -> dict[str, Metric]:
-        """By kind (`piti.evaluation.figures`): `fid`, `kid`, `lpips` of the final pictures, `lpips_diversity` where drawn."""
-        side = self._sides[1]
-        generated = self._features(self._evaluation.describe("final"), lambda: self._evaluation.generated("final"))
-        truth = self._features(self._evaluation.describe_truth(side), self._evaluation.truths)
-        identity = self._network.identity
-        metrics = {
-            "fid": fid_from_features(generated, truth),
-            "kid": kid_from_features(generated, truth),
-            "lpips": mean_metric(identity.figure("lpips", "pd"), self.distances(), identity),
-        }
-        if self._evaluation.keys_of("diversity"):
-            values = self.diversity()
-            metrics["lpips_diversity"] = mean_metric(
-                identity.figure("lpips_diversity", "pd_diversity"), values, identity
-            )
+    def metrics(self) -> dict[FigureKind, Metric]:
+        """By kind, every figure of the registry whose needs are there, of the final pictures where it does not say else."""
+        there = self._available()
+        metrics: dict[FigureKind, Metric] = {}
+        for kind, figure in FIGURES.items():
+            metric = figure.measure(self) if there.issuperset(figure.needs) else None
+            if metric is not None:
+                metrics[kind] = metric
         return metrics
+
+    def _available(self) -> set[Need]:
+        names: tuple[FeatureNetwork | PerceptualTrunk, ...] = ("inception", "lpips_trunk", "clip", "vgg16")
+        there: set[Need] = {name for name in names if getattr(self._networks, name) is not None}
+        sets: tuple[Literal["diversity", "upsampled"], ...] = ("diversity", "upsampled")
+        there |= {name for name in sets if len(self._evaluation.sets[name])}
+        if self._networks.aligner is not None and not self._evaluation.has_given_sketches:
+            there.add(self._config.data.modality)
+        return there
 
     @property
     def num_computed(self) -> int:
@@ -154,32 +163,86 @@ class Measurement:
 
     def extract(self) -> None:
         """Let the networks see every picture, so that what they compute is stored: figures are arithmetic afterwards."""
-        self._features(self._evaluation.describe("final"), lambda: self._evaluation.generated("final"))
-        self._features(self._evaluation.describe_truth(self._sides[1]), self._evaluation.truths)
-        if self._evaluation.keys_of("diversity"):
-            self.diversity()
-        for name in ("final", *self._evaluation.stage_sets):
+        there = self._available()
+        extractors: tuple[FeatureNetwork, ...] = ("inception", "clip", "vgg16")
+        trunks: tuple[PerceptualTrunk, ...] = ("lpips_trunk", "vgg16")
+        for network in (name for name in extractors if name in there):
+            self.features(network)
+        for trunk in (name for name in trunks if name in there):
+            self.perceptual(trunk, "distances")
+        if "diversity" in there:
+            self.perceptual("lpips_trunk", "diversity")
+        if self._config.data.modality in there:
+            self.alignment()
+        for name in self._evaluation.stage_sets:
             self.distances(name)
 
-    def diversity(self) -> NDArray[np.float64]:
-        """Mean perceptual distance between the pictures of each condition of the set `diversity`."""
-        diverse, keys = self._evaluation.sets["diversity"], self._evaluation.keys_of("diversity")
-        about = {"diversity": self._evaluation.describe("diversity"), "network": asdict(self._network.identity)}
-        return self._stored.get(
-            about, lambda: diversity_distances((diverse.variants(key) for key in keys), self._network)
+    def features(self, network: FeatureNetwork) -> tuple[Features, Features]:
+        """Of the final pictures and of the truth, in float32 as the network gives them."""
+        extractor = self._networks.extractor(network)
+        return (
+            self._features(extractor, self._evaluation.describe("final"), lambda: self._evaluation.generated("final")),
+            self._features(extractor, self._evaluation.describe_truth(self._sides[1]), self._evaluation.truths),
         )
 
-    def distances(self, name: PictureSetName = "final") -> NDArray[np.float64]:
-        """Perceptual distance of each picture of a set to its truth, in the order of the evaluation's keys."""
+    def perceptual(
+        self, trunk: PerceptualTrunk, kind: Literal["distances", "diversity"]
+    ) -> tuple[NDArray[np.float64], NetworkIdentity]:
+        """Of the final pictures to the truth, or between those of each condition in the set `diversity`."""
+        network = self._networks.perceptual(trunk)
+        if kind == "distances":
+            return self.distances("final", network), network.identity
+        diverse = self._evaluation.sets["diversity"]
+        about = {"diversity": self._evaluation.describe("diversity"), "network": asdict(network.identity)}
+        groups = (diverse.variants(key) for key in self._evaluation.keys_of("diversity"))
+        return self._stored.get(about, lambda: diversity_distances(groups, network)), network.identity
+
+    def reconstruction(self) -> NDArray[np.float64]:
+        """PSNR and SSIM of the set `upsampled`, (N, 2)."""
+        keys = self._evaluation.keys_of("upsampled")
+        about = {
+            "reconstruction": self._evaluation.describe("upsampled"),
+            "truth": self._evaluation.describe_truth(self._sides[1]),
+        }
+        upsampled = self._evaluation.sets["upsampled"]
+        return self._stored.get(
+            about,
+            lambda: reconstruction_qualities(
+                (upsampled.picture(key) for key in keys), (self._evaluation.truth(key).picture for key in keys)
+            ),
+        )
+
+    def alignment(self) -> Alignment:
+        """Of the final pictures, and of the truth, to the conditions."""
+        aligner = self._networks.aligner
+        if aligner is None:
+            raise ValueError("nothing is configured that compares pictures with conditions")
+        truth = self._evaluation.describe_truth(self._sides[1])
+        network = None if aligner.network is None else asdict(aligner.network)
+        about = {"alignment": aligner.about, "network": network, "conditions": truth}
+
+        def rows(pictures: dict[str, Any], source: Callable[[], Iterator[NDArray[np.uint8]]]) -> NDArray[Any]:
+            return self._stored.get(
+                {**about, "of": pictures}, lambda: aligner.rows(source(), self._evaluation.conditions())
+            )
+
+        generated = rows(self._evaluation.describe("final"), lambda: self._evaluation.generated("final"))
+        return Alignment(generated, rows(truth, self._evaluation.truths), aligner.network, aligner.slug)
+
+    def distances(
+        self, name: PictureSetName = "final", network: PerceptualNetwork | None = None
+    ) -> NDArray[np.float64]:
+        """Distance of each picture of a set to its truth, in the order of the evaluation's keys; by default LPIPS's."""
         small = name != "final"
+        seen_by = network or self._networks.lpips_trunk
         about = {
             "distances": self._evaluation.describe(name),
             "truth": self._evaluation.describe_truth(self._sides[0 if small else 1]),
-            "network": asdict(self._network.identity),
+            "network": asdict(seen_by.identity),
         }
         return self._stored.get(
             about,
-            lambda: lpips_distances(self._evaluation.generated(name), self._evaluation.truths(small), self._network),
+            lambda: lpips_distances(self._evaluation.generated(name), self._evaluation.truths(small), seen_by),
         )
 
     def comparison(self) -> dict[str, dict[str, Metric]]:
@@ -189,7 +252,7 @@ class Measurement:
         the set before it: conditions and noise are the same, so the mean of the pictures' own differences.
         """
         comparison: dict[str, dict[str, Metric]] = {}
-        identity = self._network.identity
+        identity = self._networks.lpips_trunk.identity
         name = identity.figure("lpips", "pd")
         previous: NDArray[np.float64] | None = None
         for picture_set in self._evaluation.stage_sets:
@@ -204,14 +267,15 @@ class Measurement:
             previous = distances
         return comparison
 
-    def _features(self, about: dict[str, Any], pictures: Callable[[], Iterator[NDArray[np.uint8]]]) -> Features:
-        """Features of pictures of the upsampler's size, in float32 as the network gives them."""
-        identity = self._extractor.identity
+    def _features(
+        self, extractor: FeatureExtractor, about: dict[str, Any], pictures: Callable[[], Iterator[NDArray[np.uint8]]]
+    ) -> Features:
+        """Features of pictures of the upsampler's size."""
         values = self._stored.get(
-            {"features": about, "network": asdict(identity), "dtype": "float32"},
-            lambda: features_of(pictures(), self._extractor).values.float().numpy(),
+            {"features": about, "network": asdict(extractor.identity), "dtype": "float32"},
+            lambda: features_of(pictures(), extractor).values.float().numpy(),
         )
-        return Features(torch.from_numpy(values).double(), identity, (self._sides[1], self._sides[1]))
+        return Features(torch.from_numpy(values).double(), extractor.identity, (self._sides[1], self._sides[1]))
 
 
 def spread(values: NDArray[np.float64], count: int) -> dict[str, Sequence[int]]:

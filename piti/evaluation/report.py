@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -111,7 +110,6 @@ def report_data(spec: JobSpec, stored: Mapping[str, Any], grids: Sequence[Pictur
     """Everything that the report's page shows, from `stored` (metrics.json), pictures, and the results of earlier steps."""
     config, origin = spec.config, stored["provenance"]
     side = config.models.upsampler.image_size
-    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     comparison = {
         name: {kind: metric_from_json(value) for kind, value in distances.items()}
         for name, distances in stored["comparison"].items()
@@ -119,7 +117,7 @@ def report_data(spec: JobSpec, stored: Mapping[str, Any], grids: Sequence[Pictur
     labels = stage_labels(list(comparison), origin)
     return ReportData(
         title=f"Evaluation of {config.name}: {origin['base']['title']}",
-        subtitle=f"{stored['num_samples']} pictures of {side}×{side} from {config.data.modality} conditions · {when}",
+        subtitle=f"{stored['num_samples']} pictures of {side}×{side} from {config.data.modality} conditions · {stored['evaluated']}",
         facts=_facts(spec, origin),
         warnings=_warnings(origin),
         metrics=metric_rows(config, stored["kinds"], stored["metrics"]),

@@ -9,12 +9,13 @@ from piti.jobs.score import METRICS_FILE
 
 
 def run(context: JobContext) -> JobResult:
-    """Write the report's files, each whole. Returns where people look: report and grid. Raises DataError."""
+    """Write the report's files, each whole, then the leaderboard. Returns where people look. Raises DataError."""
     import yaml
 
     from eval.grid import grid_png
     from eval.report import render_report
     from piti.evaluation.grids import final_grids, stages_grid
+    from piti.evaluation.leaderboard import rebuild_leaderboard
     from piti.evaluation.measurement import Evaluation
     from piti.evaluation.report import CONFIG_FILE, report_data
 
@@ -40,4 +41,5 @@ def run(context: JobContext) -> JobResult:
         "comparable": stored["provenance"]["comparable"],
         "report": report,
         "grid": grid,
+        "leaderboard": rebuild_leaderboard(config.root),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from piti import storage
@@ -9,8 +10,8 @@ from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection, result_of
 
 if TYPE_CHECKING:
-    from eval.pictures import NetworkIdentity
     from piti.evaluation.measurement import Evaluation, Measurement
+    from piti.evaluation.networks import Networks
 
 METRICS_FILE = "metrics.json"
 
@@ -40,19 +41,18 @@ def _task(spec: JobSpec, device: str) -> JobResult:
     return score(JobContext(spec))
 
 
-def measurement(context: JobContext, device: str) -> tuple[Evaluation, Measurement, tuple[NetworkIdentity, ...]]:
+def measurement(context: JobContext, device: str) -> tuple[Evaluation, Measurement, Networks]:
     """What is measured, with which networks. Raises as `run` does."""
     from piti.evaluation.measurement import Evaluation, Measurement
-    from piti.evaluation.networks import open_extractor, open_perceptual_network
+    from piti.evaluation.networks import open_networks
     from piti.evaluation.stored_arrays import StoredArrays
 
     config = context.config
     context.progress(0, 2, "loading feature networks", force=True)
-    extractor, network = open_extractor(config, device), open_perceptual_network(config, device)
+    networks = open_networks(config, device)
     evaluation = Evaluation(config, context.spec.inputs)
     context.progress(1, 2, f"measuring {len(evaluation.keys)} pictures", force=True)
-    measured = Measurement(evaluation, config, extractor, network, StoredArrays(config.root))
-    return evaluation, measured, (extractor.identity, network.identity)
+    return evaluation, Measurement(evaluation, config, networks, StoredArrays(config.root)), networks
 
 
 def score(context: JobContext) -> JobResult:
@@ -71,19 +71,18 @@ def score(context: JobContext) -> JobResult:
     }
 
 
-def measure(
-    spec: JobSpec, evaluation: Evaluation, measurement: Measurement, networks: tuple[NetworkIdentity, ...]
-) -> dict[str, Any]:
+def measure(spec: JobSpec, evaluation: Evaluation, measurement: Measurement, networks: Networks) -> dict[str, Any]:
     """The content of metrics.json."""
     from piti.evaluation.figures import metric_to_json
     from piti.evaluation.report import provenance
 
     metrics = measurement.metrics()
-    extractor, network = networks
-    origin = provenance(spec, extractor, network, evaluation.sets["final"].about(evaluation.keys[0]))
+    seen_by = networks.inception.identity, networks.lpips_trunk.identity
+    origin = provenance(spec, *seen_by, evaluation.sets["final"].about(evaluation.keys[0]))
     return {
         "checkpoint": origin["base"]["uri"],
         "step": origin["base"].get("step", 0),
+        "evaluated": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "num_samples": len(evaluation.keys),
         "kinds": {kind: metric.name for kind, metric in metrics.items()},
         "metrics": {metric.name: metric_to_json(metric) for metric in metrics.values()},

@@ -64,6 +64,12 @@ class Prefect:
         assert done.returncode == (0 if run.state == "COMPLETED" else 1), done.stdout + done.stderr
         return run
 
+    def run_with(self, deployment: str, parameters: dict[str, Any]) -> str | None:
+        """The id of a run of a deployment that has these among its parameters, whoever asked for it."""
+        found = self.request("GET", f"/deployments/name/piti/{deployment}")
+        runs = self.request("POST", "/flow_runs/filter", {"deployments": {"id": {"any_": [found["id"]]}}})
+        return next((run["id"] for run in runs if {**run["parameters"], **parameters} == run["parameters"]), None)
+
     def cancel(self, flow_run_id: str) -> None:
         """The button Cancel."""
         answer = self.request("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": {"type": "CANCELLING"}})

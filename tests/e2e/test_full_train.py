@@ -20,7 +20,7 @@ from piti.config.presets import load_config
 from piti.models import build_model
 from piti.models.pretrained import export_piti
 from piti.plan import Plan
-from tests.e2e.runs import FlowRun, Prefect
+from tests.e2e.runs import FlowRun, Prefect, wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
 
@@ -37,6 +37,7 @@ class Asked:
     nothing_new: FlowRun
     other_grid: FlowRun
     imported: FlowRun
+    triggered: FlowRun
     other_guidance: CompletedProcess[str]
 
 
@@ -68,9 +69,13 @@ def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, 
     other_grid = prefect.start(
         "evaluate", config="demo-sketch", overrides=tiny_overrides(root, evaluation__grid_samples=2)
     )
+    announced = tiny_overrides(root, evaluation__on_checkpoint="final", evaluation__grid_samples=3)
+    prefect.start("train", config="demo-sketch", overrides=announced)
     other = json.dumps(tiny_overrides(root, sampling__guidance_scale=2.5))
     told = stack.piti("run", "evaluate", "--config", "demo-sketch", "--param", f"overrides={other}")
-    return Asked(*(prefect.wait(run) for run in (again, nothing_new, other_grid, published)), told)
+    triggered = wait_for("the evaluation", lambda: prefect.run_with("evaluate", {"overrides": announced}), 480)
+    runs = (again, nothing_new, other_grid, published, triggered)
+    return Asked(*(prefect.wait(run) for run in runs), told)
 
 
 def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect: Prefect) -> None:
@@ -112,8 +117,8 @@ def test_again_does_nothing_twice(asked: Asked, root: Path) -> None:
     jobs = Counter(name.split("-")[1] for name in storage.list_names(str(root / "jobs")))
     assert jobs == {
         **dict.fromkeys(("shard", "degrade", "pretrain", "stage1", "stage2", "upsampler"), 1),
-        "sample": 2, "score": 2, "report": 3,
-    }, "drawn and scored for two guidances, reported for another grid, too; everything else once"  # fmt: skip
+        "sample": 2, "score": 2, "report": 4,
+    }, "drawn and scored for two guidances, reported for two other grids, too; everything else once"  # fmt: skip
 
 
 def test_evaluate_with_nothing_new_says_so(asked: Asked) -> None:
@@ -144,6 +149,13 @@ def test_another_grid_only_writes_a_report(asked: Asked) -> None:
     assert {name.split()[1] for name in run.tasks if name.startswith("draw")} == {
         "final", "base", "diversity", "stage1", "untrained",
     }  # fmt: skip
+
+
+def test_a_finished_training_makes_its_evaluation_run_by_itself(asked: Asked) -> None:
+    """It was started by Prefect alone, for the checkpoint and the config of the training run."""
+    run = asked.triggered
+    assert run.state == "COMPLETED", run.message
+    assert run.tasks["report step-00000006"] == "Completed"
 
 
 def test_published_weights_need_no_training_and_no_training_data(asked: Asked, imported: dict[str, Any]) -> None:

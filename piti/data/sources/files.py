@@ -1,6 +1,6 @@
 """An item that lies in files: a picture, and what goes with it. Shared by all sources that read files.
 
-Tuples, since dataclasses with slots are pickled by Python code, which is a good part of planning.
+Items are tuples: they are pickled by the million while planning, and dataclasses with slots are slow to pickle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Members of an archive as a folder would show them to which it is extracted.
+"""The members of an archive, as they would lie in a folder after extraction.
 
-Links lead to files or folders of the archive, of two members with one path the later one counts, and nothing outside is
-reached. Whatever else has a name (a link to nowhere, a pipe) is listed as well, and cannot be read.
+Links lead to files or folders of the archive, never out of it. Of two members with one path, the later one counts. A link to
+nowhere or a pipe is listed, too, and cannot be read.
 """
 
 from __future__ import annotations

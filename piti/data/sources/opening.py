@@ -100,7 +100,7 @@ def bits_of(picture: Image.Image, data: bytes) -> int:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing that Pillow warns of is shown."""
+    """Hide Pillow's warnings."""
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

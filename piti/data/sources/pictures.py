@@ -1,7 +1,7 @@
 """From a picture file, whatever it holds, to upright 8-bit sRGB; and from a given sketch to its edges.
 
-Pillow reads here, because it refuses truncated files, and libjpeg-turbo (simplejpeg), which tells of damage in a JPEG
-that Pillow passes over; OpenCV, which fills truncated files with grey, reads only files of ours whose hash was checked.
+Pillow reads most files, because it refuses truncated ones. libjpeg-turbo (simplejpeg) reads JPEGs, because it reports damage
+that Pillow passes over. OpenCV fills truncated files with grey, so it sees only what Pillow has read before.
 """
 
 from __future__ import annotations

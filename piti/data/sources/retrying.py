@@ -1,5 +1,5 @@
-"""Which failures to read are a property of the file, and which of the moment: the former reject an item for good, the
-latter are tried again and then end the job, so that a run on a better day finds nothing wrongly rejected.
+"""Failures to read are of two kinds. One is the file's own, and rejects the item for good. The other may pass: reading is
+tried again, and then the job ends, so that the next run finds nothing wrongly rejected.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Unread
 
 
 def is_of_the_file(error: Exception) -> bool:
-    """Whether an error says something about the file: it is not there, not one, not ours to read, or damaged.
+    """Whether the file is at fault: it is missing, no file, closed to this user, or damaged.
 
-    Object stores refuse with PermissionError also where a token has expired; that is rather of the moment.
+    Object stores raise PermissionError also where a token has expired, so theirs counts as one that may pass.
     """
     if isinstance(error, PermissionError):
         return error.errno in (errno.EACCES, errno.EPERM)  # only a local filesystem gives a number

@@ -2,14 +2,17 @@
 
 import hashlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from eval import EfficientNetFeatures, InceptionFeatures, LpipsNetwork, WeightsError
+from eval import ClipFeatures, EfficientNetFeatures, InceptionFeatures, LpipsNetwork, Vgg16Features, WeightsError
 from eval.efficientnet import EfficientNetLite0
+from eval.published_networks import CLIP, INCEPTION
 from eval.resize import RESIZE_PROTOCOLS, resize
 from eval.torchvision_operators import ensure_torchvision_importable
 
@@ -36,6 +39,55 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(empty))
     path = folder / "inception.pth"
     torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vgg16_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file in torchvision's layout with random values; its hidden layers are narrow (the real file has 528 MB)."""
+    ensure_torchvision_importable()
+    import torchvision
+
+    whole = torchvision.models.vgg16
+
+    def narrow(pretrained: bool = False) -> nn.Module:
+        with torch.device("meta"):
+            network = whole(weights=None, init_weights=False)
+        network.classifier[0], network.classifier[3], network.classifier[6] = (
+            nn.Linear(512 * 49, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        )  # fmt: skip
+        network.features.to_empty(device="cpu")
+        return network
+
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr(torchvision.models, "vgg16", narrow)
+        network = narrow()
+        for layer in network.features:
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()
+        path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+        torch.save(network.state_dict(), path)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small image encoder as OpenAI distributes it: a TorchScript archive with `visual.*` and the text's shapes."""
+    ensure_torchvision_importable()
+    from torch_fidelity.feature_extractor_clip import CLIPVisual
+
+    class Whole(CLIPVisual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    path = tmp_path_factory.mktemp("weights") / "clip.pt"
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.manual_seed(0)
+        network = Whole(16, 32, 2, 64, 8)
+        network.text_projection = nn.Parameter(torch.zeros(4, 16))
+        torch.jit.save(torch.jit.trace(network, torch.zeros(1)), str(path))
     return path
 
 
@@ -121,7 +173,34 @@ def test_a_pickle_with_code_is_refused_without_running_it(tmp_path: Path) -> Non
         InceptionFeatures(path)
 
 
-@pytest.mark.parametrize("network", [InceptionFeatures, LpipsNetwork])
+def test_clip_and_vgg16_give_torch_fidelitys_features(clip_file: Path, vgg16_file: Path) -> None:
+    """Resized as torch-fidelity does, both give that package's features, and say that these weights are not published."""
+    from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
+    from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
+
+    pictures = noise_pictures(2, 40)
+    clip, vgg16 = ClipFeatures(clip_file), Vgg16Features(vgg16_file)
+    reference = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], feature_extractor_weights_path=str(clip_file))
+    torch.testing.assert_close(clip(pictures), reference(pictures)[0], rtol=1e-6, atol=1e-6)
+    assert clip(pictures).shape == (2, clip.num_features) == (2, 16)
+    reference = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=str(vgg16_file))
+    torch.testing.assert_close(vgg16(pictures), reference(pictures)[0], rtol=1e-6, atol=1e-6)
+    assert vgg16(pictures).shape == (2, vgg16.num_features)
+    assert vgg16(pictures).any()
+    for network, slug in ((clip, "clip_vit_b_32"), (vgg16, "vgg16")):
+        assert network.identity.figure("x", "fd") == f"fd_{slug}_{network.identity.weights_sha256[:8]}"
+
+
+def test_published_weights_are_known_by_their_hash() -> None:
+    for published, digest in (
+        (INCEPTION, "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
+        (CLIP, "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    ):
+        assert published.identity(digest, "none").figure("fid", "fd") == "fid"
+        assert published.identity("0" * 64, "none").figure("fid", "fd") == f"fd_{published.slug}_00000000"
+
+
+@pytest.mark.parametrize("network", [InceptionFeatures, ClipFeatures, LpipsNetwork])
 def test_missing_truncated_and_foreign_files_are_refused(network: type, inception_file: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be read"):
         network(tmp_path / "nowhere.pth")
@@ -131,7 +210,7 @@ def test_missing_truncated_and_foreign_files_are_refused(network: type, inceptio
         network(truncated)
     foreign = tmp_path / "foreign.pth"
     torch.save({"features.0.weight": torch.zeros(3)}, foreign)
-    with pytest.raises(WeightsError, match="layout"):
+    with pytest.raises(WeightsError, match=r"layout|TorchScript"):
         network(foreign)
 
 
@@ -167,6 +246,24 @@ def test_lpips_trunk_in_torchvision_layout_gives_the_lpips_package_figure(tmp_pa
     own = network.network.state_dict()
     assert len(heads) == 5
     assert all(torch.equal(own[name], value) for name, value in heads.items())
+
+
+def test_lpips_with_vgg16_gives_the_lpips_package_figure(vgg16_file: Path) -> None:
+    import lpips
+
+    network = LpipsNetwork(vgg16_file, net="vgg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        reference = lpips.LPIPS(net="vgg", version="0.1", pnet_rand=True, verbose=False)
+    trunk = torch.load(vgg16_file, weights_only=True)
+    for name, parameter in reference.net.named_parameters():  # slice3.12.weight
+        _, number, kind = name.split(".")
+        parameter.data.copy_(trunk[f"features.{number}.{kind}"])
+    a, b = noise_pictures(2, 48).split(1)
+    expected = reference(a / 127.5 - 1, b / 127.5 - 1).item()
+    assert expected > 0
+    assert network(a, b).item() == pytest.approx(expected, rel=1e-6)
+    assert network.identity.slug == f"vgg16_{network.identity.weights_sha256[:8]}"
 
 
 def test_the_operators_are_declared_once_and_torchvision_works() -> None:

@@ -12,15 +12,8 @@ from PIL import Image
 from eval import Metric
 from eval.curves import LossCurve, loss_curve_png, loss_curve_uri, loss_figure
 from eval.grid import PictureGrid, grid_png
-from eval.report import (
-    MetricRow,
-    ReportData,
-    StageDistance,
-    format_duration,
-    format_number,
-    format_percent,
-    render_report,
-)
+from eval.pages import format_duration, format_number, format_percent
+from eval.report import MetricRow, ReportData, StageDistance, render_report
 from tests.unit.eval.feature_sets import PUBLISHED, STAND_IN
 
 NAN = math.nan
@@ -57,7 +50,7 @@ def report(**changes: object) -> ReportData:
 class Outline(html.parser.HTMLParser):
     """Collects what a page refers to, and checks that its elements are closed in order."""
 
-    VOID = ("meta", "img", "br", "line", "circle", "polyline", "link")
+    VOID = ("meta", "img", "br", "input", "line", "circle", "polyline", "link")
 
     def __init__(self) -> None:
         super().__init__()

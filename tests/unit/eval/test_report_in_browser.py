@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
-import shutil
-import subprocess
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from eval.report import render_report
+from tests.unit.eval.browser import CHROMIUM, look_at
 from tests.unit.eval.test_report import HOSTILE, report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-
-LOOK = """
-axe.run().then(found => parent.postMessage(JSON.stringify({
-  width: innerWidth,
-  dark: matchMedia("(prefers-color-scheme: dark)").matches,
-  needs: document.documentElement.scrollWidth,
-  hidden: [...document.querySelectorAll("img")].filter(one => one.getBoundingClientRect().width < 60).length,
-  broken: [...document.images].filter(one => one.naturalWidth === 0).length,
-  ran: String(window.ran),
-  violations: found.violations.map(one => [one.impact, one.id, one.nodes[0].html]),
-}), "*"));
-"""
-# A frame may be as narrow as a phone; a window may not.
-FRAME = """<!doctype html><iframe src="page.html" style="border: 0; width: {width}px; height: 900px"></iframe>
-<script>onmessage = event => document.body.setAttribute("data-found", event.data)</script>
-"""
-
-
-def look_at(page: str, width: int, folder: Path, *options: str) -> dict[str, Any]:
-    """What a browser of `width` pixels finds in a page."""
-    axe = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
-    looked_at = page.replace("</body>", f"<script>{axe}</script><script>{LOOK}</script></body>")
-    (folder / "page.html").write_text(looked_at, encoding="utf-8")
-    frame = folder / "frame.html"
-    frame.write_text(FRAME.format(width=width), encoding="utf-8")
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *options,
-        "--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom", frame.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'data-found="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return result
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
@@ -61,7 +20,7 @@ def test_nothing_is_off_screen_and_axe_finds_nothing(width: int, dark: bool, tmp
     assert (found["width"], found["dark"]) == (width, dark)
     assert found["needs"] <= width
     assert found["hidden"] == found["broken"] == 0
-    assert found["violations"] == []
+    assert found["violations"] == found["console"] == found["outside"] == []
 
 
 def test_names_from_data_run_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ FILE: dict[str, Any] = yaml.safe_load((PROJECT / "prefect.yaml").read_text())
 
 
 def test_prefect_accepts_the_file() -> None:
-    assert len(PrefectYamlModel.model_validate(FILE).deployments) == 4
+    assert len(PrefectYamlModel.model_validate(FILE).deployments) == 5
 
 
 def test_it_offers_what_the_serving_process_offers() -> None:

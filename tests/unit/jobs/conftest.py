@@ -38,6 +38,7 @@ OVERRIDES = {
     "sampling.batch_size": 4,
     "sampling.diversity_conditions": 3,
     "sampling.diversity_samples": 2,
+    "sampling.upsampled_conditions": 4,
     "evaluation.grid_samples": 3,
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from tests.unit.jobs.conftest import with_pictures
 
 pytestmark = pytest.mark.integration
 SpecMaker = Callable[..., JobSpec]
-SETS: tuple[PictureSetName, ...] = ("final", "base", "diversity", "stage1", "untrained")
+SETS: tuple[PictureSetName, ...] = ("final", "base", "diversity", "upsampled", "stage1", "untrained")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,13 +68,13 @@ def test_sampling_leaves_every_set_and_says_what_it_drew(sampled: JobSpec) -> No
     result = storage.read_json(storage.join(sampled.output, storage.MARKER))
     found = {name: pictures_of(sampled, name) for name in result["sets"]}
     assert {name: len(pictures) for name, pictures in found.items()} == {
-        "final": 6, "base": 6, "diversity": 3, "stage1": 6, "untrained": 6,
+        "final": 6, "base": 6, "diversity": 3, "upsampled": 4, "stage1": 6, "untrained": 6,
     }  # fmt: skip
     assert result["guidance"] == {"scale": 1.5, "normalized": True}
     key = found["final"].keys[0]
     assert found["final"].picture(key).shape == (32, 32, 3)
     assert found["diversity"].variants(key).shape == (2, 32, 32, 3)
-    assert storage.read_json(storage.join(sampled.folder, "progress.json"))["done"] == 24
+    assert storage.read_json(storage.join(sampled.folder, "progress.json"))["done"] == 28
 
 
 def test_a_restart_draws_the_missing_parts_only_and_gets_the_same_pictures(
@@ -89,7 +90,7 @@ def test_a_restart_draws_the_missing_parts_only_and_gets_the_same_pictures(
     after = tars(spec)
     assert {name for name, data in after.items() if data == b"kept as it is"} == kept
     assert after == before | dict.fromkeys(kept, b"kept as it is")
-    assert result["pictures_drawn"] == 12
+    assert result["pictures_drawn"] == 16
 
 
 def test_more_samples_draw_the_rest(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
@@ -154,11 +155,15 @@ def test_scoring_writes_metrics_and_the_report_shows_them(
     monkeypatch.setattr(networks, "open_extractor", None)  # a report needs no network
     monkeypatch.setattr(networks, "open_perceptual_network", None)
     reported = job_spec("report", **spec.inputs, score=spec.output)
+    reported = replace(reported, output=storage.join(spec.config.root, "reports", "0123456789abcdef"))
     result = report.run(JobContext(reported))
     metrics = json.loads(storage.read_text(storage.join(spec.output, "metrics.json")))
-    assert list(metrics["metrics"]) == [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
-    assert list(metrics["kinds"]) == ["fid", "kid", "lpips", "lpips_diversity"]
-    for metric in metrics["metrics"].values():
+    through_the_stand_in = [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
+    assert list(metrics["metrics"]) == [*through_the_stand_in, "psnr_upsampler", "ssim_upsampler", "edge_f1_canny"]
+    assert list(metrics["kinds"]) == ["fid", "kid", "lpips", "lpips_diversity", "psnr", "ssim", "edge_f1"]
+    assert 0 < metrics["metrics"]["edge_f1_canny"]["value"] < 1
+    assert metrics["metrics"]["edge_f1_canny"]["note"].startswith("the photographs themselves come to 0.9")
+    for metric in (metrics["metrics"][name] for name in through_the_stand_in):
         assert metric["network"]["slug"] == "efficientnet_lite0"
         assert len(metric["network"]["weights_sha256"]) == 64
         assert not metric["network"]["comparable"]
@@ -191,6 +196,9 @@ def test_scoring_writes_metrics_and_the_report_shows_them(
     ):  # fmt: skip
         assert words in page
     assert ">FID<" not in page
+    board = storage.read_text(result["leaderboard"])
+    assert 'href="./0123456789abcdef/report.html"' in board
+    assert "stage 2, step 20" in board
     assert load_config(storage.join(reported.output, "config.yaml")) == spec.config
     assert storage.read_json(storage.join(reported.output, "metrics.json")) == metrics
     assert storage.read_json(storage.join(spec.folder, "progress.json"))["message"] == "done"
@@ -254,10 +262,12 @@ def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec
         "lpips": 0,
         "rmse": 0,
     }
+    assert result["metrics"]["edge_f1_canny"]["value"] > 0.9  # not 1: edges were found before the picture became a JPEG
     assert "pd_diversity_efficientnet_lite0" not in result["metrics"]
+    assert "psnr_upsampler" not in result["metrics"]
 
 
-@pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity"])
+@pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity", "upsampled"])
 def test_missing_pictures_are_named(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, lost: str) -> None:
     shutil.copytree(Path(set_folders(sampled.inputs)["final"]).parent, tmp_path / "pictures")
     for path in (tmp_path / "pictures" / lost).glob("*.tar"):

@@ -1,0 +1,97 @@
+"""Finished checkpoints are told to Prefect, which evaluates them where the config asks for it.
+
+The trigger is Prefect's own: flows/serve.py and prefect.yaml register it with the deployment piti/evaluate.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect.events import DeploymentEventTrigger, emit_event
+
+from flows.parameters import Overrides
+from piti import storage
+from piti.checkpoints import checkpoints_of
+from piti.errors import PitiError
+from piti.evaluation.evaluation_plan import EvaluationPlan
+from piti.evaluation.targets import make_target
+from piti.plan import Plan
+
+logger = logging.getLogger("piti")
+
+EVENT = "piti.checkpoint.finished"
+TRIGGER = "piti: evaluate finished checkpoints"
+# What the evaluation's run gets, from the event's payload.
+PARAMETERS: dict[str, Any] = {
+    "config": "{{ event.payload.config }}",
+    "overrides": {
+        "__prefect_kind": "json",
+        "value": {"__prefect_kind": "jinja", "template": "{{ event.payload.overrides | tojson }}"},
+    },
+    "checkpoints": ["{{ event.payload.checkpoint }}"],
+}
+
+
+def evaluation_trigger() -> DeploymentEventTrigger:
+    """Runs a deployment for each checkpoint that its config wants to be evaluated."""
+    return DeploymentEventTrigger(
+        name=TRIGGER,
+        description="Evaluates checkpoints as evaluation.on_checkpoint of their config says.",
+        match={"prefect.resource.id": "piti.checkpoint.*", "piti.evaluate": "yes"},
+        expect={EVENT},
+        parameters=PARAMETERS,
+    )
+
+
+class Announcer:
+    """Emits an event for each checkpoint of stage 2 that a training finishes.
+
+    `config` and `overrides` are the training run's own parameters. A checkpoint is to be evaluated as
+    `evaluation.on_checkpoint` says, once there is an upsampler for it, and unless it has its report.
+    """
+
+    def __init__(self, plan: Plan, config: str, overrides: Overrides) -> None:
+        self._plan = plan
+        self._told = {"config": config, "overrides": overrides or {}}
+        self._wanted = plan.config.evaluation.on_checkpoint
+        self._known = set(checkpoints_of(plan.stage2.output))
+        self._waiting: list[str] = []
+
+    def look(self) -> None:
+        """Announce what was finished since the last look, while training goes on."""
+        for uri in checkpoints_of(self._plan.stage2.output):
+            if uri not in self._known:
+                self._known.add(uri)
+                evaluates = self._wanted == "every" and self._can_be_evaluated(uri)
+                if not evaluates:
+                    self._waiting.append(uri)
+                self._emit(uri, evaluates)
+
+    def finish(self) -> None:
+        """Both networks are trained: have those evaluated that are still to be, the last one or all that are there."""
+        self.look()
+        there = checkpoints_of(self._plan.stage2.output)
+        wanted = {"none": [], "final": there[-1:], "every": [uri for uri in there if uri in self._waiting]}
+        for uri in dict.fromkeys([*wanted[self._wanted], *(there[-1:] if self._wanted == "every" else [])]):
+            if self._can_be_evaluated(uri):
+                self._emit(uri, evaluates=True)
+
+    def _can_be_evaluated(self, uri: str) -> bool:
+        try:
+            return EvaluationPlan(self._plan, make_target(self._plan, uri)).report.result() is None
+        except PitiError as error:
+            logger.info("%s is not evaluated yet: %s", uri, error)
+            return False
+
+    def _emit(self, uri: str, evaluates: bool) -> None:
+        run, _, step = uri.rpartition("/")
+        emit_event(
+            EVENT,
+            resource={
+                "prefect.resource.id": f"piti.checkpoint.{storage.name(run)}.{step}",
+                "prefect.resource.name": f"{step} of {self._plan.config.name}",
+                "piti.evaluate": "yes" if evaluates else "no",
+            },
+            payload={**self._told, "checkpoint": uri},
+        )

@@ -1,0 +1,105 @@
+"""Which finished checkpoints are told to Prefect, and which of them it is to evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import flows.announcements as announcements
+from flows.announcements import EVENT, PARAMETERS, Announcer, evaluation_trigger
+from flows.serve import deployments
+from piti import storage
+from piti.checkpoints import FORMAT
+from piti.config.presets import load_config
+from piti.evaluation.evaluation_plan import EvaluationPlan
+from piti.evaluation.targets import make_target
+from piti.plan import Plan
+from piti.settings import PROJECT
+
+
+class Training:
+    """A training of the demo that a test takes forward by hand; `told` are its events: (step, evaluate)."""
+
+    def __init__(self, root: Path, on_checkpoint: str) -> None:
+        self.overrides = {"root": str(root), "evaluation.on_checkpoint": on_checkpoint}
+        self.plan = Plan(load_config("demo-sketch", self.overrides))
+        self.told: list[tuple[str, str]] = []
+        self.payloads: list[dict[str, Any]] = []
+
+    def emit(self, event: str, resource: dict[str, str], payload: dict[str, Any]) -> None:
+        assert event == EVENT
+        self.told.append((resource["prefect.resource.id"].rsplit(".", 1)[1], resource["piti.evaluate"]))
+        self.payloads.append(payload)
+
+    def checkpoint(self, run: str, step: int) -> str:
+        uri = storage.join(run, f"step-{step:08d}")
+        about = {"format": FORMAT, "sha256": {"ema.safetensors": uri}, "step": step, "stage": "stage2"}
+        storage.write_json(storage.join(uri, storage.MARKER), about)
+        return uri
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Training:
+    training = Training(tmp_path, request.param)
+    monkeypatch.setattr(announcements, "emit_event", training.emit)
+    return training
+
+
+@pytest.mark.parametrize(
+    ("train", "early", "at_the_end"),
+    [
+        ("none", ["no", "no"], {}),
+        ("final", ["no", "no"], {"step-00000020": "yes"}),
+        ("every", ["no", "no"], {"step-00000010": "yes", "step-00000020": "yes"}),
+    ],
+    indirect=["train"],
+)
+def test_checkpoints_before_there_is_an_upsampler_are_evaluated_at_the_end(
+    train: Training, early: list[str], at_the_end: dict[str, str]
+) -> None:
+    announcer = Announcer(train.plan, "demo-sketch", train.overrides)
+    for step in (10, 20):
+        train.checkpoint(train.plan.stage2.output, step)
+        announcer.look()
+        announcer.look()
+    assert [evaluates for _, evaluates in train.told] == early
+    train.checkpoint(train.plan.upsampler.output, 5)
+    announcer.finish()
+    assert dict(train.told[2:]) == at_the_end
+    assert len(train.told) == 2 + len(at_the_end)
+
+
+@pytest.mark.parametrize("train", ["every"], indirect=True)
+def test_with_an_upsampler_each_is_evaluated_at_once_and_none_twice(train: Training) -> None:
+    train.checkpoint(train.plan.upsampler.output, 5)
+    old = train.checkpoint(train.plan.stage2.output, 5)
+    announcer = Announcer(train.plan, "demo-sketch", train.overrides)
+    new = train.checkpoint(train.plan.stage2.output, 10)
+    announcer.look()
+    assert train.told == [("step-00000010", "yes")]
+    assert train.payloads[0] == {"config": "demo-sketch", "overrides": train.overrides, "checkpoint": new}
+    report = EvaluationPlan(train.plan, make_target(train.plan, new)).report
+    storage.write_json(report.marker, {})
+    announcer.finish()
+    assert len(train.told) == 1, f"{new} has its report, {old} is of an earlier run"
+
+
+def test_prefect_yaml_has_the_same_trigger() -> None:
+    file = yaml.safe_load((PROJECT / "prefect.yaml").read_text())
+    (entry,) = [entry for entry in file["deployments"] if entry["name"] == "evaluate"]
+    (trigger,) = entry["triggers"]
+    ours = evaluation_trigger()
+    assert trigger["name"] == ours.name
+    assert trigger["match"] == ours.match.model_dump()
+    assert set(trigger["expect"]) == ours.expect
+    assert trigger["parameters"] == PARAMETERS
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_registering_keeps_the_trigger_as_a_person_set_it(enabled: bool) -> None:
+    triggers = {deployment.name: deployment.triggers for deployment in deployments(trigger_enabled=enabled)}
+    assert [trigger.enabled for trigger in triggers.pop("evaluate")] == [enabled]
+    assert not any(triggers.values())

@@ -1,0 +1,64 @@
+"""The leaderboard is made anew from what lies below a root, whole, whatever else lies there."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from piti import storage
+from piti.evaluation import leaderboard as room
+from piti.evaluation.leaderboard import rebuild_leaderboard
+
+
+def metrics(fid: float, title: str = "stage 2, step 20", **changes: Any) -> dict[str, Any]:
+    """metrics.json as the score job writes it."""
+    network = {"name": "InceptionV3 (FID)", "slug": "inception_v3", "weights_sha256": "6" * 64, "comparable": True, "resize": "clean-fid"}  # fmt: skip
+    origin = {
+        "config": "demo", "base": {"title": title}, "data_fingerprint": "abc", "guidance": {"scale": 1.5, "normalized": True},
+        "sampler": {"base": "ddim, 50 steps", "upsampler": "ddim, 27 steps"},
+    }  # fmt: skip
+    return {
+        "checkpoint": "/r/runs/f/step-20", "step": 20, "num_samples": 48, "evaluated": "2026-01-01 00:00 UTC", "provenance": origin,
+        "kinds": {"fid": "fid"}, "metrics": {"fid": {"name": "fid", "value": fid, "low": None, "high": None, "network": network}},
+        **changes,
+    }  # fmt: skip
+
+
+def test_every_report_is_listed_and_what_cannot_be_is_named(tmp_path: Path) -> None:
+    for name, content in (
+        ("a1", json.dumps(metrics(20.5))), ("b2", json.dumps(metrics(9.25, "published.pt"))), ("c3", "{damaged"),
+        ("d4", json.dumps(metrics(1.0, metrics={}))),
+    ):  # fmt: skip
+        storage.write_bytes(str(tmp_path / "reports" / name / "metrics.json"), content.encode())
+    (tmp_path / "reports" / "unfinished").mkdir()
+    page = storage.read_text(rebuild_leaderboard(str(tmp_path)))
+    for words in ("2 evaluations", "demo: published.pt", "./a1/report.html", "./b2/report.html", "c3/metrics.json", "d4/metrics.json", "ddim, 27 steps"):  # fmt: skip
+        assert words in page
+    assert "unfinished" not in page
+    table = pq.read_table(io.BytesIO((tmp_path / "reports" / "leaderboard.parquet").read_bytes())).to_pylist()
+    assert {(row["evaluation"], row["figure"], row["value"], row["comparable"]) for row in table} == {
+        ("demo: stage 2, step 20", "fid", 20.5, True), ("demo: published.pt", "fid", 9.25, True),
+    }  # fmt: skip
+    assert "published.pt" in (tmp_path / "reports" / "leaderboard.md").read_text()
+    assert r"\begin{tabular}" in (tmp_path / "reports" / "leaderboard.tex").read_text()
+
+
+def test_a_report_that_ends_meanwhile_is_taken_in(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two jobs end at once: the other's report lands between this one's listing and its writing."""
+    storage.write_json(str(tmp_path / "reports" / "a1" / "metrics.json"), metrics(20.5))
+    publish = room._publish
+
+    def publish_late(folder: str, board: Any) -> None:
+        publish(folder, board)
+        storage.write_json(str(tmp_path / "reports" / "b2" / "metrics.json"), metrics(9.25))
+
+    monkeypatch.setattr(room, "_publish", publish_late)
+    page = storage.read_text(rebuild_leaderboard(str(tmp_path)))
+    assert "./a1/report.html" in page
+    assert "./b2/report.html" in page
+
+
+def test_a_root_without_reports_has_an_empty_board(tmp_path: Path) -> None:
+    assert "0 evaluations" in storage.read_text(rebuild_leaderboard(str(tmp_path)))
