@@ -32,7 +32,7 @@ demo: setup ## the whole pipeline on bundled photographs, then the addresses to 
 	@$(BIN)/piti run full-train --config demo
 
 demo-study: setup ## does the demo's prior pay? As many steps from it and from random weights, some minutes of one core
-	@$(BIN)/python benchmarks/demo_prior_pays.py --folder data/demo-study --out data/demo-study/result.json
+	@$(BIN)/python benchmarks/demo_prior_pays.py --folder data/demo-study
 
 down: setup ## stop what `make demo` or `piti up` started
 	@$(BIN)/piti down
