@@ -38,10 +38,14 @@ class StackError(PitiError):
     """A server this command needs is not running, or cannot be started."""
 
 
-class AbandonedError(PitiError):
-    """Nobody follows this job any more, so it ended. Another attempt goes on where it was."""
+class StoppedError(PitiError):
+    """This job ended before it was done. Another attempt goes on where it was."""
 
     retryable = True
+
+
+class AbandonedError(StoppedError):
+    """Nobody follows this job any more, so it ended."""
 
 
 class DivergedError(PitiError):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from piti import storage
 from piti.config import Config
-from piti.errors import AbandonedError, first_line
+from piti.errors import AbandonedError, StoppedError, first_line
 from piti.plan import JobKind, Step
 
 logger = logging.getLogger("piti")
@@ -147,6 +147,10 @@ class JobContext:
             f"({self.config.cluster.abandoned_job_seconds})",
             "run again: it goes on where it was",
         )
+
+    def stop_reason(self) -> StoppedError | None:
+        """What this job should end with, after a last checkpoint; None: go on."""
+        return self.abandoned() if self.is_abandoned() else None
 
     def info(self, message: str) -> None:
         """A line for the job's log, which the flow's log repeats."""

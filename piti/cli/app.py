@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from piti.cli import checkpoints, config, doctor, run, shards, stack, translate
+from piti.cli import checkpoints, config, doctor, run, runs, shards, stack, translate
 from piti.errors import PitiError, PreflightError
 
 
@@ -40,5 +40,6 @@ doctor.register(app)
 run.register(app)
 translate.register(app)
 app.add_typer(config.app, name="config")
+app.add_typer(runs.app, name="runs")
 app.add_typer(shards.app, name="shards")
 app.add_typer(checkpoints.app, name="checkpoints")

@@ -353,7 +353,6 @@ class ClusterConfig(Section):
     with fewer where a node is lost, and takes in new ones; the batch and what is learned stay the same.
 
     A cluster that grows by itself counts as `max_cpus` and `max_gpus` before training begins; None: as its present nodes.
-    A worker that makes no step for `stall_seconds` writes its stacks to the log and ends; the run is tried again.
 
     A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` lets it go on.
     """
@@ -369,7 +368,6 @@ class ClusterConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     max_attempts: Positive = 3
     abandoned_job_seconds: Annotated[float, Field(gt=0)] | Literal["never"] = 600.0
-    stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
 
     @property
     def workers(self) -> WorkerRange:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,6 +21,7 @@ from piti.checkpoints import clear_leftovers, newest_step, newest_whole_checkpoi
 from piti.config import Stage
 from piti.errors import PitiError, first_line
 from piti.job import JobContext, JobResult, JobSpec
+from piti.runs import WORKERS_FILE
 from piti.training.failures import Cause, Retries, root_cause
 
 logger = logging.getLogger("piti")
@@ -153,8 +157,10 @@ def _worker(told: dict[str, JobSpec]) -> JobResult:
     device = ray.train.torch.get_device()
     workers = Workers.current(device)
     run = context.spec.output
+    places = workers.tell_all({"host": socket.gethostname(), "device": _device_name(device)})
     if workers.is_first:
         clear_leftovers(run)
+        storage.write_json(storage.join(run, WORKERS_FILE), {"began": time.time(), "workers": places})
     resume_from = workers.agree(newest_whole_checkpoint(run) if workers.is_first else None)
     if resume_from is not None and workers.is_first:
         context.info(f"{context.spec.name}: resuming from {resume_from}")
@@ -167,6 +173,12 @@ def _worker(told: dict[str, JobSpec]) -> JobResult:
     if workers.is_first:
         _draw_curve(context.spec)
     return result
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def _draw_curve(spec: JobSpec) -> None:

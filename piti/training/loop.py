@@ -26,7 +26,7 @@ def train(context: JobContext, workers: Workers, resume_from: str | None = None)
 
     Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
     Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite;
-    AbandonedError, after a checkpoint, where nobody follows the run any more. Any
+    StoppedError, after a checkpoint, where the run was asked to end or nobody follows it any more. Any
     other error of the loop is raised as a WorkerError that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from piti.checkpoints import checkpoint_uri
+from piti.errors import StoppedError
 from piti.job import JobContext
 from piti.training.batches import Batches, degraded_input
 from piti.training.checkpointer import Checkpointer
@@ -14,6 +15,7 @@ from piti.training.gradients import StepLosses
 from piti.training.samples import Samples
 from piti.training.state import TrainingState
 from piti.training.status import Status
+from piti.training.stopping import StopSign
 from piti.training.validation import Validation
 
 
@@ -35,7 +37,8 @@ class Observers:
         self._samples = Samples(context, state) if state.workers.is_first else None
         self._checkpointer = Checkpointer(context, state, self._status) if state.workers.is_first else None
         self._began_seconds = time.monotonic() - state.progress.seconds
-        self._is_leaving = False
+        self._stop_sign = StopSign(context, state.workers, state.progress.step)
+        self._stop: StoppedError | None = None  # what the run is about to end with
 
     def begin(self) -> None:
         """Before the first step of a run: measure what it begins with."""
@@ -47,7 +50,7 @@ class Observers:
         self._status.step(losses, learning_rate)
         if self._is_due(self._settings.log_every_steps) or self._state.progress.step == self._settings.total_steps:
             self._divergence.check_steps()
-            self._is_leaving = self._is_abandoned()
+        self._stop = self._stop_sign.after(self._state.progress.step)
 
     def validate(self) -> None:
         """Every `validate_every_steps`, and at the end of a phase: measure the averaged weights' losses."""
@@ -70,7 +73,7 @@ class Observers:
 
         At the end of a phase, and of a run that is about to stop, wait for it too. Then raises its error.
         """
-        must_be_written = self._ends_phase() or self._is_leaving
+        must_be_written = self._ends_phase() or self._stop is not None
         if not must_be_written and (
             not self._is_due(self._settings.checkpoint_every_steps) or self._divergence.is_doubtful()
         ):
@@ -87,9 +90,9 @@ class Observers:
         self._status.elsewhere(time.monotonic() - began_seconds)
 
     def stop(self) -> None:
-        """Raises AbandonedError where nobody follows the run any more, which is not at its end."""
-        if self._is_leaving and self._state.progress.step < self._settings.total_steps:
-            raise self._context.abandoned()
+        """Raises StoppedError where the run was asked to end, or nobody follows it, and it is not at its end."""
+        if self._stop is not None and self._state.progress.step < self._settings.total_steps:
+            raise self._stop
 
     def close(self) -> None:
         """Finish what is being written."""
@@ -130,11 +133,6 @@ class Observers:
         progress.last_validation_step = progress.step
         progress.initial_validation = progress.initial_validation or progress.last_validation
         self._status.validation(progress.last_validation, time.monotonic() - began_seconds)
-
-    def _is_abandoned(self) -> bool:
-        """Whether nobody follows this run any more; every worker asks, and gets the same answer."""
-        workers = self._state.workers
-        return bool(workers.agree(workers.is_first and self._context.is_abandoned()))
 
     def _storage(self) -> dict[str, Any]:
         """How many writes failed, of metrics and of checkpoints, and what was lost in the end."""

@@ -82,6 +82,14 @@ class Workers:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def tell_all(self, value: Any) -> list[Any]:
+        """Every worker's `value`, which must be picklable, in the order of ranks; the same list on all."""
+        values = [value]
+        if self.world_size > 1:
+            values = [None] * self.world_size
+            dist.all_gather_object(values, value)
+        return values
+
     def peak_memory_bytes(self) -> int:
         """The most memory that this process has held: of its GPU where it has one."""
         if self.device.type == "cuda":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -68,3 +68,24 @@ def normal() -> Callable[[str, tuple[int, ...]], Tensor]:
 def filled() -> Callable[[nn.Module], nn.Module]:
     """Gives a module the weights that the golden vectors were computed with."""
     return fill_weights
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of an empty bucket."""
+    import fsspec  # here: few tests need it
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("claims")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield "s3://claims"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()

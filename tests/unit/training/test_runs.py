@@ -1,0 +1,80 @@
+"""`piti runs` on runs that were really trained: what it lists, tells and compares is what they left."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from piti import storage
+from piti.cli import app
+from piti.runs import WORKERS_FILE
+from piti.training.loop import train
+from piti.training.metrics import read_metrics
+from piti.training.workers import Workers
+
+ATTEMPT = "piti-pretrain-{}-1"
+
+
+def piti(*arguments: str) -> str:
+    answer = CliRunner(env={"COLUMNS": "300"}).invoke(app, list(arguments))
+    assert answer.exit_code == 0, answer.output
+    return answer.output
+
+
+def trained(pipeline: Any, name: str, **options: Any) -> tuple[str, str]:
+    """Root and URI of a finished run, with the files that its job leaves."""
+    context = pipeline.context("pretrain", run=name, **options)
+    root = context.config.root
+    folder = storage.join(root, "jobs", ATTEMPT.format(name))
+    storage.write_json(storage.join(folder, "spec.json"), context.spec.model_dump(mode="json"))
+    places = [{"host": "node[7]", "device": "H100"}] * 2
+    about = {"attempt": "x", "began": 1.7e9, "workers": places}
+    storage.write_json(storage.join(context.spec.output, WORKERS_FILE), about)
+    result = train(context, Workers())
+    code = {"code": {"commit": f"commit-of-{name}"}, "name": "pretrain", "fingerprint": context.spec.fingerprint}
+    storage.write_json(storage.join(context.spec.output, storage.MARKER), {**result, **code})
+    return root, context.spec.output
+
+
+def test_runs_are_listed_told_and_compared(pipeline: Any) -> None:
+    root, one = trained(pipeline, "one")
+    _, other = trained(pipeline, "other", seed=7, training__pretrain__phases=[{"steps": 2, "learning_rate": 1e-3}])
+    listed = json.loads(piti("runs", "ls", root, "--json"))
+    assert {(run["run"], run["step"], run["total_steps"], run["state"]) for run in listed} == {
+        ("one", 6, 6, "finished"), ("other", 2, 2, "finished"),
+    }  # fmt: skip
+    told = json.loads(piti("runs", "show", one, "--json"))
+    last = [record for record in read_metrics(one) if record["split"] == "train"][-1]
+    assert told["losses"]["train"]["loss"] == last["loss"]
+    assert told["full_config"]["training"]["pretrain"]["batch_size"] == 4
+    table = piti("runs", "ls", root)
+    assert "6 of 6" in table
+    assert "2 x H100 on node[7]" in table, "square brackets are not markup"
+    assert f"{last['loss']:.4g}" in table
+
+    found = json.loads(piti("runs", "diff", one, other, "--json"))
+    assert found["config.seed"] == [0, 7]
+    assert found["config.training.pretrain.phases.0.steps"] == [6, 2]
+    assert found["code.commit"] == ["commit-of-one", "commit-of-other"]
+    assert not any("batch_size" in name for name in found), "what is equal is not listed"
+    assert "differ in nothing" in piti("runs", "diff", one, one)
+
+
+def test_a_failed_run_says_why_and_a_folder_without_one_is_an_error(pipeline: Any) -> None:
+    context = pipeline.context("pretrain", run="broken")
+    folder = storage.join(context.config.root, "jobs", ATTEMPT.format("broken"))
+    storage.write_json(storage.join(folder, "spec.json"), context.spec.model_dump(mode="json"))
+    storage.write_json(storage.join(folder, "error.json"), {"reason": "out of [GPU] memory", "retryable": True})
+    storage.write_json(storage.join(context.spec.output, WORKERS_FILE), {"attempt": "x", "began": 1.0, "workers": []})
+    assert "failed: out of [GPU] memory" in piti("runs", "ls", context.config.root)
+    answer = CliRunner().invoke(app, ["runs", "show", "/nowhere/runs/x"])
+    assert answer.exit_code == 1
+    assert "there is no training run at /nowhere/runs/x" in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "diff"])
+def test_help(command: str) -> None:
+    assert "--json" in piti("runs", command, "--help")
