@@ -11,6 +11,7 @@ from prefect.automations import Automation
 
 from flows.automations import ensure
 from flows.crashed_runs import _rule
+from flows.serve import deployments
 
 
 class Server:
@@ -63,3 +64,15 @@ def test_an_upgrade_changes_the_rule_and_leaves_it_switched_off(server: Server) 
     assert kept(server).description == _rule().description
     assert not kept(server).enabled, "a person switched it off"
     assert server.num_updates == 1
+
+
+def test_registering_a_deployment_again_leaves_its_trigger_as_a_person_set_it(server: Server) -> None:
+    """And asks nobody to delete other people's: there is no client to ask."""
+    (evaluate,) = [deployment for deployment in deployments() if deployment.triggers]
+    nobody: Any = None
+    deployment_id = uuid.uuid4()
+    asyncio.run(evaluate._create_triggers(deployment_id, nobody))
+    assert kept(server).actions[0].deployment_id == deployment_id
+    kept(server).enabled = False
+    asyncio.run(evaluate._create_triggers(deployment_id, nobody))
+    assert not kept(server).enabled
