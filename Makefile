@@ -27,12 +27,12 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup ## the whole pipeline on bundled photographs, then the addresses to look at
 	@echo "make demo: starts Prefect and Ray (half a minute), then shards photographs, trains three stages from a shipped prior,"
-	@echo "draws and scores: about six minutes on two idle cores; a second time, seconds. Ctrl-C leaves it running; make down stops all."
+	@echo "draws and scores: some minutes on two idle cores; a second time, seconds. Ctrl-C leaves it running; make down stops all."
 	@$(BIN)/piti up
 	@$(BIN)/piti run full-train --config demo
 
 demo-study: setup ## does the demo's prior pay? As many steps from it and from random weights, some minutes of one core
-	@$(BIN)/python benchmarks/demo_prior_pays.py --folder data/demo-study --out data/demo-study/result.json
+	@$(BIN)/python benchmarks/demo_prior_pays.py --folder data/demo-study
 
 down: setup ## stop what `make demo` or `piti up` started
 	@$(BIN)/piti down

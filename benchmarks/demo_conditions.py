@@ -1,55 +1,124 @@
-"""Do the demo's pictures follow their conditions? Measured on the pictures that a demo run left behind.
+"""Do the demo's pictures follow their conditions, and does its upsampler sharpen? From the networks that a demo run left behind.
 
-    .venv/bin/python benchmarks/demo_conditions.py [--config demo] > docs/demo-result.json
+    .venv/bin/python benchmarks/demo_conditions.py [--config demo] [--set root=...] [--grid grid.png] > docs/demo-result.json
 
-For each stage's pictures and the final ones: the share whose own truth is among the five nearest of all truths (root mean
-square at 16x16 pixels), and the same where each picture is told another one's truth is its own.
+`top5`: for each stage's pictures and the final ones the share whose own truth is among the five nearest of all truths (root mean
+square at 16x16 pixels), and the same where each picture is told another one's truth is its own. `upsampler`: from the degraded
+pictures of the validation split, PSNR in dB and perceptual distance to the truth (EfficientNet-Lite0), beside bicubic enlargement.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
+from eval.grid import PictureGrid, grid_png
+from eval.lpips import lpips_distances
+from eval.pictures import mean_metric
 from eval.retrieval import truth_ranks
-from piti import storage
+from piti.checkpoints import final_checkpoint
+from piti.cli.config import parse_settings
+from piti.config import Config
 from piti.config.presets import load_config
-from piti.evaluation.measurement import Evaluation
+from piti.data.conditions import condition_picture
+from piti.data.examples import ExampleReader
+from piti.evaluation.cascade import Order, draw_base, draw_upsampled, to_uint8
+from piti.evaluation.networks import open_perceptual_network
+from piti.models import PITIModel, build_model
+from piti.models.checkpoints import load_model
+from piti.plan import Plan
+from piti.training.stages import TrainingStage
 
-NEAREST = 5
-
-
-def newest(folder: str) -> str:
-    """The finished folder in `folder` that was written last."""
-    done = [storage.join(folder, name) for name in storage.list_names(folder)]
-    done = [uri for uri in done if storage.exists(storage.join(uri, storage.MARKER))]
-    if not done:
-        raise SystemExit(f"there is nothing finished in {folder}: run the demo first")
-    return max(done, key=lambda uri: storage.local_path(storage.join(uri, storage.MARKER)).stat().st_mtime)
+NEAREST, ROWS = 5, 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="demo")
-    parser.add_argument("--shards", help="default: the newest below the config's root")
-    parser.add_argument("--samples", help="default: the newest below the config's root")
+    parser.add_argument("--set", action="append", default=[], help="an override: dotted.key=value")
+    parser.add_argument("--grid", type=Path, help="write condition, base, generated and truth of eight pictures there")
     arguments = parser.parse_args()
-    config = load_config(arguments.config)
-    shards = arguments.shards or newest(storage.join(config.root, "shards"))
-    samples = arguments.samples or newest(storage.join(config.root, "evaluations"))
-    evaluation = Evaluation(config, shards, samples)
-    truths = [evaluation.truth(key) for key in evaluation.keys]
+    config = load_config(arguments.config, parse_settings(arguments.set))
+    plan = Plan(config)
+    reader = ExampleReader(
+        plan.shard.output,
+        "validation",
+        config.data,
+        None if plan.degrade is None else plan.degrade.output,
+        config.scale,
+    )
+    count = min(len(reader), config.sampling.num_samples or len(reader))
+    read = [reader.example(number, None) for number in range(count)]
+    batch = {name: torch.stack([getattr(one, name) for one in read]) for name in ("image", "condition", "low_res")}
+    small = TrainingStage("stage1", config).examples(batch, torch.device("cpu"))
+    large = TrainingStage("upsampler", config).examples(batch, torch.device("cpu"))
+    orders = [Order(one.key, 0, condition) for one, condition in zip(read, small.condition, strict=True)]
+
+    upsampler = ready(load_model(final_checkpoint(plan.upsampler.output), config.models.upsampler))
+    networks = {
+        "untrained": build_model(config.models.base, seed=config.seed),
+        "stage1": load_model(final_checkpoint(plan.stage1.output), config.models.base),
+        "base": load_model(final_checkpoint(plan.stage2.output), config.models.base),
+    }
+    drawn = {name: draw_base(ready(network), orders, config) for name, network in networks.items()}
+    final = draw_upsampled(upsampler, orders, drawn["base"], config)
+    top5 = {"final": shares(levels(final), levels(large.pictures))}
+    top5 |= {name: shares(levels(pictures), levels(small.pictures)) for name, pictures in drawn.items()}
+    assert large.low_res is not None
+    sharp = draw_upsampled(upsampler, orders, large.low_res, config)
+    enlarged = F.interpolate(large.low_res, scale_factor=config.scale, mode="bicubic", align_corners=False)
+    result = {
+        "pictures": count,
+        "chance": round(NEAREST / count, 3),
+        "top5": top5,
+        "upsampler": sharpness(config, {"upsampler": sharp, "bicubic": enlarged.clamp(-1, 1)}, large.pictures),
+    }
+    if arguments.grid is not None:
+        painted = [condition_picture(one.condition.numpy(), config.data.modality) for one in read]
+        rows = [
+            list(row) for row in zip(painted, levels(drawn["base"]), levels(final), levels(large.pictures), strict=True)
+        ][:: count // ROWS][:ROWS]
+        grid = PictureGrid(["condition", "base", "generated", "ground truth"], rows, [""] * ROWS)
+        arguments.grid.write_bytes(grid_png(grid))
+    print(json.dumps(result, indent=1))
+
+
+def ready(network: PITIModel) -> PITIModel:
+    return network.eval().requires_grad_(False)
+
+
+def levels(pictures: Tensor) -> NDArray[np.uint8]:
+    """float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
+    return np.stack(to_uint8(pictures))
+
+
+def shares(pictures: NDArray[np.uint8], truths: NDArray[np.uint8]) -> dict[str, float]:
     shuffled = np.random.default_rng(0).permutation(len(truths))
-    shares = {}
-    for name in ("final", *evaluation.stage_sets):
-        pictures = np.stack([evaluation.sets[name].picture(key) for key in evaluation.keys])
-        wanted = np.stack([truth.picture if name == "final" else truth.small for truth in truths])
-        own = float((truth_ranks(pictures, wanted) < NEAREST).mean())
-        others = float((truth_ranks(pictures, wanted[shuffled]) < NEAREST).mean())
-        shares[name] = {"own": round(own, 3), "shuffled": round(others, 3)}
-    print(json.dumps({"pictures": len(truths), "chance": round(NEAREST / len(truths), 3), "top5": shares}, indent=1))
+    own, others = (float((truth_ranks(pictures, wanted) < NEAREST).mean()) for wanted in (truths, truths[shuffled]))
+    return {"own": round(own, 3), "shuffled": round(others, 3)}
+
+
+def sharpness(config: Config, enlarged: dict[str, Tensor], truths: Tensor) -> dict[str, Any]:
+    """Means over pictures, and the difference of perceptual distances, bicubic's less the upsampler's, with its interval."""
+    network = open_perceptual_network(config)
+    found: dict[str, Any] = {"psnr_db": {}, "perceptual": {}}
+    distances = {}
+    for name, pictures in enlarged.items():
+        errors = (pictures - truths).square().flatten(1).mean(dim=1) / 4
+        found["psnr_db"][name] = round(float((-10 * errors.log10()).mean()), 2)
+        distances[name] = lpips_distances(levels(pictures), levels(truths), network)
+        found["perceptual"][name] = round(float(distances[name].mean()), 4)
+    gain = mean_metric("gain", distances["bicubic"] - distances["upsampler"])
+    found["perceptual_gain"] = {name: round(float(getattr(gain, name)), 4) for name in ("value", "low", "high")}
+    return found
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,11 @@ def measured(config: Config, examples: Examples, networks: dict[str, Callable[[]
         drawn = levels(draw_base(network().eval().requires_grad_(False), orders, config))
         errors = np.sqrt(np.square(drawn.astype(np.float64) - truths).mean(axis=(1, 2, 3)))
         found[name] = {"errors": errors, "top5": float((truth_ranks(drawn, truths) < NEAREST).mean())}
-        print(f"{name}: {errors.mean():.2f} levels, {found[name]['top5']:.0%} among the five nearest", flush=True)
+        print(
+            f"{name}: {errors.mean():.2f} levels, {found[name]['top5']:.0%} among the five nearest",
+            file=sys.stderr,
+            flush=True,
+        )
     return found
 
 
@@ -109,7 +114,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--learning-rate", type=float, default=1.2e-3, help="of the run from random weights")
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     variants = configs(arguments.folder, arguments.learning_rate)
@@ -130,10 +134,7 @@ def main() -> None:
         "top5": {name: round(values["top5"], 3) for name, values in found.items()},
         "gain_levels": {name: round(float(getattr(gain, name)), 2) for name in ("value", "low", "high")},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
