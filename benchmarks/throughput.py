@@ -69,9 +69,9 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def product_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a product of square matrices, the best of three series."""
-    side = 8192 if device.startswith("cuda") else 2048
+def product_rate(device: str, dtype: torch.dtype, side: int | None = None) -> float:
+    """Floating-point operations a second of a product of square matrices, `side` x `side`, the best of three series."""
+    side = side or (8192 if device.startswith("cuda") else 2048)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / min(seconds_of(lambda: a @ b, 5) for _ in range(3))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.curves import LossCurve, loss_curve_uri
@@ -49,6 +50,27 @@ class StageDistance:
 
 
 @dataclass(frozen=True)
+class CheckpointFigures:
+    """Figures by name of a checkpoint of the same run; `link` is to its report, None for the report itself."""
+
+    step: int
+    link: str | None
+    metrics: Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class DrawnInTraining:
+    """A sheet of pictures that a run drew while it trained, as a PNG; `label` says which run and when."""
+
+    label: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
 class ReportData:
     """All that a report shows. Texts are plain, not HTML.
 
@@ -59,6 +81,8 @@ class ReportData:
         grids: pictures side by side, each with its title and caption.
         data: (what, number) of the data behind it: samples, rejected items ...
         timings: (what, seconds).
+        history: figures of checkpoints of the same run, by step; shown if there is more than one.
+        drawn_in_training: sheets in the order of training.
         command: what reproduces the report, to be typed into a shell.
         seeds: (picture key, seed).
     """
@@ -76,6 +100,8 @@ class ReportData:
     seeds: Sequence[tuple[str, int]]
     data: Sequence[tuple[str, str]] = ()
     command: str = ""
+    history: Sequence[CheckpointFigures] = ()
+    drawn_in_training: Sequence[DrawnInTraining] = ()
 
 
 def render_report(report: ReportData) -> str:

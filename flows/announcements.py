@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from prefect.automations import Automation
 from prefect.events import DeploymentEventTrigger, emit_event
 
 from flows.parameters import Overrides
@@ -34,24 +33,15 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
-def evaluation_trigger(enabled: bool = True) -> DeploymentEventTrigger:
+def evaluation_trigger() -> DeploymentEventTrigger:
     """Runs a deployment for each checkpoint that its config wants to be evaluated."""
     return DeploymentEventTrigger(
         name=TRIGGER,
         description="Evaluates checkpoints as evaluation.on_checkpoint of their config says.",
-        enabled=enabled,
         match={"prefect.resource.id": "piti.checkpoint.*", "piti.evaluate": "yes"},
         expect={EVENT},
         parameters=PARAMETERS,
     )
-
-
-async def is_switched_off() -> bool:
-    """Whether a person switched the trigger off in the UI: registering it anew must not switch it on."""
-    try:
-        return not (await Automation.aread(name=TRIGGER)).enabled
-    except ValueError:  # there is none yet
-        return False
 
 
 class Announcer:

@@ -123,11 +123,14 @@ class Cluster:
 
     def running_jobs(self) -> list[RayJob]:
         """This project's jobs that have not ended, whoever started them."""
-        found = [(entry, (entry.metadata or {}).get("folder")) for entry in self._client.list_jobs()]
+        try:
+            found = [(entry, entry.metadata or {}) for entry in self._client.list_jobs()]
+        except (ConnectionError, RuntimeError, requests.RequestException) as error:
+            raise _unreachable(self.url, error) from error
         return [
-            RayJob(self, entry.submission_id, folder)
-            for entry, folder in found
-            if folder and entry.submission_id and entry.status in ALIVE
+            RayJob(self, entry.submission_id, about["folder"], f"{about.get('step')} of {about.get('config')}")
+            for entry, about in found
+            if about.get("folder") and entry.submission_id and entry.status in ALIVE
         ]
 
     def submit_or_attach(self, step: Step, config: Config, who: str) -> tuple[RayJob, bool]:
@@ -160,11 +163,12 @@ def submission_prefix(step: Step) -> str:
 
 
 class RayJob:
-    """One attempt at a step. `folder` holds what it is told and what it tells."""
+    """One attempt at a step. `folder` holds what it is told and what it tells; `title` says of what, for people."""
 
-    def __init__(self, cluster: Cluster, submission_id: str, folder: str) -> None:
+    def __init__(self, cluster: Cluster, submission_id: str, folder: str, title: str = "") -> None:
         self.id = submission_id
         self.folder = folder
+        self.title = title
         self.followers = Followers(folder)
         self._cluster = cluster
         self._client = cluster._client

@@ -7,7 +7,6 @@ so it works while nothing serves the deployments.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
@@ -15,35 +14,16 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.settings import get_current_settings
 
+from flows.automations import ensure
+
 NAME = "piti: runs without a heartbeat have crashed"
 MISSED_HEARTBEATS = 3
 _FINAL_STATES = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
 async def ensure_crashed_runs_are_marked() -> None:
-    """Register the rule with the Prefect server, or bring the one that is there up to date.
-
-    One that is the same is left alone: an update would make the server forget the runs whose heartbeats it waits for,
-    those of a serving process that was killed a moment ago among them.
-    """
-    rule = _rule()
-    try:
-        found = await Automation.aread(name=NAME)
-    except ValueError:  # there is none of that name
-        await rule.acreate()
-        return
-    if _content(found) != _content(rule):
-        rule.id = found.id
-        await rule.aupdate()
-
-
-def _content(rule: Automation) -> dict[str, Any]:
-    """What the rule says, without the ids that the server gives."""
-    return {
-        "description": rule.description,
-        "trigger": rule.trigger.model_dump(exclude={"id"}),
-        "actions": [action.model_dump(exclude={"id"}) for action in rule.actions],
-    }
+    """Have the Prefect server keep the rule."""
+    await ensure(_rule())
 
 
 def _rule() -> Automation:

@@ -13,6 +13,7 @@ from flows.parameters import ConfigName, Overrides, StartFrom, StepName
 from flows.preflight import preflight
 from flows.prepare import prepare_data
 from flows.train import train_stages
+from flows.turns import turn
 from piti.errors import PitiError, PreflightError
 from piti.plan import Plan, Step
 
@@ -24,7 +25,8 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
     if start_from is not None:
         require_done(plan, start_from)
     announcer = Announcer(plan, config, overrides)
-    trained = train_stages(plan, prepare_data(plan), announcer)
+    with turn(plan):
+        trained = train_stages(plan, prepare_data(plan), announcer)
     reports = evaluate_targets(plan, choose_targets(plan, "latest"), after=[*trained])
     announcer.finish()  # the last checkpoint has its report
     return reports

@@ -51,7 +51,7 @@ def config_problems(config: Config, training: bool = True) -> list[PitiError]:
     return [
         *(source_problems(config) if training else validation_problems(config) if sharding else []),
         *sampling_problems(config),
-        *weights_problems(config, training, sharding),
+        *weights_problems(config, training),
         *(pretrained_problems(config) if training else []),
         *feature_network_problems(config),
     ]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any, cast
+from typing import Any
+from uuid import UUID
 
 from prefect import Flow, serve
+from prefect.automations import Automation
+from prefect.client.orchestration import PrefectClient
 from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
-from flows.announcements import evaluation_trigger, is_switched_off
+from flows.announcements import evaluation_trigger
+from flows.automations import ensure
 from flows.cancellation import stop_unwanted_jobs
 from flows.crashed_runs import ensure_crashed_runs_are_marked
 from flows.evaluate import evaluate
@@ -29,7 +33,17 @@ _A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurr
 _PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
-def deployments(trigger_enabled: bool = True) -> list[RunnerDeployment]:
+class Registered(RunnerDeployment):
+    """A deployment whose registration changes only what the project owns."""
+
+    async def _create_triggers(self, deployment_id: UUID, client: PrefectClient) -> None:
+        """Prefect would delete every trigger of the deployment, whoever made it, and make these anew, switched on."""
+        for trigger in self.triggers:
+            trigger.set_deployment_id(deployment_id)
+            await ensure(Automation(**trigger.as_automation().model_dump()))
+
+
+def deployments() -> list[RunnerDeployment]:
     """full-train, prepare, train, evaluate and study, all of a flow named `piti`; evaluate with its trigger."""
     flows: dict[str, Flow[..., Any]] = {
         "full-train": full_train,
@@ -39,19 +53,19 @@ def deployments(trigger_enabled: bool = True) -> list[RunnerDeployment]:
         "study": study,
     }
     registered = [
-        flow.to_deployment(
+        Registered.from_flow(
+            flow,
             name=name,
             tags=TAGS,
             description=(flow.description or "").strip(),
-            triggers=[evaluation_trigger(trigger_enabled)] if name == "evaluate" else [],
+            triggers=[evaluation_trigger()] if name == "evaluate" else [],
             entrypoint_type=EntrypointType.MODULE_PATH,  # found wherever this is installed, from any working folder
         )
         for name, flow in flows.items()
     ]
-    mine = [cast(RunnerDeployment, deployment) for deployment in registered]
-    for deployment in mine:
+    for deployment in registered:
         deployment.model_fields_set.difference_update(_A_PERSONS)
-    return mine
+    return registered
 
 
 def main() -> None:
@@ -64,8 +78,7 @@ def main() -> None:
         logging.getLogger("piti").info("no jobs to look after: %s", error)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    registered = deployments(trigger_enabled=not asyncio.run(is_switched_off()))
-    serve(*registered, pause_on_shutdown=False, limit=4, print_starting_message=True)
+    serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from flows.parameters import AnotherConfig, Overrides, StudyName
 from flows.preflight import preflight
 from flows.prepare import prepare_data
 from flows.train import train_stages
+from flows.turns import turn
 from piti import storage
 from piti.config.study import StudiedRun, StudyConfig, position_on, read_study
 from piti.errors import PitiError, PreflightError
@@ -55,7 +56,8 @@ def plan_variants(asked: StudyConfig, config: str | None, overrides: Overrides) 
 def evaluate_variant(plan: Plan, asked: StudyConfig) -> EvaluationPlan:
     """Train what is not trained yet, unless the study names a checkpoint, and evaluate."""
     if asked.checkpoint is None:
-        trained = train_stages(plan, prepare_data(plan))
+        with turn(plan):
+            trained = train_stages(plan, prepare_data(plan))
         targets, after = choose_targets(plan, "latest"), [*trained]
     else:
         targets, after = choose_targets(plan, [asked.checkpoint], asked.upsampler), []

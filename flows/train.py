@@ -12,6 +12,7 @@ from flows.cancellation import stop_jobs
 from flows.parameters import ConfigName, Overrides
 from flows.preflight import fit_beside_each_other, preflight
 from flows.prepare import Prepared, prepare_data
+from flows.turns import turn
 from piti.plan import Plan
 
 
@@ -27,7 +28,8 @@ def train(config: ConfigName = "demo", overrides: Overrides = None) -> None:
     """Train pretraining (where needed), stage 1, stage 2 and the upsampler; data is prepared first where it is not."""
     plan = preflight(config, overrides)
     announcer = Announcer(plan, config, overrides)
-    train_stages(plan, prepare_data(plan), announcer)
+    with turn(plan):
+        train_stages(plan, prepare_data(plan), announcer)
     announcer.finish()
 
 

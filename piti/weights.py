@@ -78,10 +78,11 @@ def feature_networks(config: Config, training: bool = True) -> list[NeededWeight
     return needed
 
 
-def weights_problems(config: Config, training: bool = True, sharding: bool = True) -> list[PitiError]:
+def weights_problems(config: Config, training: bool = True) -> list[PitiError]:
     """Every feature network's file that is missing, misplaced or other than its sha256 says.
 
-    Files that only training needs are not asked for without `training`, nor without `sharding` those that only it needs.
+    Files that only training needs are not asked for without `training`. The sketches' detector is: it looks at the
+    generated pictures, too.
 
     A feature network without weights is a problem unless the config allows stand-ins (demo.yaml does).
     `piti.models.pretrained.pretrained_problems` looks at the weights that training begins from.
@@ -94,6 +95,7 @@ def weights_problems(config: Config, training: bool = True, sharding: bool = Tru
         if needed.ref is None and not config.allow_stand_in_networks
     ]
     optional = [
+        NeededWeights("data.sketch.weights", config.data.sketch.weights, "network-bsds500.pytorch"),
         NeededWeights("evaluation.clip", config.evaluation.clip, "OpenAI's ViT-B-32.pt"),
         NeededWeights("evaluation.vgg16", config.evaluation.vgg16, "torchvision's vgg16-397923af.pth"),
         *(

@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    deployment: Annotated[str, typer.Argument(help="full-train, prepare, train or evaluate.")],
+    deployment: Annotated[str, typer.Argument(help="full-train, prepare, train, evaluate or study.")],
     config: Annotated[
         str, typer.Option("--config", "-c", help="A preset's name, or the path of a YAML file.")
     ] = "demo",

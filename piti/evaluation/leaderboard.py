@@ -36,7 +36,7 @@ def rebuild_leaderboard(root: str) -> str:
     """
     folder = storage.join(root, "reports")
     listed: list[str] | None = None
-    while (finished := _finished(folder)) != listed:
+    while (finished := finished_reports(folder)) != listed:
         _publish(folder, leaderboard(folder, finished))
         listed = finished
     return storage.join(folder, PAGE)
@@ -61,7 +61,8 @@ def leaderboard(folder: str, names: list[str]) -> Leaderboard:
     return Leaderboard("Evaluations", [_column(*found) for found in ordered], entries, unreadable)
 
 
-def _finished(folder: str) -> list[str]:
+def finished_reports(folder: str) -> list[str]:
+    """Names of the reports in a folder."""
     return sorted(name for name in storage.list_names(folder) if storage.exists(storage.join(folder, name, METRICS_FILE)))  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from piti.data.inspection import count_reasons
 from piti.data.shards import ShardSet
 from piti.evaluation.cascade import picture_seed
 from piti.evaluation.figures import FIGURES, metric_from_json
+from piti.evaluation.history import checkpoint_history, drawn_in_training
 from piti.evaluation.picture_sets import describe_sampling
 from piti.evaluation.targets import Network
 from piti.job import JobSpec
@@ -132,6 +133,8 @@ def report_data(spec: JobSpec, stored: Mapping[str, Any], grids: Sequence[Pictur
         seeds=[(key, picture_seed(config.seed, key)) for key in stored["per_picture"]["lpips"]],
         data=_data_facts(spec.inputs["shards"]),
         command=_command(spec, origin),
+        history=checkpoint_history(spec.output.rstrip("/").rpartition("/")[0], stored, storage.name(spec.output)),
+        drawn_in_training=drawn_in_training(origin["runs"]),
     )
 
 

@@ -31,7 +31,7 @@ from piti.models.checkpoints import load_model
 from piti.plan import Plan
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
-_RESPACING = {"ddpm": "{}", "ddim": "ddim{}", "dpm++": "logsnr{}", "unipc": "logsnr{}"}
+_RESPACING = {"ddpm": "{}", "ddim": "logsnr{}", "dpm++": "logsnr{}", "unipc": "logsnr{}"}
 
 
 @dataclass(frozen=True)

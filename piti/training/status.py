@@ -92,7 +92,8 @@ class Status:
 
         def write() -> None:
             storage.write_bytes(uri, png)
-            self._picture = uri
+            self._picture, self._progress_seconds = uri, float("-inf")
+            self._publish_progress(step)  # the run may be at its end, where no other progress tells of it
 
         self._publisher.put(f"pictures of step {step}", write)
         self._log.add_picture(step, "samples", png)

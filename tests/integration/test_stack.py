@@ -129,6 +129,17 @@ def test_up_brings_back_only_what_died_and_keeps_what_a_person_set(stack: Runnin
     prefect.request("POST", f"{url}/schedules", [schedule])
     mine = {"paused": True, "parameters": {"config": "coco-mask"}, "concurrency_limit": 1}
     prefect.request("PATCH", url, mine)
+    run_it = {"type": "run-deployment", "source": "selected", "deployment_id": url.rpartition("/")[2]}
+    trigger = {"type": "event", "expect": ["a-new-picture"], "posture": "Reactive", "threshold": 1, "within": 0}
+    owner = {"owner_resource": f"prefect.deployment.{run_it['deployment_id']}"}  # as `prefect deploy` makes triggers
+    theirs = prefect.request(
+        "POST", "/automations/", {"name": "mine", "trigger": trigger, "actions": [run_it], **owner}
+    )["id"]
+    rules = prefect.request("POST", "/automations/filter", {})
+    ours = [f"/automations/{rule['id']}" for rule in rules if rule["name"].startswith("piti: ")]
+    assert len(ours) == 2, "crashed runs, finished checkpoints"
+    for rule in ours:
+        prefect.request("PATCH", rule, {"enabled": False})
     before = identities(stack)
     stack.kill("serve")
     status = stack.piti("status")
@@ -144,6 +155,11 @@ def test_up_brings_back_only_what_died_and_keeps_what_a_person_set(stack: Runnin
     }
     assert found["global_concurrency_limit"]["limit"] == 1
     assert [kept["schedule"]["cron"] for kept in found["schedules"]] == ["0 3 * * *"]
+    assert prefect.request("GET", f"/automations/{theirs}")["enabled"]
+    for rule in ours:
+        assert not prefect.request("GET", rule)["enabled"], "a person switched it off"
+        prefect.request("PATCH", rule, {"enabled": True})
+    prefect.request("DELETE", f"/automations/{theirs}")
     prefect.request("DELETE", f"{url}/schedules/{found['schedules'][0]['id']}")
     prefect.request("PATCH", url, {"paused": False, "parameters": {}, "concurrency_limit": None})
 

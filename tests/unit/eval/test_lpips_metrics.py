@@ -52,6 +52,17 @@ def test_known_damage_is_ordered(network: EfficientNetDistance, side: int) -> No
         assert measured[2].mean() < other.mean()
 
 
+def test_the_more_pairs_are_shuffled_the_farther(network: EfficientNetDistance, pictures: np.ndarray) -> None:
+    """None, a third, all of the pictures stand beside another's truth."""
+    means = []
+    for count in (0, 4, 12):
+        shuffled = pictures.copy()
+        shuffled[:count] = np.roll(pictures[:count], 1, axis=0)
+        means.append(lpips_distances(shuffled, pictures, network).mean())
+    assert means[0] == 0
+    assert means[0] < means[1] < means[2]
+
+
 def test_distances_do_not_depend_on_the_batch_size(network: EfficientNetDistance, pictures: np.ndarray) -> None:
     damaged = blurred(pictures, 2)
     np.testing.assert_allclose(

@@ -13,7 +13,7 @@ from eval import Metric
 from eval.curves import LossCurve, loss_curve_png, loss_curve_uri, loss_figure
 from eval.grid import PictureGrid, grid_png
 from eval.pages import format_duration, format_number, format_percent
-from eval.report import MetricRow, ReportData, StageDistance, render_report
+from eval.report import CheckpointFigures, DrawnInTraining, MetricRow, ReportData, StageDistance, render_report
 from tests.unit.eval.feature_sets import PUBLISHED, STAND_IN
 
 NAN = math.nan
@@ -43,6 +43,11 @@ def report(**changes: object) -> ReportData:
         "grids": [PictureGrid(["base", "truth"], rows, ["k1", "k2"], "chosen by hash", "Random", ["near", "far"])], "timings": [("sampling", 61.0)],
         "config_text": "name: demo\n", "seeds": [("k1", 123)], "data": [("rejected", "3: no label map")],
         "command": "prefect deployment run piti/evaluate",
+        "history": [
+            CheckpointFigures(10, "../a1/report.html", {"fid": Metric("fid", 20.75, 20, 22)}),
+            CheckpointFigures(20, None, {"fid": Metric("fid", 12.3456, 11, 14)}),
+        ],
+        "drawn_in_training": [DrawnInTraining("stage 2, step 100", grid_png(PictureGrid(["base"], [rows[0][:1]], ["k1"])))],
     }  # fmt: skip
     return ReportData(**(values | changes))  # type: ignore[arg-type]
 
@@ -83,7 +88,8 @@ def test_the_page_is_whole_and_refers_to_nothing_outside() -> None:
     page = render_report(report())
     parsed = outline(page)
     assert parsed.references
-    assert all(reference.startswith("data:image/") for reference in parsed.references)
+    links = [reference for reference in parsed.references if not reference.startswith("data:image/")]
+    assert links == ["../a1/report.html"], "another report beside this one"
     assert not {"script", "link", "iframe"} & set(parsed.tags)
     assert not re.search(r"https?:|@import|url\(", page)
 
@@ -103,11 +109,14 @@ def test_the_page_shows_what_it_was_given() -> None:
         "no label map",
         "prefect deployment run piti/evaluate",
         "far",
+        "20.75",
+        "20 (this report)",
+        "stage 2, step 100",
         "1 min 01 s",
         "123",
     ):
         assert words in page
-    assert page.count("<img") == 5
+    assert page.count("<img") == 6
 
 
 def test_a_figure_carries_its_network_wherever_it_stands() -> None:
@@ -144,7 +153,7 @@ def test_no_text_becomes_markup() -> None:
     parsed = outline(page)
     assert "script" not in parsed.tags
     assert "onerror" not in parsed.attributes
-    assert all(reference.startswith("data:image/") for reference in parsed.references)
+    assert all(reference.startswith(("data:image/", "../a1/")) for reference in parsed.references)
     assert loss_curve_uri(LossCurve(HOSTILE)).startswith("data:image/svg+xml;base64,")
 
 

@@ -10,7 +10,6 @@ import yaml
 
 import flows.announcements as announcements
 from flows.announcements import EVENT, PARAMETERS, Announcer, evaluation_trigger
-from flows.serve import deployments
 from piti import storage
 from piti.checkpoints import FORMAT
 from piti.config.presets import load_config
@@ -96,10 +95,3 @@ def test_prefect_yaml_has_the_same_trigger() -> None:
     assert trigger["match"] == ours.match.model_dump()
     assert set(trigger["expect"]) == ours.expect
     assert trigger["parameters"] == PARAMETERS
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_registering_keeps_the_trigger_as_a_person_set_it(enabled: bool) -> None:
-    triggers = {deployment.name: deployment.triggers for deployment in deployments(trigger_enabled=enabled)}
-    assert [trigger.enabled for trigger in triggers.pop("evaluate")] == [enabled]
-    assert not any(triggers.values())

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from piti import storage
 from piti.evaluation import leaderboard as room
+from piti.evaluation.history import checkpoint_history, drawn_in_training
 from piti.evaluation.leaderboard import rebuild_leaderboard
 
 
@@ -58,6 +59,39 @@ def test_a_report_that_ends_meanwhile_is_taken_in(tmp_path: Path, monkeypatch: A
     page = storage.read_text(rebuild_leaderboard(str(tmp_path)))
     assert "./a1/report.html" in page
     assert "./b2/report.html" in page
+
+
+def test_the_history_is_of_the_same_run_and_settings(tmp_path: Path) -> None:
+    def told(step: int, fid: float, run: str | None = "/r/runs/f", **changes: Any) -> dict[str, Any]:
+        content = metrics(fid, step=step, **changes)
+        content["provenance"] |= {"base": {"title": "x", "run": run}, "config_fingerprint": "c"}
+        return content
+
+    reports = str(tmp_path)
+    for name, content in (
+        ("a1", told(10, 30.0)), ("a2", told(10, 29.0, evaluated="2026-01-02 00:00 UTC")), ("b1", told(20, 99.0)),
+        ("c1", told(30, 1.0, run="/r/runs/g")), ("d1", told(40, 1.0, num_samples=7)), ("e1", told(50, 11.0)),
+    ):  # fmt: skip
+        storage.write_json(str(tmp_path / name / "metrics.json"), content)
+    storage.write_bytes(str(tmp_path / "f1" / "metrics.json"), b"{damaged")
+    found = checkpoint_history(reports, told(20, 20.0), "own")
+    assert [(one.step, one.link, one.metrics["fid"].value) for one in found] == [
+        (10, "../a2/report.html", 29.0), (20, None, 20.0), (50, "../e1/report.html", 11.0),
+    ]  # fmt: skip
+    assert checkpoint_history(reports, told(20, 20.0, run=None), "own") == []
+
+
+def test_first_middle_and_last_pictures_of_training_are_shown(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (0, 100, 200, 300, 400):
+        storage.write_bytes(str(run / "samples" / f"step-{step:08d}.png"), b"png of %d" % step)
+    runs = {"stage2": {"run": str(run)}, "upsampler": {"run": str(tmp_path / "other")}}
+    assert [(one.label, one.png) for one in drawn_in_training(runs)] == [
+        (f"stage 2, step {step}", b"png of %d" % step) for step in (0, 200, 400)
+    ]
+    for path in sorted((run / "samples").iterdir())[1:]:
+        path.unlink()
+    assert [one.label for one in drawn_in_training(runs)] == ["stage 2, step 0"]
 
 
 def test_a_root_without_reports_has_an_empty_board(tmp_path: Path) -> None:

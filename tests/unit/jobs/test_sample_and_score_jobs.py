@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +154,7 @@ def test_scoring_writes_metrics_and_the_report_shows_them(
     monkeypatch.setattr(networks, "open_extractor", None)  # a report needs no network
     monkeypatch.setattr(networks, "open_perceptual_network", None)
     reported = job_spec("report", **spec.inputs, score=spec.output)
-    reported = replace(reported, output=storage.join(spec.config.root, "reports", "0123456789abcdef"))
+    reported = reported.model_copy(update={"output": f"{spec.config.root}/reports/0123456789abcdef"})
     result = report.run(JobContext(reported))
     metrics = json.loads(storage.read_text(storage.join(spec.output, "metrics.json")))
     through_the_stand_in = [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]

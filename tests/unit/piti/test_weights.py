@@ -47,6 +47,21 @@ def test_without_permission_every_missing_network_is_named() -> None:
         assert any(f"{key} is not set" in problem and f"set {key}.path" in problem for problem in problems)
 
 
+def test_an_evaluation_asks_for_the_sketches_detector_and_every_optional_network() -> None:
+    nowhere = {"path": "/nowhere/file.pt", "sha256": "0" * 64}
+    overrides = {
+        "data.sketch": {"detector": "hed", "weights": nowhere},
+        "evaluation.clip": nowhere,
+        "evaluation.vgg16": nowhere,
+    }
+    problems = [str(problem) for problem in weights_problems(load_config("demo-sketch", overrides), training=False)]
+    problems += [
+        str(problem) for problem in weights_problems(load_config("demo", {"evaluation.alignment.network": nowhere}))
+    ]
+    keys = ("data.sketch.weights", "evaluation.clip", "evaluation.vgg16", "evaluation.alignment.network")
+    assert [problem.partition(":")[0] for problem in problems] == list(keys)
+
+
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     weights = tmp_path / "base.pt"
     export_piti(build_model(load_config("demo-sketch").models.base, seed=0), str(weights))

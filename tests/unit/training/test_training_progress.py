@@ -44,7 +44,7 @@ def test_pictures_are_drawn_while_the_upsampler_learns(pipeline: Any, monkeypatc
     events = EventAccumulator(storage.join(context.spec.output, "tensorboard"), {"images": 0}).Reload()
     assert [event.step for event in events.Images("samples")] == [3, 6]
     progress = storage.read_json(storage.join(context.spec.folder, "progress.json"))
-    assert progress["picture"].endswith("samples/step-00000003.png")
+    assert progress["picture"].endswith("samples/step-00000006.png")
 
     plain = pipeline.context("upsampler", run="plain")
     digests = [Checkpoint.at(uri).sha256["model.safetensors"] for uri in (

@@ -1,0 +1,158 @@
+"""What evaluation costs, and how far its figures can be trusted: FID beside other libraries, intervals, extraction, memory.
+
+python benchmarks/evaluation.py fid          5,000 x 2,048 features to FID and KID with intervals, beside torchmetrics
+python benchmarks/evaluation.py fid --scipy  also beside scipy.linalg.sqrtm (minutes)
+python benchmarks/evaluation.py agreement    48 and 10,000 pictures of 2,048 features, beside torchmetrics and torch-fidelity
+python benchmarks/evaluation.py coverage     how often intervals hold what they are for, 48, 500 and 5,000 pictures
+python benchmarks/evaluation.py extraction   features of pictures, beside the bare network on the same batches
+python benchmarks/evaluation.py memory       5,000 pictures to figures: memory on top of the network
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eval import EfficientNetFeatures, Features, NetworkIdentity, features_of, fid_from_features, kid_from_features
+from eval.fid import frechet_distance, frechet_standard_error
+from eval.torchvision_operators import ensure_torchvision_importable
+
+MADE_UP = NetworkIdentity("made up", "made_up", "0" * 64, False, "none")
+
+
+def made_up_features(count: int, num_features: int, seed: int, scale: float = 1.0) -> Tensor:
+    """Correlated features that spread over three decades, as a network's do: float64 (count, num_features)."""
+    generator = torch.Generator().manual_seed(num_features)
+    mix = torch.randn(num_features, num_features, generator=generator, dtype=torch.float64)
+    mix *= torch.logspace(0, -3, num_features, dtype=torch.float64)[:, None]
+    generator.manual_seed(seed)
+    return scale * torch.randn(count, num_features, generator=generator, dtype=torch.float64) @ mix + 0.3
+
+
+def of(values: Tensor) -> Features:
+    return Features(values, MADE_UP, (256, 256))
+
+
+def timed(what: str, action: Callable[[], float]) -> tuple[float, float]:
+    """Its result and the seconds it took, which are also printed."""
+    started = time.perf_counter()
+    value = action()
+    seconds = time.perf_counter() - started
+    print(f"{what:<44} {seconds:8.2f} s   {value:.10g}", flush=True)
+    return value, seconds
+
+
+def torchmetrics_fid(a: Tensor, b: Tensor) -> float:
+    ensure_torchvision_importable()
+    from torchmetrics.image.fid import _compute_fid
+
+    return float(_compute_fid(a.mean(dim=0), torch.cov(a.T), b.mean(dim=0), torch.cov(b.T)))
+
+
+def torch_fidelity_fid(a: Tensor, b: Tensor) -> float:
+    """Through scipy.linalg.sqrtm."""
+    ensure_torchvision_importable()
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    statistics = [{"mu": x.mean(dim=0).numpy(), "sigma": np.cov(x.numpy(), rowvar=False)} for x in (a, b)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+
+
+def fid(scipy: bool) -> None:
+    a, b = made_up_features(5000, 2048, 1), made_up_features(5000, 2048, 2, 1.1)
+    torchmetrics_fid(a[:50, :50], b[:50, :50])  # imports
+    _, own = timed("FID, ours", lambda: frechet_distance(a, b))
+    _, theirs = timed("FID, torchmetrics", lambda: torchmetrics_fid(a, b))
+    print(f"torchmetrics takes {theirs / own:.1f} times as long")
+    if scipy:
+        _, roots = timed("FID, torch-fidelity (scipy.linalg.sqrtm)", lambda: torch_fidelity_fid(a, b))
+        print(f"scipy takes {roots / own:.1f} times as long")
+    timed("FID with its interval", lambda: fid_from_features(of(a), of(b)).value)
+    timed("KID with its standard error", lambda: kid_from_features(of(a), of(b)).value)
+
+
+def agreement() -> None:
+    for count in (48, 10_000):
+        a, b = made_up_features(count, 2048, 1), made_up_features(count, 2048, 2, 1.1)
+        own, _ = timed(f"{count} x 2,048, ours", lambda a=a, b=b: frechet_distance(a, b))
+        for name, library in (("torchmetrics", torchmetrics_fid), ("torch-fidelity", torch_fidelity_fid)):
+            other, _ = timed(f"{count} x 2,048, {name}", lambda a=a, b=b, library=library: library(a, b))
+            print(f"    relative difference {abs(own - other) / other:.1e}", flush=True)
+
+
+def coverage(num_features: int = 16) -> None:
+    """Pairs of Gaussian sets that differ a little: share of intervals that hold the mean over all pairs (FID), or 0's
+    true counterpart, which for an unbiased figure is that mean, too (KID)."""
+    deviation = torch.arange(1, num_features + 1, dtype=torch.float64).pow(-0.35)
+    for count, pairs in ((48, 400), (500, 200), (5000, 60)):
+        found: dict[str, list[tuple[float, float]]] = {"FID": [], "KID": []}
+        for seed in range(pairs):
+            generator = torch.Generator().manual_seed(seed)
+            a, b = (
+                torch.randn(count, num_features, generator=generator, dtype=torch.float64) * deviation for _ in "ab"
+            )
+            a = 1.1 * a + 0.1
+            error = frechet_standard_error(a, b)
+            if error is not None:
+                found["FID"].append((frechet_distance(a, b), error))
+            metric = kid_from_features(of(a), of(b))
+            if metric.standard_error is not None:
+                found["KID"].append((metric.value, metric.standard_error))
+        for name, rows in found.items():
+            values, errors = np.array(rows).T
+            held = float((np.abs(values - values.mean()) < 1.96 * errors).mean())
+            print(f"{name}, {count} pictures, {num_features} features: {held:.0%} of {pairs}", flush=True)
+
+
+def noise_pictures(count: int, side: int = 256) -> Iterator[NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    return (rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count))
+
+
+def extraction(count: int = 64) -> None:
+    network = EfficientNetFeatures()
+    pictures = list(noise_pictures(count))
+    batches = [torch.from_numpy(np.stack(pictures[n : n + 32])).permute(0, 3, 1, 2) for n in range(0, count, 32)]
+
+    def bare() -> float:
+        with torch.inference_mode():
+            return float(sum(network(batch).sum() for batch in batches))
+
+    bare()
+    shares = []
+    for _ in range(5):  # in turn, since other work goes on
+        _, alone = timed("the network alone", bare)
+        _, whole = timed("features_of", lambda: float(features_of(pictures, network).values.sum()))
+        shares.append(alone / whole)
+    print(f"features_of comes to {float(np.median(shares)):.0%} of the network's rate (median of {len(shares)})")
+
+
+def memory(count: int = 5000) -> None:
+    network = EfficientNetFeatures()
+    features_of(noise_pictures(64, 64), network)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    a, b = (features_of(noise_pictures(count, 64), network) for _ in "ab")
+    print(fid_from_features(a, b).value, kid_from_features(a, b).value)
+    wide = [of(made_up_features(count, 2048, seed)) for seed in (1, 2)]
+    print(fid_from_features(*wide).value, kid_from_features(*wide).value)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{(after - before) / 2**20:.2f} GiB on top of the network")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("fid", "agreement", "coverage", "extraction", "memory"))
+    parser.add_argument("--scipy", action="store_true", help="fid: beside scipy.linalg.sqrtm, too")
+    chosen = parser.parse_args()
+    parts: dict[str, Callable[[], None]] = {
+        "fid": lambda: fid(chosen.scipy), "agreement": agreement, "coverage": coverage, "extraction": extraction,
+        "memory": memory,
+    }  # fmt: skip
+    parts[chosen.what]()
