@@ -187,7 +187,7 @@ def test_a_users_error_reaches_the_driver_at_once(stack: RunningStack, shards: s
     failure = storage.read_json(storage.join(driver.spec.folder, "error.json"))
     assert "is not finished" in failure["reason"]
     assert not failure["retryable"]
-    assert "restart" not in output, "it was tried again"
+    assert not re.search(r"restart \d+ of", output), "it was tried again"  # Ray itself writes of actors that restart
     assert "Traceback" not in output
 
 
