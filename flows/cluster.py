@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import re
 import shlex
 import threading
 import time
@@ -37,6 +38,7 @@ POLL_SECONDS = 0.5
 REQUEST_SECONDS = 60.0  # a machine that lost its power answers nothing, not even a refusal
 LAST_LINES_SECONDS = 2.0
 ALIVE = {JobStatus.PENDING, JobStatus.RUNNING}
+_OWN_NODE_TYPE = re.compile(r"node_?[0-9A-Fa-f]{56}")  # the dashboard writes `node_4f8ac2...` as `node4F8Ac2...`
 
 Progress = dict[str, Any]
 Log = logging.Logger | logging.LoggerAdapter[Any]
@@ -115,11 +117,11 @@ class Cluster:
         return Resources(sum(total.get("CPU", 0.0) for total in totals), sum(total.get("GPU", 0.0) for total in totals))
 
     def grows(self) -> bool:
-        """Whether an autoscaler adds nodes. Without one Ray names a type for each node, after the node."""
+        """Whether an autoscaler adds nodes. Without one Ray names a type for each node, `node_<id>`, after the node."""
         answer = self._client._do_request("GET", "/api/cluster_status").json()
         status = (answer.get("data") or {}).get("clusterStatus") or {}
         active = (status.get("autoscalerReport") or {}).get("activeNodes") or {}
-        return any(not name.startswith("node_") for name in active)
+        return any(not _OWN_NODE_TYPE.fullmatch(name) for name in active)
 
     def running_jobs(self) -> list[RayJob]:
         """This project's jobs that have not ended, whoever started them."""

@@ -207,7 +207,8 @@ def test_run_ends_with_all_that_is_wrong_in_one_line(stack: RunningStack, tmp_pa
     """Each problem by itself, and those that a config's form has: tests/unit/flows/test_preflight.py."""
     overrides = {
         "root": str(tmp_path / "refused"),
-        "cluster.num_workers": 1000,
+        "cluster.num_workers": 1,
+        "cluster.cpus_per_worker": 1000,
         "sampling.base_respacing": "fast",
         "data.source": {"kind": "paired", "images": "/nowhere"},
     }

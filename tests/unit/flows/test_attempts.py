@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,3 +92,21 @@ def test_stray_folders_harm_nobody(plan: Plan) -> None:
     storage.write_bytes(storage.join(plan.config.root, "jobs", f"{prefix}4", "spec.json"), b"{")
     job, attached = cluster_of(Client()).submit_or_attach(plan.shard, plan.config, "a")
     assert (job.id, attached) == (f"{prefix}5", False)
+
+
+@pytest.mark.parametrize(
+    ("node_types", "grows"),
+    [(["node_4f8ac2d83cd79a9b482b3636ae13cf4d9130dd59be4f3263021aa5ab"], False), (["headgroup", "nodes"], True), ([], False)],
+)  # fmt: skip
+def test_a_cluster_grows_where_an_autoscaler_names_its_nodes(node_types: list[str], grows: bool) -> None:
+    """As Ray's dashboard answers, with its own way of spelling keys."""
+    from ray.dashboard.utils import to_google_style
+
+    report = {"autoscaler_report": {"active_nodes": dict.fromkeys(node_types, 1)}}
+    answer = {"data": {"clusterStatus": to_google_style(report)}}
+
+    class Answers(Client):
+        def _do_request(self, method: str, path: str) -> Any:
+            return SimpleNamespace(json=lambda: answer)
+
+    assert cluster_of(Answers()).grows() == grows
