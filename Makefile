@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEEDED_DISK_GIB := 8
 # Two of them drive a real stack and mostly wait.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 3
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

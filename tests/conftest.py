@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OPENCV_TEMP_PATH"] = os.path.join(os.devnull, "nowhere")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that drive the stack come first, one process for a folder of them; a file's other tests stay together."""
     for item in items:

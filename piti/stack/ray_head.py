@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 
 def for_one_machine(parameters: Any, head: bool) -> None:
     """Leave out the Ray Client server: everything here goes through the Jobs API, so it is one open port less.
@@ -24,7 +26,7 @@ def for_one_machine(parameters: Any, head: bool) -> None:
 
 
 def patient(get_node: Callable[..., Any], patience_seconds: float) -> Callable[..., Any]:
-    """`get_node`, asked again until it knows the node or the time is over. Raises its last RuntimeError then."""
+    """`get_node`, asked again until it knows the node, the node has died, or the time is over. Then raises its last RuntimeError."""
 
     def asked_again(*arguments: Any) -> Any:
         deadline = time.monotonic() + patience_seconds
@@ -32,11 +34,17 @@ def patient(get_node: Callable[..., Any], patience_seconds: float) -> Callable[.
             try:
                 return get_node(*arguments)
             except RuntimeError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or node_died():
                     raise
                 time.sleep(0.5)
 
     return asked_again
+
+
+def node_died() -> bool:
+    """Whether the raylet that this process started has ended: it does where its agents take more than 15 s to start."""
+    children = psutil.Process().children()
+    return any(child.name() == "raylet" and child.status() == psutil.STATUS_ZOMBIE for child in children)
 
 
 def guarded(parameters: Any, head: bool) -> None:
