@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEEDED_DISK_GIB := 8
 # Two of them drive a real stack and mostly wait.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -38,7 +38,8 @@ down: setup ## stop what `make demo` or `piti up` started
 	@$(BIN)/piti down
 
 test: setup lint ## lint, types, and the whole test suite
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest tests/integration tests/e2e
 
 lint: setup ## ruff, the floors of the house, mypy
 	$(BIN)/ruff check . scripts/check-architecture

@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, one real stack a session, and who runs beside whom under xdist."""
+"""What all tests share: one thread a process, and one real stack a session."""
 
 from __future__ import annotations
 
@@ -14,16 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # OpenCV reads and writes some formats by way of a temporary file, which it leaves behind where it fails. None is used
 # here: without a folder to put that file, whoever tries fails.
 os.environ["OPENCV_TEMP_PATH"] = os.path.join(os.devnull, "nowhere")
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that drive the stack come first, one process for a folder of them; a file's other tests stay together."""
-    for item in items:
-        on_stack = "stack" in getattr(item, "fixturenames", ())
-        group = item.path.parent.name if on_stack else item.path.relative_to(item.config.rootpath).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "stack" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
