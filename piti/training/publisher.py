@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 logger = logging.getLogger("piti")
@@ -43,8 +44,11 @@ class Publisher:
             return self._is_idle()
 
     def close(self, timeout_seconds: float = 30.0) -> list[str]:
-        """Flush and end. Names of the writes that are lost, which are logged too."""
-        self.flush(timeout_seconds)
+        """Flush, with two more tries where a write fails, and end. Names of the writes that are lost, which are logged too."""
+        deadline = time.monotonic() + timeout_seconds
+        for _ in range(3):
+            if self.flush(max(0.0, deadline - time.monotonic())):
+                break
         with self._changed:
             self._is_closed = True
             lost = [*([self._running] if self._running else []), *self._waiting]

@@ -120,9 +120,9 @@ def without_synchronisation(module: nn.Module) -> AbstractContextManager[Any]:
 def use_precision(precision: Precision) -> None:
     """Have this process's float32 products and convolutions on a GPU be exact, or TF32's for `tf32`."""
     # torch's own default is exact products, but TF32 in convolutions.
-    how = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = how
-    torch.backends.cudnn.conv.fp32_precision = how  # type: ignore[attr-defined]
+    # By these names, since torch.compile and torch.export read them and fail where the newer ones were set.
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -76,6 +77,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import fsspec  # here: few tests need it
     from moto.server import ThreadedMotoServer
 
+    bucket = f"bucket-{uuid.uuid4().hex}"  # one process keeps the buckets of all its servers
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
@@ -84,8 +86,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("claims")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield "s3://claims"
+    yield f"s3://{bucket}"
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()

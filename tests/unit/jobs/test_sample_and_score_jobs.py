@@ -36,7 +36,7 @@ SETS: tuple[PictureSetName, ...] = ("final", "base", "diversity", "upsampled", "
 
 @pytest.fixture(scope="module", autouse=True)
 def small_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="warning")
     yield
     ray.shutdown()
 

@@ -120,14 +120,16 @@ def test_the_logged_learning_rate_is_the_phases(pipeline: Any) -> None:
 
 
 def test_precision_sets_how_a_gpu_multiplies() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    """And torch.export, which reads these settings, still works afterwards."""
+    products, networks = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, networks.allow_tf32
     try:
-        for precision, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")):
+        for precision, expected in (("tf32", True), ("fp32", False), ("bf16", False)):
             use_precision(precision)  # type: ignore[arg-type]
-            assert torch.backends.cuda.matmul.fp32_precision == expected
-            assert torch.backends.cudnn.conv.fp32_precision == expected  # type: ignore[attr-defined]
+            assert (products.allow_tf32, networks.allow_tf32) == (expected, expected)
+            torch.export.export(torch.nn.Conv2d(3, 3, 3), (torch.zeros(1, 3, 8, 8),))
     finally:
-        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]
+        products.allow_tf32, networks.allow_tf32 = before
 
 
 def test_claimed_and_round_checkpoints_outlive_newer_ones(pipeline: Any) -> None:
