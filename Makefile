@@ -41,6 +41,9 @@ test: setup lint ## lint, types, and the whole test suite
 	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES) --dist loadfile
 	$(BIN)/python -m pytest tests/integration tests/e2e
 
+chaos: setup ## what takes minutes each: training that hangs, nodes that are killed
+	$(BIN)/python -m pytest tests/chaos
+
 lint: setup ## ruff, the floors of the house, mypy
 	$(BIN)/ruff check . scripts/check-architecture
 	$(BIN)/ruff format --check . scripts/check-architecture
