@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -27,7 +28,7 @@ _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.22
 _CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class _FidelityFeatures(nn.Module):
+class _FidelityFeatures(nn.Module, ABC):
     """A network of torch-fidelity behind a resize by name: uint8 (N,3,H,W) -> float32 (N, num_features).
 
     Raises WeightsError if the file is missing, damaged, of another layout, or has another hash than `sha256` (None
@@ -52,8 +53,9 @@ class _FidelityFeatures(nn.Module):
         self.identity = self.published.identity(digest, resize)
         self._protocol = resize
 
+    @abstractmethod
     def _build(self, path: Path) -> nn.Module:
-        raise NotImplementedError
+        """The network that the file holds. Raises RuntimeError or KeyError where it holds another."""
 
     def _resized(self, pictures: Tensor, side: int) -> Tensor:
         return resize(pictures.to(next(self.network.parameters()).device), side, self._protocol)

@@ -7,17 +7,16 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
 
-from piti.cli import app, doctor
+from piti.cli import doctor
 from piti.config.presets import load_config
 from piti.models import build_model
 from piti.models.checkpoints import load_model
+from tests.command_line import fails_in_one_line, piti
 
 TINY = [
     "models.base.image_size=16", "models.base.model_channels=32", "models.base.channel_mult=[1, 2]",
@@ -33,17 +32,6 @@ def no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PITI_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("PITI_RAY_JOBS_URL", "http://127.0.0.1:9")
-
-
-def piti(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
-
-
-def fails_in_one_line(answer: Any) -> str:
-    assert answer.exit_code == 1, answer.output
-    (line,) = answer.stderr.splitlines()
-    assert line.startswith("piti: ")
-    return line
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from eval.leaderboard import render_leaderboard
-from tests.unit.eval.browser import CHROMIUM, look_at
+from tests.browser import CHROMIUM
+from tests.unit.eval.browser import look_at
 from tests.unit.eval.test_leaderboard import board, entry
 from tests.unit.eval.test_report import HOSTILE
 

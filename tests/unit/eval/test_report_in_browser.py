@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from eval.report import render_report
-from tests.unit.eval.browser import CHROMIUM, look_at
+from tests.browser import CHROMIUM
+from tests.unit.eval.browser import look_at
 from tests.unit.eval.test_report import HOSTILE, report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -15,17 +15,12 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
-from typer.testing import CliRunner
 
 from piti import storage
-from piti.cli import app
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
-from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.sources import open_source
 from piti.evaluation.cascade import Order, draw_base, draw_upsampled, to_uint8
 from piti.evaluation.translation import Translator, Wish, find_networks, read_condition
 from piti.job import JobSpec
@@ -33,6 +28,8 @@ from piti.models.checkpoints import load_model
 from piti.plan import Plan
 from piti.stack.try_page import try_page
 from tests.browser import CHROMIUM, opened
+from tests.command_line import fails_in_one_line, piti
+from tests.sharding import shard_here
 from tests.unit.jobs.conftest import OVERRIDES, write_small_checkpoint
 
 CLASSES = 64
@@ -72,13 +69,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def shards(config: Config) -> str:
-    uri = Plan(config).shard.output
-    plans = plan_shards(open_source(config.data), config.data, config.seed)
-    for plan in plans:
-        write_shard(plan, config.data, uri)
-    about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-    write_manifest(uri, list(plans.digests), about)
-    return uri
+    return shard_here(config.data, Plan(config).shard.output, config.seed).uri
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +85,6 @@ def base(config: Config) -> str:
 
 def label_map(config: Config, name: str = "a") -> str:
     return str(Path(config.root).parent / "conditions" / f"{name}.png")
-
-
-def piti(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
-
-
-def fails_in_one_line(answer: Any) -> str:
-    assert answer.exit_code == 1, answer.output
-    (line,) = answer.stderr.splitlines()
-    assert line.startswith("piti: ")
-    return line
 
 
 def test_a_condition_is_read_as_the_loader_reads_it(config: Config, shards: str) -> None:
