@@ -29,9 +29,7 @@ from piti.checkpoints import final_checkpoint
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.examples import ExampleReader
-from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.sources import open_source
+from piti.data.sharding import shard_dataset
 from piti.evaluation.cascade import Order, draw_base
 from piti.job import JobContext, JobSpec
 from piti.models import PITIModel, build_model
@@ -61,17 +59,6 @@ def configs(folder: Path, learning_rate: float) -> dict[str, Config]:
         ],
     }
     return {"prior": prior, "scratch": load_config("demo", {**root, **scratch})}
-
-
-def make_shards(config: Config) -> str:
-    uri = Plan(config).shard.output
-    if not storage.exists(storage.join(uri, "manifest.parquet")):
-        plans = plan_shards(open_source(config.data), config.data, config.seed)
-        for plan in plans:
-            write_shard(plan, config.data, uri)
-        about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-        write_manifest(uri, list(plans.digests), about)
-    return uri
 
 
 def trained(step: Step, config: Config) -> PITIModel:
@@ -117,7 +104,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     variants = configs(arguments.folder, arguments.learning_rate)
     prior, scratch = variants["prior"], variants["scratch"]
-    examples = validation_examples(prior, make_shards(prior))
+    examples = validation_examples(prior, shard_dataset(prior.data, Plan(prior).shard.output, prior.seed).uri)
     found = measured(prior, examples, {
         "the prior itself": lambda: TrainingStage("stage1", prior).initial_model({})[0],
         "stage 1": lambda: trained(Plan(prior).stage1, prior),
