@@ -2,6 +2,8 @@
 
 import shutil
 import tarfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
 from piti.errors import CheckpointError, DataError
 from piti.evaluation import cascade
-from piti.evaluation.cascade import Cascade, picture_seed
+from piti.evaluation.cascade import Cascade, Order, picture_seed
 from piti.evaluation.picture_sets import SET_NAMES, Part, PictureSet, plan_parts, write_pictures
+from piti.models import PITIModel
 from piti.models.checkpoints import load_model
 from piti.models.pretrained import export_piti
 from tests.unit.jobs.conftest import with_pictures
@@ -133,6 +136,45 @@ def test_the_upsampler_takes_the_base_pictures_that_are_there(
     again = drawn(small_config, small_inputs | {"checkpoint": "/nowhere"}, tmp_path / "again", part)
     assert again["final"].digest(again["final"].keys) == first["final"].digest(first["final"].keys)
     assert again["final"].about(again["final"].keys[0])["base"]["uri"] == small_inputs["checkpoint"]
+
+
+def test_the_base_draws_the_next_batch_while_the_upsampler_has_this_one(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, in threads: every upsampled batch waits here until the base has begun the next one.
+
+    The pictures are those drawn one after the other, byte for byte, and nothing is drawn two batches ahead.
+    """
+    config = with_sampling(small_config, batch_size=2)
+    part = Part("final", 0, 6)
+    plain = drawn(config, small_inputs, tmp_path / "plain", part)
+    begun, used = 0, 0
+    changed = threading.Condition()
+    draw_base, draw_upsampled = cascade.draw_base, cascade.draw_upsampled
+
+    def base(model: PITIModel, orders: Sequence[Order], config: Config) -> torch.Tensor:
+        nonlocal begun
+        with changed:
+            begun += 1
+            assert begun <= used + 2
+            changed.notify_all()
+        return draw_base(model, orders, config)
+
+    def upsampled(model: PITIModel, orders: Sequence[Order], low_res: torch.Tensor, config: Config) -> torch.Tensor:
+        nonlocal used
+        with changed:
+            assert changed.wait_for(lambda: begun == min(used + 2, 3), timeout=60), "the next batch was not begun"
+        pictures = draw_upsampled(model, orders, low_res, config)
+        used += 1
+        return pictures
+
+    monkeypatch.setattr(cascade, "draw_base", base)
+    monkeypatch.setattr(cascade, "draw_upsampled", upsampled)
+    Cascade(config, with_pictures(small_inputs, str(tmp_path / "ahead")), pipelined=True).draw_part(part)
+    assert (begun, used) == (3, 3)
+    for name in ("base", "final"):
+        ahead = PictureSet(str(tmp_path / "ahead" / name))
+        assert ahead.digest(ahead.keys) == plain[name].digest(plain[name].keys)
 
 
 def test_files_of_weights_draw_as_the_checkpoint_they_were_made_of(
