@@ -34,7 +34,7 @@ _A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurr
 # Each run holds a process (MEMORY), one that waits for its turn too (flows/turns.py): it must not keep evaluations waiting.
 MOST_RUNS = 16
 # Of Prefect's client, for flow runs: a server that is away is asked again after 2, 4, ... 512 seconds.
-_PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
 class Registered(RunnerDeployment):
@@ -88,7 +88,7 @@ def main() -> None:
     except PitiError as error:  # `piti up` starts Ray beside this, too: then there are no jobs yet
         logging.getLogger("piti").info("no jobs to look after: %s", error)
     tempfile.tempdir = _own_temporary_folder()
-    for name, value in _PATIENCE.items():
+    for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     serve(*deployments(), pause_on_shutdown=False, limit=MOST_RUNS, print_starting_message=True)
 
