@@ -25,13 +25,11 @@ from torch import Tensor
 from eval.pictures import mean_metric
 from eval.retrieval import truth_ranks
 from piti import storage
-from piti.checkpoints import final_checkpoint, newest_whole_checkpoint
+from piti.checkpoints import final_checkpoint
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.examples import ExampleReader
-from piti.data.publishing import write_manifest
-from piti.data.sharding import plan_shards, write_shard
-from piti.data.sources import open_source
+from piti.data.sharding import shard_dataset
 from piti.evaluation.cascade import Order, draw_base
 from piti.job import JobContext, JobSpec
 from piti.models import PITIModel, build_model
@@ -63,23 +61,11 @@ def configs(folder: Path, learning_rate: float) -> dict[str, Config]:
     return {"prior": prior, "scratch": load_config("demo", {**root, **scratch})}
 
 
-def make_shards(config: Config) -> str:
-    uri = Plan(config).shard.output
-    if not storage.exists(storage.join(uri, "manifest.parquet")):
-        plans = plan_shards(open_source(config.data), config.data, config.seed)
-        for plan in plans:
-            write_shard(plan, config.data, uri)
-        about = {name: getattr(config.data, name) for name in ("modality", "image_size", "geometry", "num_classes")}
-        write_manifest(uri, list(plans.digests), about)
-    return uri
-
-
 def trained(step: Step, config: Config) -> PITIModel:
     """The network that a stage's own code ends with."""
     if step.result() is None:
         context = JobContext(JobSpec.for_step(step, config, storage.join(config.root, "jobs", step.fingerprint[:16])))
-        resume_from = newest_whole_checkpoint(step.output) if storage.exists(step.output) else None
-        storage.write_json(step.marker, train(context, Workers(), resume_from))
+        storage.write_json(step.marker, train(context, Workers()))
     return load_model(final_checkpoint(step.output), config.models.base)
 
 
@@ -118,7 +104,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     variants = configs(arguments.folder, arguments.learning_rate)
     prior, scratch = variants["prior"], variants["scratch"]
-    examples = validation_examples(prior, make_shards(prior))
+    examples = validation_examples(prior, shard_dataset(prior.data, Plan(prior).shard.output, prior.seed).uri)
     found = measured(prior, examples, {
         "the prior itself": lambda: TrainingStage("stage1", prior).initial_model({})[0],
         "stage 1": lambda: trained(Plan(prior).stage1, prior),

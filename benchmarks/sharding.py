@@ -32,7 +32,7 @@ from PIL import Image
 from piti.config import DataConfig, DegradationConfig
 from piti.data.geometry import resize_photograph
 from piti.data.publishing import ShardWriter, write_manifest
-from piti.data.sharding import encode_condition_png, plan_shards, write_shard
+from piti.data.sharding import encode_condition_png, plan_shards, shard_dataset
 from piti.data.shards import ShardSet
 from piti.data.sketch import detect_edges
 from piti.data.sources import open_source
@@ -40,7 +40,6 @@ from piti.data.sources.bundled import PHOTOGRAPHS, _photograph
 from piti.jobs.degrade import degrade_shard
 
 SIDE = 256
-ABOUT = ("modality", "num_classes", "image_size", "geometry")
 
 
 def main() -> None:
@@ -86,10 +85,7 @@ def make_shards(images: Path, geometry: str, uri: str, samples_per_shard: int = 
     source = {"kind": "paired", "images": str(images)}
     settings = {"modality": "sketch", "image_size": SIDE, "samples_per_shard": samples_per_shard}
     data = DataConfig.model_validate({"source": source, "geometry": geometry, **settings})
-    plans = plan_shards(open_source(data), data, 0)
-    for plan in plans:
-        write_shard(plan, data, uri)
-    write_manifest(uri, list(plans.digests), {name: getattr(data, name) for name in ABOUT})
+    shard_dataset(data, uri)
     return data
 
 

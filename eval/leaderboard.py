@@ -90,6 +90,17 @@ class Leaderboard:
         """Every fact that some entry has, in the order they are first met."""
         return list(dict.fromkeys(name for entry in self.entries for name in entry.facts))
 
+    @property
+    def telling_facts(self) -> list[str]:
+        """Names of the facts that tell entries apart."""
+        return [name for name in self.fact_names if len({entry.facts.get(name) for entry in self.entries}) > 1]
+
+    @property
+    def common_facts(self) -> list[tuple[str, str]]:
+        """What is the same for all entries."""
+        telling = self.telling_facts
+        return [(name, self.entries[0].facts[name]) for name in self.fact_names if name not in telling]
+
 
 def render_leaderboard(board: Leaderboard) -> str:
     """One HTML page that loads nothing but the grids of the two reports that are compared."""
@@ -98,14 +109,16 @@ def render_leaderboard(board: Leaderboard) -> str:
 
 def leaderboard_markdown(board: Leaderboard) -> str:
     """The table with intervals, and below it what each figure was measured with."""
-    heads = ["evaluation", *map(_markdown, board.fact_names), *(_heading(column) for column in board.columns)]
+    telling = board.telling_facts
+    heads = ["evaluation", *map(_markdown, telling), *(_heading(column) for column in board.columns)]
     lines = [f"# {_markdown(board.title)}", "", _row(heads), _row("---" for _ in heads)]
     for entry in board.entries:
         cells = [f"[{_markdown(entry.title)}]({entry.link('report.html')})"]
-        cells += [_markdown(entry.facts.get(name, "")) for name in board.fact_names]
+        cells += [_markdown(entry.facts.get(name, "")) for name in telling]
         cells += [_cell(entry.metrics.get(column.name)) for column in board.columns]
         lines.append(_row(cells))
     lines += ["", *(f"- {_heading(column)}: {_markdown(board.measured_with(column))}." for column in board.columns)]
+    lines += [f"- {_markdown(name)}: {_markdown(value)}" for name, value in board.common_facts]
     lines += [f"- Not listed: {_markdown(problem)}" for problem in board.unreadable]
     return "\n".join(lines) + "\n"
 

@@ -15,8 +15,9 @@ from eval.grid import PictureGrid, data_uri
 from eval.pages import environment
 from eval.pictures import Metric
 
-_PANEL_INCHES = (5.2, 3.6)
-_COLOUR, _BASELINE_COLOUR = "#2459b8", "#b8243f"
+_PANEL_INCHES = (5.2, 3.4)
+_BESIDE_SHARE = 0.045  # of the axis
+_COLOUR, _BASELINE_COLOUR = "#2459b8", "#b8243f"  # as in the template
 
 
 @dataclass(frozen=True)
@@ -71,33 +72,43 @@ def render_study(study: StudyData) -> str:
         (f"{column.heading} against {axis}", tradeoff_uri(study, column, axis))
         for axis in study.axes
         for column in study.columns
-        if sum(axis in row.positions and column.key in row.figures for row in study.rows) > 1
+        if len({value for *_, value in _places(study, column, axis)}) > 1  # a figure that stays the same tells nothing
     ]
     return pages.get_template("study.html.jinja").render(study=study, plots=plots)
 
 
+def _places(study: StudyData, column: StudyColumn, axis: str) -> list[tuple[int, float, float]]:
+    """(number in the table from 0, place on the axis, value) of the variants that a plot shows."""
+    return [
+        (number, row.positions[axis], row.figures[column.key].value)
+        for number, row in enumerate(study.rows)
+        if axis in row.positions and column.key in row.figures
+    ]
+
+
 def tradeoff_figure(study: StudyData, column: StudyColumn, axis: str) -> Figure:
-    """A figure of every variant over an axis, with its 95 % interval. Names are shown as they are, never as formulas."""
+    """A figure of every variant over an axis, with its 95 % interval, marked by the variant's number in the table.
+
+    Variants at one place are drawn beside each other. Names are shown as they are, never as formulas.
+    """
     figure = Figure(figsize=_PANEL_INCHES, dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for row in study.rows:
-        metric = row.figures.get(column.key)
-        if metric is None or axis not in row.positions:
-            continue
-        below, above = (
-            (metric.value - metric.low, metric.high - metric.value)
-            if metric.low is not None and metric.high is not None
-            else (0.0, 0.0)
-        )
+    places = _places(study, column, axis)
+    at = [place for _, place, _ in places]
+    step = _BESIDE_SHARE * ((max(at) - min(at)) or 1.0)
+    for shown, (number, place, value) in enumerate(places):
+        row = study.rows[number]
+        metric = row.figures[column.key]
+        low, high = (value, value) if metric.low is None or metric.high is None else (metric.low, metric.high)
         colour = _BASELINE_COLOUR if row.name == study.baseline else _COLOUR
-        place = row.positions[axis]
-        error = [[max(0.0, below)], [max(0.0, above)]]
-        axes.errorbar([place], [metric.value], yerr=error, fmt="o", color=colour, capsize=3)
-        axes.annotate(row.name, (place, metric.value), (5, 4), textcoords="offset points", fontsize=8, parse_math=False)
+        x = place + step * (at[:shown].count(place) - (at.count(place) - 1) / 2)
+        error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axes.errorbar([x], [value], yerr=error, fmt="o", color=colour, capsize=3, markersize=13)
+        axes.annotate(str(number + 1), (x, value), color="white", fontsize=8, ha="center", va="center_baseline", zorder=5)  # fmt: skip
     axes.set_xlabel(axis, parse_math=False)
     axes.set_ylabel(f"{column.heading} ({column.better} is better)", parse_math=False)
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.1, y=0.12)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -21,13 +21,20 @@ START_SECONDS = 60.0
 
 
 class Page:
-    """One tab. `requests`: every address that it asked for."""
+    """One tab. `requests`: every address that it asked for; `console`: what it complained of."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self.requests: list[str] = []
-        self.tell("Network.enable")
+        self.console: list[str] = []
+        for domain in ("Network", "Runtime", "Log"):
+            self.tell(f"{domain}.enable")
+
+    def go(self, address: str) -> None:
+        """Open a page and wait until it is there."""
+        self.tell("Page.navigate", url=address)
+        self.wait_for(f"document.readyState === 'complete' && location.href === new URL({address!r}).href")
 
     def tell(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command of the protocol; its result. Raises RuntimeError where Chromium refuses it."""
@@ -37,6 +44,8 @@ class Page:
             told = json.loads(self._socket.recv(timeout=120))
             if told.get("method") == "Network.requestWillBeSent":
                 self.requests.append(told["params"]["request"]["url"])
+            if told.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+                self.console.append(json.dumps(told["params"]))
             if told.get("id") == number:
                 if "error" in told:
                     raise RuntimeError(f"{method}: {told['error']}")
@@ -80,6 +89,7 @@ def opened(address: str, profile: Path, width: int = 1280, height: int = 900) ->
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--window-size={width},{height}",
         f"--user-data-dir={profile}", "about:blank",
     ]  # fmt: skip
+    (profile / "DevToolsActivePort").unlink(missing_ok=True)  # of an earlier Chromium
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as chromium:
         try:
             port = _debugging_port(profile)
@@ -88,8 +98,7 @@ def opened(address: str, profile: Path, width: int = 1280, height: int = 900) ->
             target = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
             with connect(target, max_size=None, proxy=None) as socket:
                 page = Page(socket)
-                page.tell("Page.navigate", url=address)
-                page.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+                page.go(address)
                 yield page
         finally:
             chromium.terminate()

@@ -19,8 +19,10 @@ from piti.data.conditions import encode_condition
 from piti.data.geometry import shrink_condition, shrink_photograph
 from piti.data.items import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
 from piti.data.manifest import ShardStats
-from piti.data.publishing import ShardWriter
+from piti.data.publishing import ShardWriter, published_shards, write_manifest
+from piti.data.shards import ShardSet
 from piti.data.sketch import detect_sketch, sketch_record
+from piti.data.sources import open_source
 from piti.data.sources.trees import shared_listings
 from piti.data.tars import shard_name
 from piti.errors import DataError
@@ -117,6 +119,26 @@ def _settings(data: DataConfig) -> bytes:
         "sketch_invert": data.sketch.invert,
     }  # fmt: skip
     return json.dumps(settings, sort_keys=True).encode()
+
+
+def shard_dataset(data: DataConfig, uri: str, seed: int = 0) -> ShardSet:
+    """Shard a dataset in this process, one shard after the other: what the job `shard` leaves at `uri`.
+
+    Shards that are there with the same plan stay. Raises DataError as `plan_shards` and `write_shard` do.
+    """
+    plans = plan_shards(open_source(data), data, seed)
+    finished = published_shards(uri, plans.digests)
+    for plan in plans:
+        if plan.name not in finished:
+            write_shard(plan, data, uri)
+    finish_set(plans, data, uri)
+    return ShardSet(uri)
+
+
+def finish_set(plans: ShardPlans, data: DataConfig, uri: str) -> dict[str, ShardStats]:
+    """Publish the manifest of a set whose shards are all there."""
+    about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
+    return write_manifest(uri, list(plans.digests), about)
 
 
 def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:

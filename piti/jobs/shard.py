@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from piti.data.items import SPLITS, Split
 from piti.data.manifest import ShardStats, read_stats
-from piti.data.publishing import adopt_shards, published_shards, remove_leftovers, write_manifest
-from piti.data.sharding import ShardPlans, plan_shards, write_shard
+from piti.data.publishing import adopt_shards, published_shards, remove_leftovers
+from piti.data.sharding import ShardPlans, finish_set, plan_shards, write_shard
 from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.data.tars import names_of
@@ -54,8 +54,7 @@ def run(context: JobContext) -> JobResult:
                 _report(context, finished, len(digests), total)
                 _check_rejected(output, finished, total, config.data.max_rejected_share)
     _check_rejected(output, finished, total, config.data.max_rejected_share)
-    about = {"modality": config.data.modality, "image_size": config.data.image_size, "geometry": config.data.geometry}
-    written = write_manifest(output, list(digests), {**about, "num_classes": config.data.num_classes})
+    written = finish_set(plans, config.data, output)
     _check_splits(output, written, plans)
     odd = odd_samples(output)
     for oddity in odd:

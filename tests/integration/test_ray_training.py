@@ -15,6 +15,7 @@ import torch
 
 from piti import storage
 from piti.config.presets import load_config
+from piti.data.sharding import shard_dataset
 from piti.diffusion import LossSecondMomentSampler
 from piti.job import JobResult, JobSpec
 from piti.models.checkpoints import load_model, load_trainer_state
@@ -23,7 +24,6 @@ from piti.training.metrics import read_metrics
 from tests.e2e.runs import wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
-from tests.sharding import shard_here
 from tests.unit.training.test_training_resume import differences, everything
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.integration
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("shards")
     config = load_config("demo-sketch", tiny_overrides(folder))
-    return shard_here(config.data, str(folder / "shards"), config.seed).uri
+    return shard_dataset(config.data, str(folder / "shards"), config.seed).uri
 
 
 class Driver:

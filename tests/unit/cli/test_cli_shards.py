@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from piti.cli.app import app
 from piti.config import DataConfig, DegradationConfig
 from piti.data.publishing import published_shards, write_manifest
-from piti.data.sharding import plan_shards, write_shard
+from piti.data.sharding import plan_shards, shard_dataset, write_shard
 from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.jobs.degrade import degrade_shard
@@ -51,12 +51,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "data.json").write_text(data.model_dump_json())
     uri = str(root / "shards" / "abc")
-    plans = plan_shards(open_source(data), data, seed=0)
-    for plan in plans:
-        write_shard(plan, data, uri)
-    write_shard(next(iter(plans)), data, str(root / "shards" / "half"))
-    about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-    write_manifest(uri, list(plans.digests), about)
+    shard_dataset(data, uri)
+    write_shard(next(iter(plan_shards(open_source(data), data, seed=0))), data, str(root / "shards" / "half"))
     names = [name for split in ("train", "validation") for name in ShardSet(uri).shard_names(split)]
     for name in names:
         degrade_shard(uri, name, str(root / "degraded" / "def"), "plan", data, DegradationConfig(variants=2), 4, seed=0)
@@ -135,13 +131,9 @@ def shard_again(uri: Path) -> list[str]:
     """What the job does in a set that is there: the shards that it writes."""
     data = DataConfig.model_validate_json((uri.parent.parent / "data.json").read_text())
     plans = plan_shards(open_source(data), data, seed=0)
-    finished = published_shards(str(uri), {plan.name: plan.plan for plan in plans})
-    missing = [plan for plan in plans if plan.name not in finished]
-    for plan in missing:
-        write_shard(plan, data, str(uri))
-    about = {name: getattr(data, name) for name in ("modality", "num_classes", "image_size", "geometry")}
-    write_manifest(str(uri), [plan.name for plan in plans], about)
-    return [plan.name for plan in missing]
+    finished = published_shards(str(uri), plans.digests)
+    shard_dataset(data, str(uri))
+    return [plan.name for plan in plans if plan.name not in finished]
 
 
 def test_repair_makes_the_next_run_write_what_is_damaged_and_nothing_else(root: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from piti.config import DataConfig, DegradationConfig
 from piti.data.publishing import write_manifest
+from piti.data.sharding import shard_dataset
 from piti.data.shards import ShardSet
 from piti.jobs import degrade, shard
 from piti.jobs.degrade import companion_plan, degrade_shard
-from tests.sharding import shard_here
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def make_data() -> Callable[..., DataConfig]:
 @pytest.fixture(scope="session")
 def shard_now() -> Callable[[DataConfig, Path | str], ShardSet]:
     """Shard in this process, one shard after the other."""
-    return lambda data, uri: shard_here(data, str(uri))
+    return lambda data, uri: shard_dataset(data, str(uri))
 
 
 @pytest.fixture(scope="session")

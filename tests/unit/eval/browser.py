@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
-import subprocess
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tests.browser import CHROMIUM
+from tests.browser import opened
 
+MOST_PHONE_PIXELS = 10_000  # of height, that a page has on a phone until something in it is unfolded
+
+# The page as it opens; then everything in it, unfolded.
 LOOK = """
-const acted = (() => {ACT})();
-axe.run().then(found => parent.postMessage(JSON.stringify({
-  acted,
-  width: innerWidth,
-  dark: matchMedia("(prefers-color-scheme: dark)").matches,
-  needs: document.documentElement.scrollWidth,
-  height: document.documentElement.scrollHeight,
-  hidden: [...document.querySelectorAll("img")].filter(one => one.getBoundingClientRect().width < 60).length,
-  broken: [...document.images].filter(one => one.naturalWidth === 0).length,
-  outside: performance.getEntriesByType("resource").map(one => one.name).filter(one => !/^(file|data):/.test(one)),
-  ran: String(window.ran),
-  violations: found.violations.map(one => [one.impact, one.id, one.nodes[0].html]),
-}), "*"));
-"""
-# A frame may be as narrow as a phone; a window may not.
-FRAME = """<!doctype html><iframe src="page.html" style="border: 0; width: {width}px; height: 900px"></iframe>
-<script>onmessage = event => document.body.setAttribute("data-found", event.data)</script>
+(async () => {
+  const acted = (() => {ACT})();
+  const height = document.documentElement.scrollHeight;
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+  await Promise.all([...document.images].map(one => one.decode().catch(() => null)));
+  const found = await axe.run();
+  return {
+    acted, height,
+    width: innerWidth,
+    dark: matchMedia("(prefers-color-scheme: dark)").matches,
+    needs: document.documentElement.scrollWidth,
+    hidden: [...document.images].filter(one => one.getBoundingClientRect().width < 60).length,
+    broken: [...document.images].filter(one => one.naturalWidth === 0).length,
+    ran: String(window.ran),
+    violations: found.violations.map(one => [one.impact, one.id, one.nodes[0].html]),
+  };
+})()
 """
 
 
-def look_at(page: str, width: int, folder: Path, *options: str, act: str = "") -> dict[str, Any]:
+def look_at(page: str, width: int, folder: Path, dark: bool = False, act: str = "") -> dict[str, Any]:
     """What a browser of `width` pixels finds in a page in `folder`, after the script `act`, whose result is `acted`."""
-    axe = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
-    script = LOOK.replace("{ACT}", f"{{{act}}}")
-    looked_at = page.replace("</body>", f"<script>{axe}</script><script>{script}</script></body>")
-    (folder / "page.html").write_text(looked_at, encoding="utf-8")
-    frame = folder / "frame.html"
-    frame.write_text(FRAME.format(width=width), encoding="utf-8")
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *options,
-        "--enable-logging=stderr", "--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom", frame.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'data-found="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return result | {"console": [line for line in done.stderr.splitlines() if "CONSOLE" in line]}
+    path = folder / "page.html"
+    path.write_text(page, encoding="utf-8")
+    with opened("about:blank", folder / "profile") as tab:
+        tab.tell("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        tab.tell("Emulation.setEmulatedMedia", features=scheme)
+        tab.go(path.as_uri())
+        tab.evaluate((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8") + "; 0")
+        result: dict[str, Any] = tab.evaluate(LOOK.replace("{ACT}", f"{{{act}}}"))
+        outside = [one for one in tab.requests if not one.startswith(("file:", "data:", "about:"))]
+        return result | {"outside": outside, "console": tab.console}

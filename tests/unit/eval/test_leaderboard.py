@@ -98,7 +98,7 @@ def test_texts_from_data_stay_texts() -> None:
     markdown = leaderboard_markdown(hostile)
     assert "<" not in markdown
     assert not re.search(r"(?<!\\)\]\((?!\./)", markdown)
-    assert len(leaderboard_markdown(board(entries=[entry("a\n| b |\n# c", 1.0)])).splitlines()) == 9
+    assert len(leaderboard_markdown(board(entries=[entry("a\n| b |\n# c", 1.0)])).splitlines()) == 10
 
 
 @pytest.mark.parametrize(("better", "best"), [("lower", 9.25), ("higher", 20.5)])

@@ -10,8 +10,8 @@ from PIL import Image
 
 from eval.leaderboard import render_leaderboard
 from tests.browser import CHROMIUM
-from tests.unit.eval.browser import look_at
-from tests.unit.eval.test_leaderboard import board, entry
+from tests.unit.eval.browser import MOST_PHONE_PIXELS, look_at
+from tests.unit.eval.test_leaderboard import FID, RECALL, board, entry
 from tests.unit.eval.test_report import HOSTILE
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -44,8 +44,7 @@ def with_grids(folder: Path) -> Path:
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
 def test_it_sorts_compares_and_fits(width: int, dark: bool, tmp_path: Path) -> None:
-    options = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    found = look_at(render_leaderboard(board()), width, with_grids(tmp_path), *options, act=PLAY)
+    found = look_at(render_leaderboard(board()), width, with_grids(tmp_path), dark, PLAY)
     a, b, demo = "a, step 100", "b, step 200", "demo"
     steps = found["acted"]
     assert steps["begin"] == [b, a, demo], "the best FID first, what has none last"
@@ -62,6 +61,25 @@ def test_it_sorts_compares_and_fits(width: int, dark: bool, tmp_path: Path) -> N
     assert found["needs"] <= width
     assert found["broken"] == found["hidden"] == 0
     assert found["violations"] == found["console"] == found["outside"] == []
+
+
+def test_of_many_evaluations_the_best_are_shown_first(tmp_path: Path) -> None:
+    """Whatever they are sorted by; the others behind a button, so that a phone's page stays short."""
+    act = """
+    const shown = () => [...document.querySelectorAll(".board tbody tr")].filter(row => !row.hidden).map(row => row.cells[1].textContent.trim());
+    const steps = [shown()];
+    document.querySelectorAll(".board th button")[2].click(); steps.push(shown());
+    steps.push(document.documentElement.scrollHeight);
+    document.getElementById("all").click(); steps.push(shown().length);
+    return steps;
+    """
+    facts = {f"setting {number}": "a value of some length" for number in range(5)}
+    rows = [entry(f"{number:02d}", 10.0 + number, 0.9 - number / 100, **facts, guidance=str(number)) for number in range(60)]  # fmt: skip
+    found = look_at(render_leaderboard(board(entries=rows, columns=[FID, RECALL])), 360, tmp_path, act=act)
+    by_fid, by_recall, height, count = found["acted"]
+    assert by_fid == by_recall == [f"{number:02d}" for number in range(20)]
+    assert height <= MOST_PHONE_PIXELS
+    assert count == 60
 
 
 def test_names_from_data_run_nothing(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prefect.events import DeploymentTriggerTypes
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import ReceivedEvent, Resource
+from pydantic import TypeAdapter
 
 import flows.announcements as announcements
-from flows.announcements import EVENT, PARAMETERS, Announcer, evaluation_trigger
+from flows.announcements import EVENT, Announcer, evaluation_trigger
 from piti import storage
 from piti.checkpoints import FORMAT
 from piti.config.presets import load_config
@@ -27,11 +33,13 @@ class Training:
         self.plan = Plan(load_config("demo-sketch", self.overrides))
         self.told: list[tuple[str, str]] = []
         self.payloads: list[dict[str, Any]] = []
+        self.resources: list[dict[str, str]] = []
 
     def emit(self, event: str, resource: dict[str, str], payload: dict[str, Any]) -> None:
         assert event == EVENT
         self.told.append((resource["prefect.resource.id"].rsplit(".", 1)[1], resource["piti.evaluate"]))
         self.payloads.append(payload)
+        self.resources.append(resource)
 
     def checkpoint(self, run: str, step: int) -> str:
         uri = storage.join(run, f"step-{step:08d}")
@@ -86,12 +94,31 @@ def test_with_an_upsampler_each_is_evaluated_at_once_and_none_twice(train: Train
     assert len(train.told) == 1, f"{new} has its report, {old} is of an earlier run"
 
 
-def test_prefect_yaml_has_the_same_trigger() -> None:
+def test_prefect_yaml_registers_the_same_automation() -> None:
+    """As Prefect reads the file: name, match, parameters, and that it is switched on; which checkpoints the config says."""
     file = yaml.safe_load((PROJECT / "prefect.yaml").read_text())
     (entry,) = [entry for entry in file["deployments"] if entry["name"] == "evaluate"]
-    (trigger,) = entry["triggers"]
-    ours = evaluation_trigger()
-    assert trigger["name"] == ours.name
-    assert trigger["match"] == ours.match.model_dump()
-    assert set(trigger["expect"]) == ours.expect
-    assert trigger["parameters"] == PARAMETERS
+    (written,) = entry["triggers"]
+    read = TypeAdapter[DeploymentTriggerTypes](DeploymentTriggerTypes).validate_python(written)
+    assert read.model_dump() == evaluation_trigger().model_dump()
+    assert read.enabled
+
+
+@pytest.mark.parametrize(("train", "runs"), [("none", 0), ("final", 1), ("every", 2)], indirect=["train"])
+def test_the_config_says_which_events_the_trigger_answers(train: Training, runs: int) -> None:
+    """By the server's own rule of what a trigger covers."""
+    announcer = Announcer(train.plan, "demo-sketch", train.overrides)
+    for step in (10, 20):
+        train.checkpoint(train.plan.stage2.output, step)
+        announcer.look()
+    train.checkpoint(train.plan.upsampler.output, 5)
+    announcer.finish()
+    registered = evaluation_trigger()
+    registered.set_deployment_id(uuid.uuid4())
+    trigger = EventTrigger.model_validate(registered.as_automation().trigger.model_dump())
+    now = datetime.now(UTC)
+    answered = [
+        trigger.covers(ReceivedEvent(occurred=now, event=EVENT, resource=Resource(told), id=uuid.uuid4(), received=now))
+        for told in train.resources
+    ]
+    assert sum(answered) == runs

@@ -12,12 +12,12 @@ import torch
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
+from piti.data.sharding import shard_dataset
 from piti.evaluation.picture_sets import PICTURES, SET_NAMES, PictureSetName
 from piti.job import JobSpec
 from piti.models import ModelConfig, build_model
 from piti.models.checkpoints import write_checkpoint
 from piti.plan import JobKind
-from tests.sharding import shard_here
 
 _NETWORK = {
     "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [8],
@@ -69,7 +69,7 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def small_inputs(small_config: Config) -> dict[str, str]:
     """The inputs of sample and score: shards and three checkpoints."""
     config = small_config
-    inputs = {"shards": shard_here(config.data, storage.join(config.root, "shards"), config.seed).uri}
+    inputs = {"shards": shard_dataset(config.data, storage.join(config.root, "shards"), config.seed).uri}
     before = ""
     for number, stage in enumerate(("pretrain", "stage1", "stage2", "upsampler")):
         run = storage.join(config.root, "runs", stage)

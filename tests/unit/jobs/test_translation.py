@@ -21,6 +21,7 @@ from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.conditions import unit_range
 from piti.data.examples import ExampleReader
+from piti.data.sharding import shard_dataset
 from piti.evaluation.cascade import Order, draw_base, draw_upsampled, to_uint8
 from piti.evaluation.translation import Translator, Wish, find_networks, read_condition
 from piti.job import JobSpec
@@ -29,7 +30,6 @@ from piti.plan import Plan
 from piti.stack.try_page import try_page
 from tests.browser import CHROMIUM, opened
 from tests.command_line import fails_in_one_line, piti
-from tests.sharding import shard_here
 from tests.unit.jobs.conftest import OVERRIDES, write_small_checkpoint
 
 CLASSES = 64
@@ -69,7 +69,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def shards(config: Config) -> str:
-    return shard_here(config.data, Plan(config).shard.output, config.seed).uri
+    return shard_dataset(config.data, Plan(config).shard.output, config.seed).uri
 
 
 @pytest.fixture(scope="module")

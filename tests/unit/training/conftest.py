@@ -13,12 +13,12 @@ from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.publishing import write_manifest
+from piti.data.sharding import shard_dataset
 from piti.job import JobContext, JobSpec
 from piti.jobs.degrade import degrade_shard
 from piti.plan import Plan
 from piti.training.loop import train
 from piti.training.workers import Workers
-from tests.sharding import shard_here
 
 STAGES = ("pretrain", "stage1", "stage2", "upsampler")
 
@@ -104,7 +104,7 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("small")
     shards, degraded = str(folder / "shards"), str(folder / "degraded")
     config = load_config("demo-sketch", {"root": str(folder), **SMALL})
-    names = list(shard_here(config.data, shards, config.seed).stats)
+    names = list(shard_dataset(config.data, shards, config.seed).stats)
     for name in names:
         degrade_shard(shards, name, degraded, "test", config.data, config.degradation, config.scale, config.seed)
     write_manifest(degraded, names, {"scale": config.scale})

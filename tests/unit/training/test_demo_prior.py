@@ -14,10 +14,10 @@ from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.examples import ExampleReader
+from piti.data.sharding import shard_dataset
 from piti.evaluation.cascade import Order, draw_base
 from piti.models import PITIModel
 from piti.training.stages import Examples, TrainingStage
-from tests.sharding import shard_here
 
 NUM_PICTURES = 48
 
@@ -39,7 +39,7 @@ def prior(config: Config) -> PITIModel:
 def examples(config: Config) -> Examples:
     """The demo's first validation pictures at the base's size and their conditions, read from shards."""
     shards = f"{config.root}/shards"
-    shard_here(config.data, shards, config.seed)
+    shard_dataset(config.data, shards, config.seed)
     reader = ExampleReader(shards, "validation", config.data, None, config.scale)
     read = [reader.example(number, None) for number in range(NUM_PICTURES)]
     batch = {name: torch.stack([getattr(example, name) for example in read]) for name in ("image", "condition")}
