@@ -25,7 +25,7 @@ from torch import Tensor
 from eval.pictures import mean_metric
 from eval.retrieval import truth_ranks
 from piti import storage
-from piti.checkpoints import final_checkpoint, newest_whole_checkpoint
+from piti.checkpoints import final_checkpoint
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.examples import ExampleReader
@@ -65,8 +65,7 @@ def trained(step: Step, config: Config) -> PITIModel:
     """The network that a stage's own code ends with."""
     if step.result() is None:
         context = JobContext(JobSpec.for_step(step, config, storage.join(config.root, "jobs", step.fingerprint[:16])))
-        resume_from = newest_whole_checkpoint(step.output) if storage.exists(step.output) else None
-        storage.write_json(step.marker, train(context, Workers(), resume_from))
+        storage.write_json(step.marker, train(context, Workers()))
     return load_model(final_checkpoint(step.output), config.models.base)
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from piti import storage
@@ -85,34 +88,53 @@ class Checkpoint:
         """{"file", "sha256"} of the weights that its stage does not change: a file of the run, beside the checkpoints."""
         return cast("dict[str, str] | None", self.about.get("frozen"))
 
-    def file(self, name: str) -> str:
-        """URI of one of its files, after comparing its hash. Raises CheckpointError if it is missing or altered."""
-        return _unaltered(storage.join(self.uri, name), self.sha256.get(name))
+    def file(self, name: str) -> CheckpointFile:
+        """One of its files."""
+        return CheckpointFile(storage.join(self.uri, name), self.sha256.get(name))
 
-    def frozen_file(self) -> str | None:
-        """URI of the file of `frozen`, after comparing its hash. Raises CheckpointError as `file`."""
+    def frozen_file(self) -> CheckpointFile | None:
+        """The file of `frozen`."""
         if self.frozen is None:
             return None
         run = storage.absolute(self.uri).rpartition("/")[0]
-        return _unaltered(storage.join(run, self.frozen["file"]), self.frozen["sha256"])
+        return CheckpointFile(storage.join(run, self.frozen["file"]), self.frozen["sha256"])
 
 
-def _unaltered(uri: str, sha256: str | None) -> str:
-    try:
-        found = storage.sha256_file(uri)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{uri} is missing", _ANOTHER) from error
-    if found != sha256:
-        raise CheckpointError(f"{uri} is not what was written (its sha256 differs)", _ANOTHER)
-    return uri
+@dataclass(frozen=True)
+class CheckpointFile:
+    """Where a file lies, and the hash that it was written with."""
+
+    uri: str
+    sha256: str | None
+
+    @contextmanager
+    def fetched(self) -> Iterator[Path]:
+        """The file on this machine, read from storage once. Raises CheckpointError if it is missing or altered."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = storage.fetch(self.uri, Path(folder) / storage.name(self.uri))
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{self.uri} is missing", _ANOTHER) from error
+            self.verify(str(path))
+            yield path
+
+    def verify(self, copy: str | None = None) -> None:
+        """Hash the file where it lies, or a copy of it. Raises CheckpointError if it is missing or altered."""
+        try:
+            found = storage.sha256_file(copy or self.uri)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.uri} is missing", _ANOTHER) from error
+        if found != self.sha256:
+            raise CheckpointError(f"{self.uri} is not what was written (its sha256 differs)", _ANOTHER)
 
 
 def verify_checkpoint(uri: str) -> Checkpoint:
     """Hash every file of a checkpoint. Raises CheckpointError if one is missing or altered."""
     checkpoint = Checkpoint.at(uri)
     for name in checkpoint.sha256:
-        checkpoint.file(name)
-    checkpoint.frozen_file()
+        checkpoint.file(name).verify()
+    if (frozen := checkpoint.frozen_file()) is not None:
+        frozen.verify()
     return checkpoint
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from degradations import bsr_degrade
 from eval.retrieval import truth_ranks
 from piti import storage
-from piti.checkpoints import newest_whole_checkpoint, prune_checkpoints
+from piti.checkpoints import checkpoint_uri, newest_whole_checkpoint, prune_checkpoints
 from piti.config import Config, Stage
 from piti.config.presets import load_config
 from piti.data.conditions import StoredCondition, paint_condition
@@ -107,8 +107,7 @@ def train(config: Config, network: str, folder: Path, num_crops: int, device: st
     """Train to the end of the stage; the URI of the last checkpoint."""
     stage, workers = TrainingStage(STAGES[network], config), Workers(device=torch.device(device))
     settings, run = stage.settings, storage.join(config.root, network)
-    resume_from = newest_whole_checkpoint(run) if storage.exists(run) else None
-    state = TrainingState.begin(stage, {}, workers, resume_from)
+    state = TrainingState.begin(stage, {}, workers, run)
     progress = state.progress
     print(f"{network}: cutting {num_crops} crops, then from step {progress.step} of {settings.total_steps}", flush=True)
     crops = make_crops(config, folder, "train", num_crops, degraded=stage.is_upsampler)
@@ -126,10 +125,9 @@ def train(config: Config, network: str, folder: Path, num_crops: int, device: st
             print(f"{network}: step {progress.step}, mse {mean:.4f}, {rate:.1f} pictures/s", flush=True)
             losses_seen.clear()
         if progress.step % settings.checkpoint_every_steps == 0 or progress.step == settings.total_steps:
-            resume_from = state.save(state.snapshot(), run, about(state, config))
+            state.save(state.snapshot(), run, about(state, config))
             prune_checkpoints(run, settings.keep_checkpoints)
-    assert resume_from is not None
-    return resume_from
+    return checkpoint_uri(run, progress.step)
 
 
 def about(state: TrainingState, config: Config) -> dict[str, object]:

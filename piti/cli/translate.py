@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
 
 def translate(
     checkpoint: Annotated[
-        str, typer.Argument(help="A base checkpoint, or its run: <root>/runs/<fingerprint>[/step-...]")
+        str, typer.Argument(help="A base checkpoint or its run: <root>/runs/<fingerprint>, or a step-... below it.")
     ],
     condition: Annotated[str, typer.Argument(help="A label map (numbers), a sketch, or a depth map.")],
     upsampler: UpsamplerOption = None,

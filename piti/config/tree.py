@@ -353,7 +353,8 @@ class ClusterConfig(Section):
     with fewer where a node is lost, and takes in new ones; the batch and what is learned stay the same.
 
     A cluster that grows by itself counts as `max_cpus` and `max_gpus` before training begins; None: as its present nodes.
-    A worker that makes no step for `stall_seconds` writes its stacks to the log and ends; the run is tried again.
+    A worker that makes no step for `stall_seconds` (for its first step at least 600) writes its stacks to the log and ends;
+    the run is tried again.
 
     A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` lets it go on.
     """

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from piti import storage
-from piti.checkpoints import clear_leftovers, newest_step, newest_whole_checkpoint
+from piti.checkpoints import clear_leftovers, newest_step
 from piti.config import Stage
 from piti.errors import PitiError, PreemptedError, first_line
 from piti.job import JobContext, JobResult, JobSpec
@@ -221,12 +221,8 @@ def _train(context: WorkerContext, attempt: str) -> JobResult:
         clear_leftovers(run)
         about = {"attempt": attempt, "began": time.time(), "workers": places}
         storage.write_json(storage.join(run, WORKERS_FILE), about)
-    resume_from = workers.agree(newest_whole_checkpoint(run) if workers.is_first else None)
-    if resume_from is not None and workers.is_first:
-        context.info(f"{context.spec.name}: resuming from {resume_from}")
-
     try:
-        result = train(context, workers, resume_from)
+        result = train(context, workers)
     except PitiError:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # it would log a traceback, the driver says it better
         raise

@@ -6,6 +6,7 @@ Weights that do not fit are refused with what is missing, unexpected and of the 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,17 @@ import torch
 from torch import Tensor
 
 from piti import storage
-from piti.checkpoints import ASIDE_PREFIX, EMA_FILE, FORMAT, MODEL_FILE, TRAINER_FILE, Checkpoint
+from piti.checkpoints import ASIDE_PREFIX, EMA_FILE, FORMAT, MODEL_FILE, TRAINER_FILE, Checkpoint, checkpoints_of
 from piti.config import ModelConfig
+from piti.errors import CheckpointError
 from piti.models.encoder import laid_out
 from piti.models.network import PITIModel
 from piti.models.pretrained import identify
 from piti.models.weight_files import check_fit, fetch_weights, portable, read_checkpoint
 
 Weights = Literal["ema", "model"]
+
+logger = logging.getLogger("piti")
 
 
 def write_checkpoint(
@@ -57,9 +61,14 @@ def load_model(uri: str, config: ModelConfig, weights: Weights = "ema") -> PITIM
     Raises CheckpointError if the checkpoint is missing, damaged or of another shape than `config`.
     """
     state = read_checkpoint(Checkpoint.at(uri), EMA_FILE if weights == "ema" else MODEL_FILE)
+    return model_of(config, state, f"{uri} ({weights} weights; it looks like {identify(state).description})")
+
+
+def model_of(config: ModelConfig, state: Mapping[str, Tensor], what: str) -> PITIModel:
+    """A network in training mode that holds `state`. Raises CheckpointError, which calls it `what`, if it does not fit."""
     with torch.device("meta"):
         model = PITIModel(config)
-    check_fit(model, state, f"{uri} ({weights} weights; it looks like {identify(state).description})")
+    check_fit(model, state, what)
     model.load_state_dict(state, strict=True, assign=True)
     return laid_out(model)
 
@@ -68,6 +77,27 @@ def load_trainer_state(uri: str) -> dict[str, Any]:
     """What `write_checkpoint` was given as `trainer`, tensors on the CPU. Raises CheckpointError."""
     state: dict[str, Any] = fetch_weights(Checkpoint.at(uri).file(TRAINER_FILE))
     return state
+
+
+def read_newest(run: str) -> dict[str, Any] | None:
+    """Everything in the newest whole checkpoint of a run, each file read once; None where there is none.
+
+    {"uri", "model", "ema", "trainer", "frozen"}: `ema` without the weights that do not learn, `frozen` as
+    `Checkpoint.frozen`. Damaged checkpoints are reported and passed over.
+    """
+    for uri in reversed(checkpoints_of(run)):
+        try:
+            checkpoint = Checkpoint.at(uri)
+            return {
+                "uri": uri,
+                "model": read_checkpoint(checkpoint, MODEL_FILE),
+                "ema": fetch_weights(checkpoint.file(EMA_FILE)),
+                "trainer": load_trainer_state(uri),
+                "frozen": checkpoint.frozen,
+            }
+        except CheckpointError as error:
+            logger.warning("passed over a damaged checkpoint: %s", error)
+    return None
 
 
 def publish_frozen(state: Mapping[str, Tensor], run: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from piti import storage
-from piti.checkpoints import Checkpoint
+from piti.checkpoints import Checkpoint, CheckpointFile
 from piti.errors import CheckpointError, first_line
 
 _LISTED = 20  # how many offending keys of a sort an error names
@@ -68,10 +66,10 @@ def read_checkpoint(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     return state if frozen is None else {**fetch_weights(frozen), **state}
 
 
-def fetch_weights(uri: str) -> Any:
-    """`read_weights` of a file anywhere."""
-    with tempfile.TemporaryDirectory() as folder:
-        return read_weights(storage.fetch(uri, Path(folder) / storage.name(uri)), uri)
+def fetch_weights(file: CheckpointFile) -> Any:
+    """`read_weights` of a file anywhere, which is read from storage once. Raises CheckpointError."""
+    with file.fetched() as path:
+        return read_weights(path, file.uri)
 
 
 def check_fit(target: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -21,18 +21,18 @@ from piti.training.state import TrainingState
 from piti.training.workers import Workers, use_precision
 
 
-def train(context: JobContext, workers: Workers, resume_from: str | None = None) -> JobResult:
+def train(context: JobContext, workers: Workers) -> JobResult:
     """Train the stage that `context.spec` names, to its end, and return the job's result.
 
-    Every worker of the run calls this. `resume_from` is the URI of a checkpoint of this run (None: begin afresh).
+    Every worker of the run calls this. A run that has a whole checkpoint goes on from the newest.
     Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite;
     StoppedError, after a checkpoint, where the run was asked to end or nobody follows it any more. Any
     other error of the loop is raised as a WorkerError that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)
     use_precision(stage.settings.precision)
-    state = TrainingState.begin(stage, context.spec.inputs, workers, resume_from)
-    resumed_step = None if resume_from is None else state.progress.step
+    state = TrainingState.begin(stage, context.spec.inputs, workers, context.spec.output)
+    resumed_step = state.progress.step or None
     batches = Batches(context, state)
     observers = Observers(context, state, batches)
     try:

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from piti import storage
-from piti.checkpoints import EMA_FILE, Checkpoint, checkpoint_uri, remove_checkpoint
+from piti.checkpoints import checkpoint_uri, remove_checkpoint
 from piti.diffusion import LossSecondMomentSampler, TimestepSampler, UniformSampler
 from piti.errors import CheckpointError
 from piti.models import PITIModel
-from piti.models.checkpoints import aside_of, load_model, load_trainer_state, publish_frozen, write_checkpoint
-from piti.models.weight_files import fetch_weights
+from piti.models.checkpoints import aside_of, model_of, publish_frozen, read_newest, write_checkpoint
 from piti.training.ema import EMA, ema_rate_at
 from piti.training.optimizers import adamw
 from piti.training.picture_losses import PictureLosses
@@ -73,7 +73,8 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Size of its tensors."""
-        return _num_bytes([self.model, self.ema, self.trainer])
+        values = tree_leaves([self.model, self.ema, self.trainer])
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 class TrainingState:
@@ -142,34 +143,33 @@ class TrainingState:
         return entries
 
     @classmethod
-    def begin(
-        cls, stage: TrainingStage, inputs: dict[str, str], workers: Workers, resume_from: str | None
-    ) -> TrainingState:
-        """`fresh`, or `resumed` from a checkpoint's URI."""
-        if resume_from is None:
+    def begin(cls, stage: TrainingStage, inputs: dict[str, str], workers: Workers, run: str) -> TrainingState:
+        """As the newest whole checkpoint of `run` has it, exactly, or else `fresh`. Raises CheckpointError.
+
+        The first worker reads, and sends the others what it found.
+        """
+        stored = workers.send_all(read_newest(run) if workers.is_first else None)
+        if stored is None:
             return cls.fresh(stage, inputs, workers)
-        return cls.resumed(stage, resume_from, workers)
+        uri, trainer = stored["uri"], stored["trainer"]
+        if trainer["stage"] != stage.name:
+            raise CheckpointError(f"{uri} is a checkpoint of {trainer['stage']}, not of {stage.name}", "remove it")
+        state = cls(stage, model_of(stage.model_config, stored["model"], uri), workers, trainer["origin"])
+        state.ema.model.load_state_dict({**state._frozen_weights(), **stored["ema"]}, strict=True)
+        state._frozen = stored["frozen"]
+        for name, survivor in state.survivors().items():
+            survivor.load_state_dict(trainer[name])
+        return state
 
     @classmethod
     def fresh(cls, stage: TrainingStage, inputs: dict[str, str], workers: Workers) -> TrainingState:
         """The state before the first step. Raises CheckpointError if the weights to begin with are missing or wrong."""
-        model, origin = stage.initial_model(inputs)
-        return cls(stage, model, workers, origin)
-
-    @classmethod
-    def resumed(cls, stage: TrainingStage, uri: str, workers: Workers) -> TrainingState:
-        """The state that `save` wrote to `uri`, exactly. Raises CheckpointError if it is damaged or of another stage."""
-        trainer = load_trainer_state(uri)
-        if trainer["stage"] != stage.name:
-            raise CheckpointError(f"{uri} is a checkpoint of {trainer['stage']}, not of {stage.name}", "remove it")
-        state = cls(stage, load_model(uri, stage.model_config, "model"), workers, trainer["origin"])
-        checkpoint = Checkpoint.at(uri)
-        averages = fetch_weights(checkpoint.file(EMA_FILE))
-        state.ema.model.load_state_dict({**state._frozen_weights(), **averages}, strict=True)
-        state._frozen = checkpoint.frozen
-        for name, survivor in state.survivors().items():
-            survivor.load_state_dict(trainer[name])
-        return state
+        found = None
+        if workers.is_first:
+            model, origin = stage.initial_model(inputs)
+            found = dict(model.state_dict()), origin
+        weights, origin = workers.send_all(found)
+        return cls(stage, model_of(stage.model_config, weights, "what it begins with"), workers, origin)
 
     def snapshot(self) -> Snapshot:
         """A copy of everything that survives, on the CPU, as it is now."""
@@ -180,7 +180,7 @@ class TrainingState:
             {key: value for key, value in network.state_dict().items() if key not in frozen}
             for network in (self.model, self.ema.model)
         )
-        copied = _copied({"model": model, "ema": ema, "trainer": trainer})
+        copied = tree_map_only(Tensor, _copied, {"model": model, "ema": ema, "trainer": trainer})
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return Snapshot(self.progress.step, **copied)
@@ -207,23 +207,9 @@ class TrainingState:
         return {key: value for key, value in self.model.state_dict().items() if key not in learning}
 
 
-def _copied(value: Any) -> Any:
-    """Containers and their tensors, copied to the CPU: from a GPU into pinned memory, without waiting."""
-    if isinstance(value, Tensor):
-        if not value.is_cuda:
-            return value.detach().clone()
-        copy = torch.empty_like(value, device="cpu", pin_memory=True, requires_grad=False)
-        return copy.copy_(value.detach(), non_blocking=True)
-    if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(entry) for entry in value)
-    return value
-
-
-def _num_bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        value = list(value.values())
-    return sum(_num_bytes(entry) for entry in value) if isinstance(value, list | tuple) else 0
+def _copied(value: Tensor) -> Tensor:
+    """A copy on the CPU: from a GPU into pinned memory, without waiting."""
+    if not value.is_cuda:
+        return value.detach().clone()
+    copy = torch.empty_like(value, device="cpu", pin_memory=True, requires_grad=False)
+    return copy.copy_(value.detach(), non_blocking=True)

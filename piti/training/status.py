@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from piti import storage
+from piti.checkpoints import checkpoint_uri
 from piti.job import PROGRESS_INTERVAL_SECONDS, JobContext
 from piti.training.batches import Batches
 from piti.training.gradients import StepLosses
@@ -46,6 +47,10 @@ class Status:
         self._lost: list[str] = []
         if self._publisher is not None:
             self._log = MetricsLog(context.spec.output, state.progress.step, self._publisher)
+            if self._first_step:
+                context.info(
+                    f"{state.stage.name}: resuming from {checkpoint_uri(context.spec.output, self._first_step)}"
+                )
             context.info(f"{state.stage.name}: {_size(state)}, {self._where()}")
 
     def step(self, losses: StepLosses, learning_rate: float) -> None:

@@ -14,28 +14,34 @@ from piti import storage
 
 logger = logging.getLogger("piti")
 
+START_SECONDS = 600.0  # at least this long until a first step: weights are fetched, networks compiled, storage is cold
 LINGER_SECONDS = 10.0  # for the other workers' stacks: the end of one worker ends all
 EXIT_CODE = 70
 
 
 class Watchdog:
-    """Ends this process where `fed` is not called for `seconds`; the stacks of all its threads go to the log before.
+    """Ends this process where no step is `fed` for `seconds`; the stacks of all its threads go to the log before.
 
-    `last_words` is called with one line that says what happened; an error or a hang of it changes nothing. Where Python
-    itself hangs (a call that holds the interpreter's lock), C code writes the stacks and ends the process.
+    Until steps follow each other, for `START_SECONDS` if that is longer. `last_words` is called with one line that says what
+    happened; an error or a hang of it changes nothing. Where Python itself hangs (a call that holds the interpreter's lock),
+    C code writes the stacks and ends the process.
     """
 
     def __init__(self, seconds: float, what: str, last_words: Callable[[str], None]) -> None:
         self._seconds, self._what, self._last_words = seconds, what, last_words
         self._is_closed = threading.Event()
-        self._step = 0
-        self.fed(0)
+        self._step: int | None = None
+        self._limit_seconds, self._fed_seconds = max(seconds, START_SECONDS), time.monotonic()
         self._arm()
         threading.Thread(target=self._watch, name="piti-watchdog", daemon=True).start()
 
     def fed(self, step: int) -> None:
-        """Take note of a sign of life. Cheap."""
+        """Take note of a sign of life after so many steps. Cheap."""
+        steps_follow = self._step is not None and step > self._step
         self._step, self._fed_seconds = step, time.monotonic()
+        if steps_follow and self._limit_seconds != self._seconds:
+            self._limit_seconds = self._seconds
+            self._arm()  # no thread may get to run before a hang
 
     def close(self) -> None:
         """Stop watching."""
@@ -44,7 +50,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._is_closed.wait(min(1.0, self._seconds / 4)):
-            if self._silent_seconds() >= self._seconds:
+            if self._silent_seconds() >= self._limit_seconds:
                 self._end()
             self._arm()
 
@@ -53,10 +59,11 @@ class Watchdog:
 
     def _arm(self) -> None:
         """Have C code end the process later, in case that no Python thread gets to run any more."""
-        faulthandler.dump_traceback_later(self._seconds - self._silent_seconds() + 3 * LINGER_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(self._limit_seconds - self._silent_seconds() + 3 * LINGER_SECONDS, exit=True)
 
     def _end(self) -> None:
-        line = f"{self._what} made no step for {self._seconds:g} s after step {self._step}"
+        last = "before its first step" if self._step is None else f"after step {self._step}"
+        line = f"{self._what} made no step for {self._limit_seconds:g} s {last}"
         logger.error("%s; the stacks of its threads:", line)
         for part in stacks().splitlines():
             logger.error("%s", part)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from piti.data.loader import part_of
 
@@ -103,6 +104,23 @@ class Workers:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def send_all(self, value: Any) -> Any:
+        """`agree` for containers of large tensors, which arrive on the CPU, bit for bit."""
+        if self.world_size == 1:
+            return value
+
+        def sent_on(tensor: Tensor) -> Tensor:
+            here = (
+                tensor.to(self.device).contiguous()
+                if self.is_first
+                else torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+            )
+            dist.broadcast(here, src=0)
+            return here.cpu()
+
+        outline = self.agree(tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), value))
+        return tree_map_only(Tensor, sent_on, value if self.is_first else outline)
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import socket
@@ -29,14 +28,13 @@ from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError
+from tests.unit.data.encoding import encoded, write_tar
 
 MakeData = Callable[..., DataConfig]
 
 
 def picture(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((16, 16, 3), number, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
+    return encoded(Image.fromarray(np.full((16, 16, 3), number, np.uint8)))
 
 
 def put(path: Path | str | bytes, content: bytes) -> None:
@@ -142,20 +140,16 @@ def test_links_in_a_tar_are_pictures_as_gnu_tar_extracts_them(tmp_path: Path) ->
     (root / "images/out.png").symlink_to("../../outside.png")
     put(tmp_path / "outside.png", picture(9))
     archive = as_tar(root, tmp_path / "a.tar")
-    subprocess.run(["tar", "xf", archive, "-C", str(tmp_path / "out")], check=True) if (
-        tmp_path / "out"
-    ).mkdir() is None else None
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "xf", archive, "-C", str(tmp_path / "out")], check=True)
     (tmp_path / "outside.png").unlink()
     expected = outcomes(tmp_path / "out")
     assert expected["images/z.png"] == 0
     assert expected["more/s.png"] == 1
     assert expected["images/out.png"] == "rejected"
     assert outcomes(archive) == expected
-    assert {name: outcomes(f"{archive}/images")[name] for name in ("p0.png", "z.png", "s.png")} == {
-        "p0.png": 0,
-        "z.png": 0,
-        "s.png": 1,
-    }
+    below = outcomes(f"{archive}/images")
+    assert (below["p0.png"], below["z.png"], below["s.png"]) == (0, 0, 1)
     packed = tmp_path / "packed.tar"
     with tarfile.open(packed, "w") as target:
         for path in sorted((root / "images").iterdir()):
@@ -176,11 +170,8 @@ def test_sparse_members_pipes_and_names_that_lead_out(tmp_path: Path) -> None:
         archive = as_tar(root, tmp_path / f"{kind}.tar", "--sparse", f"--format={kind}")
         assert archive.stat().st_size < 1 << 19, "it is stored as sparse"
         assert outcomes(archive) == {"sparse.png": 4, "pipe.png": "rejected"}
-    with tarfile.open(tmp_path / "out.tar", "w") as target:
-        for number, name in enumerate(("../up.png", "./a/../b.png", "/abs.png", "c//d.png", "../../etc/x.png")):
-            info = tarfile.TarInfo(name)
-            info.size = len(picture(number))
-            target.addfile(info, io.BytesIO(picture(number)))
+    names = ("../up.png", "./a/../b.png", "/abs.png", "c//d.png", "../../etc/x.png")
+    write_tar(tmp_path / "out.tar", [(name, picture(number)) for number, name in enumerate(names)])
     with zipfile.ZipFile(tmp_path / "unix.zip", "w") as made_by_python:
         made_by_python.writestr(zipfile.ZipInfo("f\\x.png"), picture(7))
     assert outcomes(f"{tmp_path}/unix.zip/f") == {"x.png": 7}
@@ -207,11 +198,7 @@ def test_joined_tars_are_read_to_the_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["paired", "webdataset"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "zeroed", "cut between", "cut in a picture"])
 def test_a_damaged_tar_is_an_error_that_names_it(damage: str, kind: str, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "good.tar", "w") as target:
-        for number in range(6):
-            info = tarfile.TarInfo(f"p{number}.png")
-            info.size = len(picture(number))
-            target.addfile(info, io.BytesIO(picture(number)))
+    write_tar(tmp_path / "good.tar", [(f"p{number}.png", picture(number)) for number in range(6)])
     whole = (tmp_path / "good.tar").read_bytes()
     with tarfile.open(tmp_path / "good.tar") as target:
         header = target.getmembers()[3].offset

@@ -7,15 +7,14 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from piti.cli.app import app
 from piti.config import DataConfig
 from piti.data.decoding import num_variants
 from piti.data.loader import TrainingLoader
 from piti.data.publishing import ShardWriter, write_manifest
 from piti.data.shards import ShardSet
 from piti.data.verify import verify_shards
+from tests.command_line import piti
 
 
 @pytest.fixture
@@ -40,16 +39,12 @@ def test_decoding_names_it_and_hashing_does_not(damaged: tuple[ShardSet, str]) -
     assert (problem.key, problem.came_damaged) == (victim, True)
     assert "picture does not decode" in problem.what
 
-    def run(*options: str) -> tuple[int, str]:
-        result = CliRunner().invoke(app, ["shards", "verify", shards.uri, *options])
-        return result.exit_code, " ".join(result.output.split())
-
-    assert run()[0] == 0
-    code, output = run("--decode")
-    assert code == 1
-    assert f"sample {victim} came damaged" in output
-    assert "mend them in the dataset" in output
-    assert "use one at a time" in run("--decode", "--repair")[1]
+    assert piti("shards", "verify", shards.uri).exit_code == 0
+    answer = piti("shards", "verify", shards.uri, "--decode")
+    assert answer.exit_code == 1
+    assert f"sample {victim} came damaged" in " ".join(answer.output.split())
+    assert "mend them in the dataset" in " ".join(answer.output.split())
+    assert "use one at a time" in piti("shards", "verify", shards.uri, "--decode", "--repair").output
 
 
 def test_training_skips_it_and_its_companion_has_no_variants(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from piti.config import DataConfig
 from piti.data.items import RejectedItem
 from piti.data.sources import measurements, open_source
 from piti.data.sources.pictures import decode_picture
-from tests.unit.data.encoding import encoded
+from tests.unit.data.encoding import encoded, png_by_hand
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -108,31 +107,12 @@ def test_conditions_of_turned_photographs_lie_right_or_nobody_knows(
             np.testing.assert_array_equal(loaded.condition.values, labels)
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def grey_png(values: np.ndarray, bits: int, marked: int) -> bytes:
-    """A grey PNG in which one number is transparent."""
-    height, width = values.shape
-    if bits == 16:
-        rows = [row.astype(">u2").tobytes() for row in values]
-    else:
-        spread = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :].reshape(height, -1)
-        rows = [row.tobytes() for row in np.packbits(spread, axis=1)]
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, bits, 0, 0, 0, 0))
-        + chunk(b"tRNS", struct.pack(">H", marked)) + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
-        + chunk(b"IEND", b"")
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_a_transparent_grey_is_white_at_every_depth(bits: int) -> None:
     largest = 2**bits - 1
     values = np.random.default_rng(bits).integers(0, largest + 1, (20, 24))
     values[0, 0], values[0, 1] = largest, 0
-    data = grey_png(values, bits, 0)
+    data = png_by_hand(values, bits, transparent=[0])
     expected = np.where(values == 0, 255, values >> 8 if bits == 16 else values * 255 // largest)
     np.testing.assert_array_equal(decode_picture(data).image, np.repeat(expected[..., None], 3, axis=2))
     np.testing.assert_array_equal(measurements.labels(data), values)
@@ -143,13 +123,7 @@ def test_a_transparent_colour_is_white_at_every_depth(bits: int, small: np.ndarr
     values = small.astype(np.uint16) * (257 if bits == 16 else 1)
     values[:10], values[10:20] = values[0, 0], values[0, 0]
     values[10:20, :, 2] += 1  # at 16 bits it differs in the lower byte alone
-    rows = [row.astype(">u2" if bits == 16 else np.uint8).tobytes() for row in values]
-    data = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", small.shape[1], small.shape[0], bits, 2, 0, 0, 0))
-        + chunk(b"tRNS", struct.pack(">3H", *values[0, 0])) + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
-        + chunk(b"IEND", b"")
-    )  # fmt: skip
-    image = decode_picture(data).image
+    image = decode_picture(png_by_hand(values, bits, transparent=values[0, 0])).image
     assert (image[:10] == 255).all()
     np.testing.assert_array_equal(image[10:], values[10:] >> (8 if bits == 16 else 0))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -202,58 +201,6 @@ def test_coco_sketches_need_no_pixel_maps(coco: Path, tmp_path: Path) -> None:
     data = coco_data(tmp_path, modality="sketch", num_classes=None)
     assert items(data)[0].load().condition is None
     assert "stuffthingmaps" in messages(coco_data(tmp_path))
-
-
-@pytest.fixture
-def bucket(coco: Path) -> Iterator[str]:
-    memory = fsspec.filesystem("memory")
-    memory.put(str(coco), "/coco-bucket/data", recursive=True)
-    yield "memory://coco-bucket/data"
-    memory.rm("/coco-bucket", recursive=True)
-
-
-def test_object_storage_is_read_like_a_disk(coco: Path, bucket: str) -> None:
-    same_items(items(coco_data(bucket)), items(coco_data(coco)))
-    assert "must hold" in messages(coco_data("memory://coco-bucket/elsewhere"))
-
-
-def test_archives_in_object_storage_are_read_in_place(ade: Path, tmp_path: Path) -> None:
-    memory = fsspec.filesystem("memory")
-    for archive in (zip_folder(ade, tmp_path / "ADE.zip"), tar_folder(ade, tmp_path / "ADE.tar")):
-        memory.put(str(archive), f"/ade-bucket/{archive.name}")
-    try:
-        for name in ("ADE.zip", "ADE.tar"):
-            same_items(items(ade_data(f"memory://ade-bucket/{name}")), items(ade_data(ade)))
-    finally:
-        memory.rm("/ade-bucket", recursive=True)
-
-
-def test_nuisances_of_a_labelled_dataset_are_rejected_by_name(
-    coco: Path, tmp_path: Path, cut: Cut, shard_now: Shard
-) -> None:
-    root = tmp_path / "coco"
-    shutil.copytree(coco, root)
-    maps = root / "stuffthingmaps" / "train2017"
-    expected = {}
-    for number, reason in enumerate(("label 182", "condition is 96x40", "no label map", "is empty", "damaged"), 100):
-        write_values(root / "train2017" / f"{number:012d}.jpg", cut(number % 9))
-        write_values(
-            maps / f"{number:012d}.png",
-            np.full((40 if number == 101 else 80, 96), 182 if number == 100 else 7, np.uint8),
-        )
-        expected[f"{number:012d}.jpg"] = reason
-    (maps / "000000000102.png").unlink()
-    (root / "train2017" / "000000000103.jpg").write_bytes(b"")
-    whole = (root / "train2017" / "000000000104.jpg").read_bytes()
-    (root / "train2017" / "000000000104.jpg").write_bytes(whole[: len(whole) // 2])
-    write_values(maps / "000000000999.png", np.zeros((80, 96), np.uint8))
-    expected["000000000999.png"] = "label map without a picture"
-    (root / "train2017" / "again").symlink_to(root / "train2017")  # a loop
-    shards = shard_now(coco_data(root), tmp_path / "out")
-    rejected = dict(shards.rejected())
-    assert rejected.keys() == expected.keys()
-    assert [name for name, reason in expected.items() if reason not in rejected[name]] == []
-    assert shards.num_samples("train") + shards.num_samples("validation") + len(rejected) == 6 + 3 + 6
 
 
 def test_diode_unites_depth_mask_and_normals(diode: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from piti.data.items import RejectedItem
 from piti.data.shards import ShardSet
 from piti.data.sources.files import PICTURE_SUFFIXES
 from piti.data.sources.pictures import decode_picture
+from tests.unit.data.encoding import encoded
 
 # Readable for Pillow, but icons, textures of games, film, drawings, scans and data of other sciences.
 _OTHERS = frozenset([
@@ -40,9 +40,7 @@ def test_each_is_read_and_a_damaged_one_is_refused(suffix: str, photograph: np.n
     picture = Image.fromarray(photograph[:48, :60]).convert(
         "L" if suffix == ".pgm" else "1" if suffix == ".pbm" else "RGB"
     )
-    stream = io.BytesIO()
-    picture.save(stream, kind)
-    whole = stream.getvalue()
+    whole = encoded(picture, kind)
     assert decode_picture(whole).image.shape == (48, 60, 3)
     rng = np.random.default_rng(len(suffix))
     refused = 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from PIL import Image
 from piti.config import DataConfig
 from piti.data.sources import SPLITS, open_source
 from piti.data.sources.names import safe_key
+from tests.unit.data.encoding import encoded, write_tar
 
 _NAMES = ("0", "1", "conditions/0", "labels/0")
 
@@ -71,14 +70,8 @@ def table(root: Path) -> dict[str, Any]:
 
 def tars(root: Path) -> dict[str, Any]:
     """The same tar is given for both splits."""
-    root.mkdir()
-    stream = io.BytesIO()
-    Image.fromarray(np.zeros((32, 32), np.uint8)).save(stream, "PNG")
-    with tarfile.open(root / "0.tar", "w") as archive:
-        for name in ("a.png", "a.seg.png", "b/a.png", "b/a.seg.png", "c.seg.png"):
-            info = tarfile.TarInfo(name)
-            info.size = len(stream.getvalue())
-            archive.addfile(info, io.BytesIO(stream.getvalue()))
+    black = encoded(Image.fromarray(np.zeros((32, 32), np.uint8)))
+    write_tar(root / "0.tar", [(name, black) for name in ("a.png", "a.seg.png", "b/a.png", "b/a.seg.png", "c.seg.png")])
     return {"kind": "webdataset", "train": str(root), "validation": str(root / "0.tar"), "condition": "seg.png"}
 
 

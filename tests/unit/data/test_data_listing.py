@@ -135,12 +135,14 @@ def test_zip_archives_of_every_kind_are_read_as_zipfile_reads_them(
             name = f"{'é' if number % 3 else 'e'}{number % 7}/{number}.jpg"
             archive.writestr(name, os.urandom(3) * number, method)
         archive.mkdir("folder")
+        archive.writestr("__MACOSX/0.jpg", b"litter")
     path = tmp_path / "pictures.zip"
     path.write_bytes(b"#!/bin/sh\n" + content.getvalue())
     tree = ZipTree(str(path))
     with zipfile.ZipFile(path) as archive:
         members = sorted(
-            (member for member in archive.infolist() if not member.is_dir()), key=lambda each: each.filename
+            (each for each in archive.infolist() if not each.is_dir() and "MACOSX" not in each.filename),
+            key=lambda each: each.filename,
         )
         expected = [Entry(member.filename, member.file_size, f"{member.CRC:08x}") for member in members]
         assert list(tree.entries()) == expected
@@ -159,12 +161,12 @@ def test_a_damaged_zip_is_said_so(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"0123456789", b"x123456789", 1))
     with pytest.raises(OSError, match=r"a\.jpg in .* cannot be read .*CRC"):
         ZipTree(str(path)).read("a.jpg")
-    path.write_bytes(whole[:-30])
-    with pytest.raises(DataError, match="is not a whole zip archive"):
-        ZipTree(str(path)).entries()
-    path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x03", 1))
-    with pytest.raises(DataError, match="is not a whole zip archive"):
-        ZipTree(str(path)).entries()
+    directory = whole.index(b"PK\x05\x06") + 16  # where the file says that its directory begins
+    outside = whole[:directory] + bytes([whole[directory] ^ 0xFF]) + whole[directory + 1 :]
+    for content in (whole[:-30], whole.replace(b"PK\x01\x02", b"PK\x01\x03", 1), outside):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="is not a whole zip archive"):
+            ZipTree(str(path)).entries()
 
 
 def test_an_encrypted_member_is_rejected_and_ends_nothing(tmp_path: Path) -> None:
@@ -176,17 +178,3 @@ def test_an_encrypted_member_is_rejected_and_ends_nothing(tmp_path: Path) -> Non
     path.write_bytes(content)
     with pytest.raises(UnreadableFileError, match=r"a\.jpg in .* cannot be read \(.*encrypted.*\)"):
         ZipTree(str(path)).read("a.jpg")
-
-
-def test_a_directory_that_points_before_the_file_is_said_so(tmp_path: Path) -> None:
-    path = tmp_path / "shifted.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.jpg", b"content")
-    content = bytearray(path.read_bytes())
-    end = content.index(b"PK\x05\x06") + 16
-    content[end : end + 4] = (int.from_bytes(content[end : end + 4], "little") + 1000).to_bytes(4, "little")
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="is not a whole zip archive"):
-        ZipTree(str(path)).entries()
-    with pytest.raises(DataError, match="is not a whole zip archive"):  # and nothing is held that would keep it waiting
-        ZipTree(str(path)).entries()

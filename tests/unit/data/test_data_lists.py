@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import tarfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from piti.data.items import SPLITS
 from piti.data.sources import Item, RejectedItem, open_source
 from piti.data.sources.webdataset import expand_tars
 from piti.errors import DataError
+from tests.unit.data.encoding import write_tar
 
 
 @pytest.fixture(scope="module")
@@ -161,17 +161,10 @@ def test_a_column_that_nearly_has_the_expected_name_is_not_passed_over(folder: P
 
 def test_relative_names_mean_what_open_finds(folder: Path) -> None:
     (folder / "lists").mkdir()
-    for number, (where, beginning) in enumerate(
-        (
-            ("lists", "../"),
-            (".", ""),
-            (".", "./"),
-            (".", "p/.././"),
-            ("lists", "..//"),
-            (".", "p/../"),
-            ("lists", "..\\"),
-        )
-    ):
+    beginnings = [("lists", part) for part in ("../", "..//", "..\\")] + [
+        (".", part) for part in ("", "./", "p/.././", "p/../")
+    ]
+    for number, (where, beginning) in enumerate(beginnings):
         path = folder / where / f"{number}.csv"
         parts = [("p", "m"), ("p/", "m/"), ("p/.", "m/.")][number % 3]
         path.write_text(
@@ -219,16 +212,6 @@ def test_fingerprint_of_a_table_sees_the_files_it_names(folder: Path, tmp_path: 
     assert open_source(data).fingerprint() == before
     Image.open(folder / "p" / "1.jpg").save(tmp_path / "a.png")
     assert open_source(data).fingerprint() != before
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def sample(folder: Path, number: int, key: str | None = None) -> list[tuple[str, bytes]]:

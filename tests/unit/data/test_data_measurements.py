@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,18 +18,15 @@ from PIL import Image
 from piti.data.items import RejectedItem
 from piti.data.sources import measurements
 from piti.data.sources.pictures import decode_picture, decode_sketch
+from tests.unit.data.encoding import encoded, png_by_hand
 
 Writer = Callable[[np.ndarray], bytes]
 
 
 def by_pillow(kind: str, mode: str | None = None, **options: Any) -> Writer:
     def write(values: np.ndarray) -> bytes:
-        stream = io.BytesIO()
         picture = Image.fromarray(values)
-        if mode is not None:
-            picture = picture.convert(mode)
-        picture.save(stream, kind, **options)
-        return stream.getvalue()
+        return encoded(picture if mode is None else picture.convert(mode), kind, **options)
 
     return write
 
@@ -42,9 +37,7 @@ def by_palette(kind: str, **options: Any) -> Writer:
     def write(values: np.ndarray) -> bytes:
         picture = Image.fromarray(values)
         picture.putpalette([level for number in range(256) for level in (255 - number, 7, number)])
-        stream = io.BytesIO()
-        picture.save(stream, kind, **options)
-        return stream.getvalue()
+        return encoded(picture, kind, **options)
 
     return write
 
@@ -77,18 +70,7 @@ def by_imageio(extension: str) -> Writer:
 def by_hand_png(bits: int) -> Writer:
     """A grey PNG of fewer than 8 bits a pixel."""
 
-    def write(values: np.ndarray) -> bytes:
-        def chunk(kind: bytes, data: bytes) -> bytes:
-            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-        height, width = values.shape
-        spread = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(height, -1)
-        rows = np.packbits(spread, axis=1)
-        header = struct.pack(">2I5B", width, height, bits, 0, 0, 0, 0)
-        content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-
-    return write
+    return lambda values: png_by_hand(values, bits)
 
 
 def by_hand_pnm(largest: int, is_text: bool) -> Writer:
@@ -256,9 +238,8 @@ def test_normals_are_not_turned_by_a_decoder(kind: str) -> None:
     values = np.random.default_rng(0).integers(1, 256, (20, 30, 3)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    stream = io.BytesIO()
-    Image.fromarray(values).save(stream, kind, exif=exif)
-    np.testing.assert_allclose(measurements.normals(stream.getvalue()), values / 127.5 - 1, atol=1e-6)
+    content = encoded(Image.fromarray(values), kind, exif=exif)
+    np.testing.assert_allclose(measurements.normals(content), values / 127.5 - 1, atol=1e-6)
 
 
 INK = np.zeros((96, 128), bool)

@@ -46,32 +46,27 @@ def drawn(shards: ShardSet) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("invert", "lines", "oddity"),
+    ("is_dark", "invert", "lines", "oddity"),
     [
+        (False, "auto", INK, None),
         (
+            True,
             "auto",
             INK,
             "6 of 6 samples: lines are taken to be dark, as less than half of the sketch is: see data.sketch.invert",
         ),
-        (True, INK, None),
-        (False, ~INK, "6 of 6 samples: more than half of the sketch is lines: see data.sketch.invert"),
+        (True, True, INK, None),
+        (True, False, ~INK, "6 of 6 samples: more than half of the sketch is lines: see data.sketch.invert"),
     ],
 )
 def test_dark_lines_are_told_of_unless_the_config_knows(
-    invert: bool | str, lines: np.ndarray, oddity: str | None, shard_conditions: Callable[..., ShardSet]
+    is_dark: bool, invert: bool | str, lines: np.ndarray, oddity: str | None, shard_conditions: Callable[..., ShardSet]
 ) -> None:
-    dark = np.where(INK, 0, 255).astype(np.uint8)
-    shards = shard_conditions([dark] * 6, sketch={"invert": invert})
+    sketch = np.where(is_dark != INK, 255, 0).astype(np.uint8)
+    shards = shard_conditions([sketch] * 6, sketch={"invert": invert})
     assert odd_samples(shards.uri) == ([] if oddity is None else [oddity])
     for found in drawn(shards):
         np.testing.assert_array_equal(found, lines)
-
-
-def test_bright_lines_are_as_expected(shard_conditions: Callable[..., ShardSet]) -> None:
-    shards = shard_conditions([np.where(INK, 255, 0).astype(np.uint8)] * 6)
-    assert odd_samples(shards.uri) == []
-    for found in drawn(shards):
-        np.testing.assert_array_equal(found, INK)
 
 
 @pytest.mark.parametrize("labels", [np.full((80, 96), 3, np.uint8), np.where(INK, 255, 0).astype(np.uint8)])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from piti.config import DataConfig
 from piti.data.shards import ShardSet
 from piti.data.sources import RejectedItem, open_source
 from piti.data.sources.names import safe_key
-from piti.data.sources.trees import open_tree
 from piti.errors import DataError
 
 MakeData = Callable[..., DataConfig]
@@ -105,45 +102,6 @@ def test_keys_are_safe_short_and_distinct() -> None:
     assert len(set(keys)) == len(paths)
     assert all(key.isascii() and key.replace("-", "").replace("_", "").isalnum() and len(key) <= 80 for key in keys)
     assert safe_key("b/a.jpg").startswith("b-a-")
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_archives_are_read_like_the_folder_they_hold(kind: str, picture_folder: Path, tmp_path: Path) -> None:
-    archive = tmp_path / f"pictures.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(archive, "w") as target:
-            for path in sorted(picture_folder.rglob("*.*")):
-                target.write(path, path.relative_to(picture_folder))
-            target.writestr("__MACOSX/a/._photo 1.jpg", b"litter")
-    else:
-        with tarfile.open(archive, "w:gz" if kind.endswith("gz") else "w") as packed:
-            packed.add(picture_folder, arcname=".")
-    folder, tree = open_tree(str(picture_folder)), open_tree(str(archive))
-    paths = [entry.path for entry in folder.entries()]
-    assert [entry.path for entry in tree.entries()] == paths
-    assert tree.read(paths[7]) == folder.read(paths[7])
-    with pytest.raises(OSError, match="no such"):
-        tree.read("no such file.jpg")
-
-
-def test_a_damaged_archive_is_one_clear_problem(tmp_path: Path, make_data: MakeData) -> None:
-    (tmp_path / "cut.zip").write_bytes(b"PK\3\4 but no more")
-    problems = open_source(make_data(tmp_path / "cut.zip")).problems()
-    assert ["not a whole zip" in str(problem) for problem in problems] == [True]
-
-
-def test_object_stores_are_read_like_folders(picture_folder: Path, make_data: MakeData) -> None:
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    memory.put(str(picture_folder), "/bucket/pictures", recursive=True)
-    try:
-        there = list(open_source(make_data("memory://bucket/pictures")).items("train"))
-        here = list(open_source(make_data(picture_folder)).items("train"))
-        assert [item.key for item in there] == [item.key for item in here]
-        np.testing.assert_array_equal(there[3].load().image, here[3].load().image)
-    finally:
-        memory.rm("/bucket", recursive=True)
 
 
 def test_a_picture_keeps_its_split_when_others_come(picture_folder: Path, tmp_path: Path, make_data: MakeData) -> None:

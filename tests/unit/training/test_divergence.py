@@ -73,7 +73,7 @@ def test_a_run_that_is_lost_goes_back_and_leaves_those_pictures_out(pipeline: An
     assert pickle.loads(pickle.dumps(caught.value)).retryable, "so that the flow starts another attempt"
     assert steps(context) == [2, 4]
     stream.seen.clear()
-    result = train(context, CPU, newest_whole_checkpoint(context.spec.output))
+    result = train(context, CPU)
     assert (result["steps"], result["skipped_steps"], result["left_out_steps"]) == (6, 0, 2)
     after = stream.seen[:2]
     assert [place for place, _ in after] == [6, 7]
@@ -89,7 +89,7 @@ def test_the_second_time_the_run_ends_with_the_remedy(pipeline: Any, stream: typ
     with pytest.raises(DivergedError):
         train(context, CPU)
     with pytest.raises(PitiError, match=r"diverged at step 6.*lower training.pretrain's learning_rate") as caught:
-        train(context, CPU, newest_whole_checkpoint(context.spec.output))
+        train(context, CPU)
     assert not caught.value.retryable
     assert steps(context) == [2, 4], "what was good is still there"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from piti import storage
-from piti.checkpoints import newest_whole_checkpoint
+from piti.checkpoints import checkpoint_uri, checkpoints_of, newest_whole_checkpoint, remove_checkpoint
 from piti.diffusion import LossSecondMomentSampler
 from piti.errors import AbandonedError, StoppedError
 from piti.job import JobContext, StopRequest
@@ -90,7 +90,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(pipeline: Any, stag
     newest = newest_whole_checkpoint(broken.spec.output)
     assert newest is not None
     assert newest.endswith("step-00000004")
-    resumed = train(broken, Workers(), resume_from=newest)
+    resumed = train(broken, Workers())
 
     assert differences(everything(undisturbed["checkpoint"], whole), everything(resumed["checkpoint"], broken)) == []
     assert resumed["initial_validation"] == undisturbed["initial_validation"]
@@ -124,16 +124,24 @@ def test_a_run_resumed_amid_loss_aware_timesteps_equals_an_undisturbed_one(pipel
     assert newest is not None
     assert newest.endswith("step-00000012")
     assert not is_uniform(load_trainer_state(newest)["timesteps"]), "the histories are not full: nothing is proved"
-    resumed = train(broken, Workers(), resume_from=newest)
+    resumed = train(broken, Workers())
     expected = everything(undisturbed["checkpoint"], whole)
     assert differences(expected, everything(resumed["checkpoint"], broken)) == []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LossSecondMomentSampler, "load_state_dict", lambda self, state: None)
-        forgetful = train(broken, Workers(), resume_from=newest)
+        forget_after(broken, 12)
+        forgetful = train(broken, Workers())
     found = differences(expected, everything(forgetful["checkpoint"], broken))
     assert any(path.startswith("/model") for path in found)
     assert "/trainer/timesteps/losses" in found
+
+
+def forget_after(context: JobContext, step: int) -> None:
+    """Delete the run's later checkpoints."""
+    for uri in checkpoints_of(context.spec.output):
+        if uri > checkpoint_uri(context.spec.output, step):
+            remove_checkpoint(uri)
 
 
 def is_uniform(state: dict[str, Any]) -> bool:
@@ -168,7 +176,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(pipeline: Any) -> None:
     content[-1] ^= 1
     path.write_bytes(bytes(content))
     assert newest_whole_checkpoint(run) == storage.join(run, "step-00000004")
-    again = train(context, Workers(), resume_from=storage.join(run, "step-00000004"))
+    again = train(context, Workers())
+    assert again["resumed_from_step"] == 4
     assert newest_whole_checkpoint(run) == again["checkpoint"] == newest
 
 
@@ -176,7 +185,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_only_reports(pipeline: 
     """Resuming from the final checkpoint trains nothing and gives the same result."""
     context = pipeline.context("pretrain")
     first = train(context, Workers())
-    again = train(context, Workers(), resume_from=first["checkpoint"])
+    again = train(context, Workers())
     assert again["data"]["samples_read"] == 0
     assert (first["resumed_from_step"], again["resumed_from_step"]) == (None, 6)
     about_the_job = {"pictures_per_second": 0, "data": 0, "storage": 0, "resumed_from_step": None}
@@ -216,7 +225,7 @@ def test_an_abandoned_run_leaves_a_checkpoint_from_which_it_ends_the_same(
     newest = newest_whole_checkpoint(context.spec.output)
     assert newest is not None
     assert storage.name(newest) == "step-00000003", "one that the settings do not ask for"
-    resumed = train(context, Workers(), newest)
+    resumed = train(context, Workers())
     assert differences(everything(resumed["checkpoint"], context), everything(undisturbed["checkpoint"], context)) == []
 
 

@@ -19,16 +19,19 @@ HANG = """
         {hang}
 
     logging.basicConfig(format="%(message)s")
-    watchdog.LINGER_SECONDS = 0.5
+    watchdog.LINGER_SECONDS, watchdog.START_SECONDS = 0.5, {start_seconds}
     last_words = partial(watchdog.leave_stall, {folder!r}, "first", 1)
     dog = watchdog.Watchdog(1.0, "worker 1 of stage1", last_words)
-    dog.fed(7)
+    for step in {steps}:
+        dog.fed(step)
     reads_from_storage_for_ever()
 """
 
 
-def hang(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    code = textwrap.dedent(HANG).format(hang=how, folder=str(folder))
+def hang(
+    folder: Path, how: str, steps: tuple[int, ...] = (6, 7), start_seconds: float = 600
+) -> subprocess.CompletedProcess[str]:
+    code = textwrap.dedent(HANG).format(hang=how, folder=str(folder), steps=steps, start_seconds=start_seconds)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -39,6 +42,15 @@ def test_a_worker_that_waits_for_ever_says_where_and_ends(tmp_path: Path) -> Non
     assert "in reads_from_storage_for_ever" in done.stderr
     left = json.loads((tmp_path / "stall-1.json").read_text())
     assert left == {"attempt": "first", "line": "worker 1 of stage1 made no step for 1 s after step 7"}
+
+
+@pytest.mark.parametrize(("steps", "last"), [((), "before its first step"), ((4,), "after step 4")])
+def test_a_worker_that_hangs_before_steps_follow_each_other_gets_longer(
+    tmp_path: Path, steps: tuple[int, ...], last: str
+) -> None:
+    done = hang(tmp_path, "time.sleep(1000)", steps, start_seconds=3)
+    assert done.returncode == 70
+    assert f"worker 1 of stage1 made no step for 3 s {last}" in done.stderr
 
 
 def test_a_worker_in_which_python_itself_stands_still_ends_too(tmp_path: Path) -> None:
