@@ -21,6 +21,7 @@ from piti.checkpoints import Checkpoint, newest_step
 from piti.config.presets import load_config
 from piti.plan import Plan, Step
 from piti.stack.ports import is_free
+from piti.stack.processes import lives
 from tests.e2e.runs import Prefect, wait_for
 from tests.e2e.test_interruptions import driver_of, job_folders, training_workers
 from tests.e2e.tiny import tiny_overrides
@@ -98,7 +99,7 @@ class Chaos:
         return found
 
     def end_of(self, processes: list[psutil.Process], what: str) -> None:
-        wait_for(f"the end of {what}", lambda: not any(process.is_running() for process in processes), 120)
+        wait_for(f"the end of {what}", lambda: not any(lives(process) for process in processes), 120)
 
     def kill_part_of_ray(self, name: str) -> None:
         """Only that process. All that trained ends by itself, so that nothing trains for nobody; then Ray comes back."""
