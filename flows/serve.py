@@ -31,8 +31,8 @@ from piti.stack import wait_until_prefect_answers
 TAGS = ["piti"]
 # What a person sets in the UI. Prefect's registration changes only the fields that a deployment has set.
 _A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurrency_options", "tags")
-# Each run is a process of some 200 MB, one that waits for its turn too (flows/turns.py): these must not hold up evaluations.
-MOST_RUNS = 16
+# Each run is a process of some 400 MB, one that waits for its turn too (flows/turns.py): these must not hold up evaluations.
+MOST_RUNS = 12
 # Of Prefect's client, for flow runs: a server that is away is asked again after 2, 4, ... 512 seconds.
 PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 

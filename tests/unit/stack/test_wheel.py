@@ -1,21 +1,29 @@
-"""The wheel outside of any checkout: presets and assets are in it, state goes to the user's state folder. Its stack is the
-one that tests/integration and tests/e2e share.
-"""
+"""The wheel outside of any checkout: presets and assets are in it, state goes to the user's state folder."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 from piti.config.presets import PRESETS
 from piti.settings import PROJECT
 from piti.stack.services import DEPLOYMENTS
-from tests.running_stack import RunningStack
+from tests.wheel import build_wheel, install_wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_wheel(wheel, tmp_path_factory.mktemp("environment"))
 
 
 def run(folder: Path, *command: str | Path) -> str:
@@ -59,17 +67,3 @@ print(*sorted(f"{each.name}={each.entrypoint}" for each in flows.serve.deploymen
     assert set(found) == DEPLOYMENTS
     assert found["full-train"] == "flows.full_train.full_train", "found wherever it is installed"
     assert list((tmp_path / "empty").iterdir()) == []
-
-
-def test_the_demo_begins_in_an_empty_folder(stack: RunningStack, installed: Path) -> None:
-    """Jobs and flows run the wheel's code; what they make lies where `piti up` was run."""
-    assert stack.folder is not None
-    for name in ("prefect", "ray", "serve"):
-        process = stack.record.processes[name].find()
-        assert process is not None
-        assert Path(process.cmdline()[0]).parent == installed
-    fewer = {"data.source.train_crops": 24, "data.source.validation_crops": 8, "data.samples_per_shard": 8}
-    told = stack.piti("run", "prepare", "--config", "demo-sketch", "--param", f"overrides={json.dumps(fewer)}")
-    assert told.returncode == 0, told.stderr
-    made = stack.folder / "data" / "demo-sketch"
-    assert len(list(made.glob("shards/*/*.tar"))) == len(list(made.glob("degraded/*/*.tar"))) > 3
