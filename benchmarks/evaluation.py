@@ -2,7 +2,7 @@
 
 python benchmarks/evaluation.py fid          5,000 x 2,048 features to FID and KID with intervals, beside torchmetrics
 python benchmarks/evaluation.py fid --scipy  also beside scipy.linalg.sqrtm (minutes)
-python benchmarks/evaluation.py agreement    48 and 10,000 pictures of 2,048 features, beside torchmetrics and torch-fidelity
+python benchmarks/evaluation.py agreement    48 and 10,000 pictures of 2,048 features, beside torchmetrics and clean-fid (minutes)
 python benchmarks/evaluation.py coverage     how often intervals hold what they are for, 48, 500 and 5,000 pictures
 python benchmarks/evaluation.py extraction   features of pictures, beside the bare network on the same batches
 python benchmarks/evaluation.py memory       5,000 pictures to figures: memory on top of the network
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from eval import EfficientNetFeatures, Features, NetworkIdentity, features_of, fid_from_features, kid_from_features
 from eval.fid import frechet_distance, frechet_standard_error
+from eval.pictures import mean_metric
 from eval.torchvision_operators import ensure_torchvision_importable
 
 MADE_UP = NetworkIdentity("made up", "made_up", "0" * 64, False, "none")
@@ -56,13 +57,12 @@ def torchmetrics_fid(a: Tensor, b: Tensor) -> float:
     return float(_compute_fid(a.mean(dim=0), torch.cov(a.T), b.mean(dim=0), torch.cov(b.T)))
 
 
-def torch_fidelity_fid(a: Tensor, b: Tensor) -> float:
-    """Through scipy.linalg.sqrtm."""
+def cleanfid_fid(a: Tensor, b: Tensor) -> float:
+    """Through scipy.linalg.sqrtm, as torch-fidelity."""
     ensure_torchvision_importable()
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from cleanfid.fid import frechet_distance as distance
 
-    statistics = [{"mu": x.mean(dim=0).numpy(), "sigma": np.cov(x.numpy(), rowvar=False)} for x in (a, b)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+    return float(distance(*(part for x in (a.numpy(), b.numpy()) for part in (x.mean(axis=0), np.cov(x.T)))))
 
 
 def fid(scipy: bool) -> None:
@@ -72,7 +72,7 @@ def fid(scipy: bool) -> None:
     _, theirs = timed("FID, torchmetrics", lambda: torchmetrics_fid(a, b))
     print(f"torchmetrics takes {theirs / own:.1f} times as long")
     if scipy:
-        _, roots = timed("FID, torch-fidelity (scipy.linalg.sqrtm)", lambda: torch_fidelity_fid(a, b))
+        _, roots = timed("FID, clean-fid (scipy.linalg.sqrtm)", lambda: cleanfid_fid(a, b))
         print(f"scipy takes {roots / own:.1f} times as long")
     timed("FID with its interval", lambda: fid_from_features(of(a), of(b)).value)
     timed("KID with its standard error", lambda: kid_from_features(of(a), of(b)).value)
@@ -82,14 +82,14 @@ def agreement() -> None:
     for count in (48, 10_000):
         a, b = made_up_features(count, 2048, 1), made_up_features(count, 2048, 2, 1.1)
         own, _ = timed(f"{count} x 2,048, ours", lambda a=a, b=b: frechet_distance(a, b))
-        for name, library in (("torchmetrics", torchmetrics_fid), ("torch-fidelity", torch_fidelity_fid)):
+        for name, library in (("torchmetrics", torchmetrics_fid), ("clean-fid", cleanfid_fid)):
             other, _ = timed(f"{count} x 2,048, {name}", lambda a=a, b=b, library=library: library(a, b))
             print(f"    relative difference {abs(own - other) / other:.1e}", flush=True)
 
 
 def coverage(num_features: int = 16) -> None:
-    """Pairs of Gaussian sets that differ a little: share of intervals that hold the mean over all pairs (FID), or 0's
-    true counterpart, which for an unbiased figure is that mean, too (KID)."""
+    """Pairs of Gaussian sets that differ a little: share of FID's and KID's intervals that hold the mean over all pairs,
+    and of a mean's (LPIPS, say, here of skewed distances) that hold the true mean."""
     deviation = torch.arange(1, num_features + 1, dtype=torch.float64).pow(-0.35)
     for count, pairs in ((48, 400), (500, 200), (5000, 60)):
         found: dict[str, list[tuple[float, float]]] = {"FID": [], "KID": []}
@@ -105,6 +105,10 @@ def coverage(num_features: int = 16) -> None:
             metric = kid_from_features(of(a), of(b))
             if metric.standard_error is not None:
                 found["KID"].append((metric.value, metric.standard_error))
+        distances = np.random.default_rng(count).gamma(4.0, size=(2000, count))
+        means = [mean_metric("mean", row) for row in distances]
+        held = float(np.mean([metric.low < 4.0 < metric.high for metric in means]))
+        print(f"mean, {count} pictures: {held:.1%} of {len(means)}", flush=True)
         for name, rows in found.items():
             values, errors = np.array(rows).T
             held = float((np.abs(values - values.mean()) < 1.96 * errors).mean())

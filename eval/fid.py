@@ -11,7 +11,7 @@ from eval.features import FeatureExtractor, Features, check_comparable_sets, fea
 from eval.pictures import Metric, Pictures, normal_bounds
 
 INTERVAL_FROM_PICTURES_PER_FEATURE = 2
-_ROUNDING_ALLOWED = 1e-7  # of the value, by which squaring the factors' product may be off
+_ROUNDING_ALLOWED = 1e-6  # of the value, by which squaring the factors' product may be off
 
 
 def fid(generated: Pictures, truth: Pictures, extractor: FeatureExtractor) -> Metric:
@@ -60,8 +60,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         between = between.T
     roots = torch.linalg.eigvalsh(between.T @ between).clamp(min=0).sqrt()
     value = float(rest - 2 * roots.sum())
-    rounding = torch.finfo(roots.dtype).eps * roots.max().square() / roots
-    if float(rounding.clamp(max=roots.max()).nansum()) > _ROUNDING_ALLOWED * value:
+    rounding = torch.finfo(roots.dtype).eps * roots.max().square()  # of the squares
+    if float(torch.minimum(rounding / roots, rounding.sqrt()).sum()) > _ROUNDING_ALLOWED * value:
         value = float(rest - 2 * torch.linalg.svdvals(between).sum())
     return value
 

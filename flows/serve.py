@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 from typing import Any
 from uuid import UUID
 
@@ -24,13 +25,16 @@ from flows.prepare import prepare
 from flows.study import study
 from flows.train import train
 from piti.errors import PitiError
+from piti.settings import settings
 from piti.stack import wait_until_prefect_answers
 
 TAGS = ["piti"]
 # What a person sets in the UI. Prefect's registration changes only the fields that a deployment has set.
-_A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurrency_options")
+_A_PERSONS = ("parameters", "paused", "schedules", "concurrency_limit", "concurrency_options", "tags")
+# Each run holds a process (MEMORY), one that waits for its turn too (flows/turns.py): it must not keep evaluations waiting.
+MOST_RUNS = 16
 # Of Prefect's client, for flow runs: a server that is away is asked again after 2, 4, ... 512 seconds.
-_PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "9"}
 
 
 class Registered(RunnerDeployment):
@@ -68,6 +72,13 @@ def deployments() -> list[RunnerDeployment]:
     return registered
 
 
+def _own_temporary_folder() -> str:
+    """For what Prefect keeps in `<temporary folder>/runner_storage`, where nobody but its first user may write."""
+    folder = settings().home / "serve"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return str(folder)
+
+
 def main() -> None:
     """Serve until interrupted."""
     wait_until_prefect_answers()  # `piti up` starts this beside the server
@@ -76,9 +87,10 @@ def main() -> None:
         stop_unwanted_jobs()
     except PitiError as error:  # `piti up` starts Ray beside this, too: then there are no jobs yet
         logging.getLogger("piti").info("no jobs to look after: %s", error)
-    for name, value in _PATIENCE.items():
+    tempfile.tempdir = _own_temporary_folder()
+    for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    serve(*deployments(), pause_on_shutdown=False, limit=4, print_starting_message=True)
+    serve(*deployments(), pause_on_shutdown=False, limit=MOST_RUNS, print_starting_message=True)
 
 
 if __name__ == "__main__":

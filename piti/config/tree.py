@@ -383,6 +383,18 @@ class ClusterConfig(Section):
         return number if isinstance(number, WorkerRange) else WorkerRange(min=number, max=number)
 
 
+class TrackingConfig(Section):
+    """Who is told the figures and pictures of training, besides metrics.jsonl and TensorBoard's `<run>/tensorboard/`.
+
+    `mlflow`: the tracking URI of MLflow. `wandb`: Weights & Biases, which sends them at once (online) or leaves them in
+    `<run>/wandb/` for `wandb sync` (offline). Experiment and project are the config's `name`; access is by their own
+    environment variables. A tracker that fails is logged and tried again; training goes on.
+    """
+
+    mlflow: str | None = None
+    wandb: Literal["offline", "online"] | None = None
+
+
 class Config(Section):
     """The whole config of a run. configs/ has examples, docs/configuration.md describes the sections."""
 
@@ -398,6 +410,7 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
     allow_stand_in_networks: bool = False
 
     @field_validator("root")

@@ -125,14 +125,18 @@ class Cascade:
     """Draws parts of picture sets. Networks are loaded when first needed; one base network at a time is kept.
 
     `inputs` are the job's: `shards`, the networks `checkpoint`, `upsampler` and, where it is compared, `stage1`
-    (checkpoint folders or files), and the folders of the picture sets.
+    (checkpoint folders or files), and the folders of the picture sets. `pipelined`: the base network draws the next
+    batch while the upsampler has this one; by default on a GPU.
     """
 
-    def __init__(self, config: Config, inputs: Mapping[str, str], device: str = "cpu") -> None:
+    def __init__(
+        self, config: Config, inputs: Mapping[str, str], device: str = "cpu", pipelined: bool | None = None
+    ) -> None:
         self._config = config
         self._inputs = dict(inputs)
         self._folders = set_folders(inputs)
         self._device = torch.device(device)
+        self._pipelined = self._device.type == "cuda" if pipelined is None else pipelined
         self._base: tuple[str, _Loaded] | None = None
         self._upsampler: _Loaded | None = None
         self._examples = ExampleReader(inputs["shards"], "validation", config.data, None, config.scale)
@@ -149,7 +153,12 @@ class Cascade:
         if part.set not in BASE_SIZE_SETS:
             about["upsampler"] = self._upsampler_network().about
         low, full = _Tar(self._config), _Tar(self._config)
-        for orders, pictures in _one_ahead(first.draw, self._batches(part), self._device):
+        drawn: Iterator[tuple[list[Order], Tensor]]
+        if self._pipelined:
+            drawn = _one_ahead(first.draw, self._batches(part), self._device)
+        else:
+            drawn = ((orders, first.draw(orders)) for orders in self._batches(part))
+        for orders, pictures in drawn:
             if first.is_new_base:
                 low.add(orders, pictures, {"set": "base", **first.about, **describe_sampling(self._config)})
             if part.set not in BASE_SIZE_SETS:
@@ -280,17 +289,15 @@ class _Tar:
 def _one_ahead(
     draw: Callable[[list[Order]], Tensor], batches: Iterator[list[Order]], device: torch.device
 ) -> Iterator[tuple[list[Order], Tensor]]:
-    """(batch, draw(batch)) in order. On a GPU the next batch is drawn, in a stream of its own, while one is in use.
+    """(batch, draw(batch)) in order. The next batch is drawn, on a GPU in a stream of its own, while one is in use.
 
     The one who iterates must be done with a batch's pictures, on the GPU too, before asking for the next.
     """
-    if device.type != "cuda":
-        for orders in batches:
-            yield orders, draw(orders)
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def draw_beside(orders: list[Order]) -> Tensor:
+        if stream is None:
+            return draw(orders)
         with torch.cuda.stream(stream):
             pictures = draw(orders)
         stream.synchronize()

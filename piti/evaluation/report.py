@@ -76,7 +76,7 @@ def provenance(
     """
     config = spec.config
     base, upsampler = (Network.at(spec.inputs[name]) for name in ("checkpoint", "upsampler"))
-    settings = config.model_dump(mode="json", exclude={"root", "cluster"})
+    settings = config.model_dump(mode="json", exclude={"root", "cluster", "tracking"})
     return {
         "config": config.name,
         "config_fingerprint": fingerprint(settings),

@@ -41,7 +41,6 @@ class Stack(BaseModel):
     home: Path
     folder: Path
     ports: Ports
-    ray_folder: Path
     num_cpus: int | None
     processes: dict[str, Identity]
 
@@ -49,8 +48,12 @@ class Stack(BaseModel):
         """Variables that a program needs to use this stack (PREFECT_API_URL, PITI_RAY_JOBS_URL, the token's file...)."""
         return client_environment(self._settings(), self.ports)
 
+    @property
+    def ray_folder(self) -> Path:
+        return ray_folder(self._settings())
+
     def services(self) -> list[Service]:
-        return services(self._settings(), self.ports, self.ray_folder, self.num_cpus)
+        return services(self._settings(), self.ports, self.num_cpus)
 
     def lives(self, name: str) -> bool:
         """Whether the process of this service is still the one that was started."""
@@ -150,13 +153,18 @@ def _files(home: Path) -> Iterator[None]:
         raise StackError(f"{what}: {(error.strerror or str(error)).lower()}", remedy) from error
 
 
+def _make_ours(folder: Path) -> None:
+    """Have a folder that only we can enter. Raises StackError if somebody else made it, or a link of its name; OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise StackError(f"{folder} belongs to another user", "set PITI_HOME to a folder of yours")
+    folder.chmod(0o700)
+
+
 @contextmanager
 def _lock(home: Path) -> Iterator[None]:
     with _files(home):
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if home.stat().st_uid != os.getuid():
-            raise StackError(f"{home} belongs to another user", "set PITI_HOME to a folder of yours")
-        home.chmod(0o700)
+        _make_ours(Path(os.path.realpath(home)))
         stream = open(home / "stack.lock", "w", encoding="utf-8")  # noqa: SIM115 - closed by the `with` below
     with stream:
         try:
@@ -170,11 +178,9 @@ def _found_or_new(home: Path, ports: Ports | None, num_cpus: int | None) -> Stac
     stack = running()
     if stack is None or not any(stack.lives(name) for name in stack.processes):
         chosen = (ports or Ports()).chosen()
-        sockets = stack.ray_folder if stack is not None else ray_folder(settings().model_copy(update={"home": home}))
         return Stack(
-            id=uuid.uuid4().hex, home=home, folder=_working_folder(), ports=chosen, ray_folder=sockets,
-            num_cpus=num_cpus, processes={},
-        )  # fmt: skip
+            id=uuid.uuid4().hex, home=home, folder=_working_folder(), ports=chosen, num_cpus=num_cpus, processes={}
+        )
     if ports is not None and not _fits(ports, stack.ports):
         raise StackError(f"the stack is running on other ports ({stack.ports.prefect_url})", "`piti down` first")
     return stack.model_copy(update={"ports": stack.ports.chosen()})  # an older version's has no port for reports
@@ -202,7 +208,9 @@ def _prepare(stack: Stack, missing: list[Service]) -> None:
             if database.is_file():
                 database.chmod(0o600)
         if any(service.name == "ray" for service in missing):
-            stack.ray_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not stack.ray_folder.is_relative_to(stack.home):
+                _make_ours(stack.ray_folder.parent)
+            stack.ray_folder.mkdir(mode=0o700, exist_ok=True)
             prune_ray_sessions(stack.ray_folder)
 
 

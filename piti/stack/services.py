@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,7 +41,7 @@ class Service:
     umask: int | None = None
 
 
-def services(settings: Settings, ports: Ports, ray_folder: Path, num_cpus: int | None) -> list[Service]:
+def services(settings: Settings, ports: Ports, num_cpus: int | None) -> list[Service]:
     """Prefect server, Ray head, reports and serving process, in the order in which they are stopped last to first."""
     token = read_secret(settings.token_file)
     ray = [
@@ -50,7 +50,7 @@ def services(settings: Settings, ports: Ports, ray_folder: Path, num_cpus: int |
         "--dashboard-host", HOST, "--dashboard-port", str(ports.ray_dashboard), "--dashboard-agent-listen-port", "0",
         "--min-worker-port", "0", "--max-worker-port", "0",
         "--object-store-memory", str(settings.object_store_megabytes * 2**20),
-        "--temp-dir", str(ray_folder), "--log-color", "false",
+        "--temp-dir", str(ray_folder(settings)), "--log-color", "false",
         *([] if num_cpus is None else ["--num-cpus", str(num_cpus)]),
     ]  # fmt: skip
     prefect = [
@@ -80,14 +80,14 @@ def _all_served(api_url: str, since: float) -> bool:
 
 
 def ray_folder(settings: Settings) -> Path:
-    """Where Ray keeps its sockets and logs: below PITI_HOME, or in a temporary folder where Ray cannot use that path.
-
-    It cannot where the path is too long for a Unix socket, or not ASCII.
+    """Where Ray keeps its sockets and logs: below PITI_HOME, or in a temporary folder where Ray cannot use that path,
+    which is too long for a Unix socket, or not ASCII. Never in /tmp/ray, which belongs to whoever was there first.
     """
     folder = settings.home / "ray"
     if len(os.fsencode(folder)) <= _LONGEST_RAY_FOLDER and str(folder).isascii():
         return folder
-    return Path(tempfile.mkdtemp(prefix="piti-ray-", dir="/tmp")) / "ray"  # Ray opens its folder to all, but not ours
+    known = hashlib.sha256(os.fsencode(settings.home)).hexdigest()[:12]
+    return Path("/tmp") / f"piti-ray-{os.getuid()}-{known}" / "ray"  # Ray opens its own folder to all, but not ours
 
 
 def prune_ray_sessions(folder: Path) -> None:

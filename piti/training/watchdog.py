@@ -22,8 +22,9 @@ EXIT_CODE = 70
 class Watchdog:
     """Ends this process where no step is `fed` for `seconds`; the stacks of all its threads go to the log before.
 
-    Until a second step is fed, for `START_SECONDS` if that is longer. `last_words` is called with one line that says what happened; an error or a hang of it changes nothing. Where Python
-    itself hangs (a call that holds the interpreter's lock), C code writes the stacks and ends the process.
+    Until steps follow each other, for `START_SECONDS` if that is longer. `last_words` is called with one line that says what
+    happened; an error or a hang of it changes nothing. Where Python itself hangs (a call that holds the interpreter's lock),
+    C code writes the stacks and ends the process.
     """
 
     def __init__(self, seconds: float, what: str, last_words: Callable[[str], None]) -> None:
@@ -36,9 +37,11 @@ class Watchdog:
 
     def fed(self, step: int) -> None:
         """Take note of a sign of life after so many steps. Cheap."""
-        if self._step is not None and step > self._step:
-            self._limit_seconds = self._seconds
+        steps_follow = self._step is not None and step > self._step
         self._step, self._fed_seconds = step, time.monotonic()
+        if steps_follow and self._limit_seconds != self._seconds:
+            self._limit_seconds = self._seconds
+            self._arm()  # no thread may get to run before a hang
 
     def close(self) -> None:
         """Stop watching."""

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -111,6 +112,16 @@ def test_everything_listens_on_loopback_only(stack: RunningStack) -> None:
     assert set(listening) == {"127.0.0.1"}
 
 
+def test_nothing_lies_in_folders_that_belong_to_whichever_user_came_first(stack: RunningStack) -> None:
+    """Ray's own default, and Prefect's for serving processes: a second user could not write there."""
+    shared = (f"{tempfile.gettempdir()}/ray/", f"{tempfile.gettempdir()}/runner_storage")
+    used = [file.path for process in stack.processes() for file in process.open_files()]
+    named = [part for process in stack.processes() for part in process.cmdline()]
+    assert len(used) > 20
+    assert [path for path in [*used, *named] if path.startswith(shared)] == []
+    assert list((stack.home / "serve" / "runner_storage").iterdir())
+
+
 def test_up_again_changes_nothing(stack: RunningStack) -> None:
     before = identities(stack)
     started = time.monotonic()
@@ -127,7 +138,7 @@ def test_up_brings_back_only_what_died_and_keeps_what_a_person_set(stack: Runnin
     url = f"/deployments/{prefect.request('GET', '/deployments/name/piti/prepare')['id']}"
     schedule = {"active": False, "schedule": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"}}
     prefect.request("POST", f"{url}/schedules", [schedule])
-    mine = {"paused": True, "parameters": {"config": "coco-mask"}, "concurrency_limit": 1}
+    mine = {"paused": True, "parameters": {"config": "coco-mask"}, "concurrency_limit": 1, "tags": ["mine"]}
     prefect.request("PATCH", url, mine)
     run_it = {"type": "run-deployment", "source": "selected", "deployment_id": url.rpartition("/")[2]}
     trigger = {"type": "event", "expect": ["a-new-picture"], "posture": "Reactive", "threshold": 1, "within": 0}
@@ -149,10 +160,9 @@ def test_up_brings_back_only_what_died_and_keeps_what_a_person_set(stack: Runnin
     after = identities(stack)
     assert {name for name in before if before[name] != after[name]} == {"serve"}
     found = prefect.request("GET", url)
-    assert {name: found[name] for name in ("paused", "parameters")} == {
-        "paused": True,
-        "parameters": mine["parameters"],
-    }
+    assert {name: found[name] for name in ("paused", "parameters", "tags")} == {
+        "paused": True, "parameters": mine["parameters"], "tags": ["mine"],
+    }  # fmt: skip
     assert found["global_concurrency_limit"]["limit"] == 1
     assert [kept["schedule"]["cron"] for kept in found["schedules"]] == ["0 3 * * *"]
     assert prefect.request("GET", f"/automations/{theirs}")["enabled"]
@@ -161,7 +171,7 @@ def test_up_brings_back_only_what_died_and_keeps_what_a_person_set(stack: Runnin
         prefect.request("PATCH", rule, {"enabled": True})
     prefect.request("DELETE", f"/automations/{theirs}")
     prefect.request("DELETE", f"{url}/schedules/{found['schedules'][0]['id']}")
-    prefect.request("PATCH", url, {"paused": False, "parameters": {}, "concurrency_limit": None})
+    prefect.request("PATCH", url, {"paused": False, "parameters": {}, "concurrency_limit": None, "tags": ["piti"]})
 
 
 def test_other_ports_while_running_are_refused(stack: RunningStack) -> None:
@@ -254,7 +264,7 @@ def belongs_below(process: psutil.Process, home: Path) -> bool:
 
 
 def test_down_takes_everything_and_nothing_else(stack: RunningStack, bystander: subprocess.Popen[bytes]) -> None:
-    """Last of this folder's tests on the stack."""
+    """Last of a session: tests/e2e come before (Makefile)."""
     token = (stack.home / "ray-token").read_text()
     job = {"entrypoint": f'{sys.executable} -c "{STRAY}"'}
     request_json(f"{stack.ray_url}/api/jobs/", token, job, timeout_seconds=90)

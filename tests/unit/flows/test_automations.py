@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.automations import Automation
 
+from flows import serve as serving
 from flows.automations import ensure
 from flows.crashed_runs import _rule
 from flows.serve import deployments
@@ -76,3 +79,29 @@ def test_registering_a_deployment_again_leaves_its_trigger_as_a_person_set_it(se
     kept(server).enabled = False
     asyncio.run(evaluate._create_triggers(deployment_id, nobody))
     assert not kept(server).enabled
+
+
+def test_a_registration_says_nothing_of_what_a_person_sets() -> None:
+    for deployment in deployments():
+        assert deployment.tags == ["piti"], "of a deployment that is new"
+        told = set(deployment.model_dump(exclude_unset=True))  # what Prefect sends for one that is there
+        assert not told & {"tags", "parameters", "paused", "schedules", "concurrency_limit", "concurrency_options"}
+
+
+def test_runs_that_wait_leave_room_and_nothing_is_kept_where_other_users_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    async def nothing() -> None: ...
+
+    monkeypatch.setenv("PITI_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(serving, "wait_until_prefect_answers", lambda: None)
+    monkeypatch.setattr(serving, "ensure_crashed_runs_are_marked", nothing)
+    monkeypatch.setattr(serving, "stop_unwanted_jobs", lambda: None)
+    monkeypatch.setattr(serving, "serve", lambda *_, **options: told.update(options, folder=tempfile.gettempdir()))
+    serving.main()
+    assert told["limit"] >= 12, "a night's trainings may wait while an evaluation runs"
+    assert told["folder"] == str(tmp_path / "serve")

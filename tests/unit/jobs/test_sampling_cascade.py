@@ -2,6 +2,8 @@
 
 import shutil
 import tarfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
+from piti import storage
 from piti.config import Config
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.geometry import base_pictures
 from piti.errors import CheckpointError, DataError
 from piti.evaluation import cascade
-from piti.evaluation.cascade import Cascade, picture_seed
+from piti.evaluation.cascade import Cascade, Order, picture_seed
+from piti.evaluation.evaluation_plan import EvaluationPlan
 from piti.evaluation.picture_sets import SET_NAMES, Part, PictureSet, plan_parts, write_pictures
+from piti.evaluation.targets import Network, make_target
+from piti.models import PITIModel
 from piti.models.checkpoints import load_model
 from piti.models.pretrained import export_piti
+from piti.plan import Plan
 from tests.unit.jobs.conftest import with_pictures
 
 
@@ -135,6 +142,45 @@ def test_the_upsampler_takes_the_base_pictures_that_are_there(
     assert again["final"].about(again["final"].keys[0])["base"]["uri"] == small_inputs["checkpoint"]
 
 
+def test_the_base_draws_the_next_batch_while_the_upsampler_has_this_one(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, in threads: every upsampled batch waits here until the base has begun the next one.
+
+    The pictures are those drawn one after the other, byte for byte, and nothing is drawn two batches ahead.
+    """
+    config = with_sampling(small_config, batch_size=2)
+    part = Part("final", 0, 6)
+    plain = drawn(config, small_inputs, tmp_path / "plain", part)
+    begun, used = 0, 0
+    changed = threading.Condition()
+    draw_base, draw_upsampled = cascade.draw_base, cascade.draw_upsampled
+
+    def base(model: PITIModel, orders: Sequence[Order], config: Config) -> torch.Tensor:
+        nonlocal begun
+        with changed:
+            begun += 1
+            assert begun <= used + 2
+            changed.notify_all()
+        return draw_base(model, orders, config)
+
+    def upsampled(model: PITIModel, orders: Sequence[Order], low_res: torch.Tensor, config: Config) -> torch.Tensor:
+        nonlocal used
+        with changed:
+            assert changed.wait_for(lambda: begun == min(used + 2, 3), timeout=60), "the next batch was not begun"
+        pictures = draw_upsampled(model, orders, low_res, config)
+        used += 1
+        return pictures
+
+    monkeypatch.setattr(cascade, "draw_base", base)
+    monkeypatch.setattr(cascade, "draw_upsampled", upsampled)
+    Cascade(config, with_pictures(small_inputs, str(tmp_path / "ahead")), pipelined=True).draw_part(part)
+    assert (begun, used) == (3, 3)
+    for name in ("base", "final"):
+        ahead = PictureSet(str(tmp_path / "ahead" / name))
+        assert ahead.digest(ahead.keys) == plain[name].digest(plain[name].keys)
+
+
 def test_files_of_weights_draw_as_the_checkpoint_they_were_made_of(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path
 ) -> None:
@@ -149,6 +195,29 @@ def test_files_of_weights_draw_as_the_checkpoint_they_were_made_of(
     for name in ("base", "final"):
         assert imported[name].digest(imported[name].keys) == ours[name].digest(ours[name].keys)
     assert imported["final"].about(imported["final"].keys[0])["base"]["loaded"] == "model"
+
+
+def test_remote_weights_are_targets_that_draw_as_the_local_ones(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path, bucket: str
+) -> None:
+    """A checkpoint folder and a file of weights in a bucket, with picture sets there too: the same hashes and pictures."""
+    local, config = small_inputs["checkpoint"], small_config.model_copy(update={"root": f"{bucket}/root"})
+    folder = f"{bucket}/runs/stage2/{storage.name(local)}"
+    for name in storage.list_names(local):
+        storage.write_bytes(f"{folder}/{name}", storage.read_bytes(f"{local}/{name}"))
+    file = str(tmp_path / "upsampler.pt")
+    export_piti(load_model(small_inputs["upsampler"], small_config.models.upsampler), file)
+    storage.write_bytes(f"{bucket}/upsampler.pt", storage.read_bytes(file))
+    target = make_target(Plan(config), folder, f"{bucket}/upsampler.pt")
+    assert target.base.sha256 == Network.at(local).sha256
+    assert target.upsampler.sha256 == {"file": storage.sha256_file(file)}
+    assert EvaluationPlan(Plan(config), target).sets["final"].folder.startswith(f"{bucket}/root/pictures/")
+    part = Part("final", 0, 2)
+    ours = drawn(small_config, small_inputs, tmp_path / "ours", part)["final"]
+    inputs = small_inputs | {"checkpoint": target.base.uri, "upsampler": target.upsampler.uri}
+    Cascade(config, with_pictures(inputs, f"{bucket}/pictures")).draw_part(part)
+    remote = PictureSet(f"{bucket}/pictures/final")
+    assert remote.digest(remote.keys) == ours.digest(ours.keys)
 
 
 def test_a_tar_holds_picture_condition_and_settings(
