@@ -37,7 +37,7 @@ _NAMED_AT_MOST = 10
 
 @dataclass(frozen=True)
 class Truth:
-    """What a generated picture is held against: uint8 (S,S,3) and (s,s,3), and its condition as people look at it."""
+    """The ground truth of a generated picture: uint8 (S,S,3) and (s,s,3), and its condition painted for people."""
 
     picture: NDArray[np.uint8]
     small: NDArray[np.uint8]
@@ -106,7 +106,7 @@ class Evaluation:
 
     @property
     def has_given_sketches(self) -> bool:
-        """Whether sketches come with the dataset, so that no detector's view of the picture compares with them."""
+        """Whether sketches come with the dataset; then edges detected in pictures are not comparable with them."""
         about = self._reader.condition(self._numbers[self.keys[0]])[1]
         return bool(about.get("sketch", {}).get("name") == "given")
 
@@ -127,7 +127,7 @@ class Evaluation:
 class Measurement:
     """Figures of an evaluation: the `Material` of `piti.evaluation.figures`.
 
-    Networks see pictures whose features and distances are not stored yet, no others.
+    Networks process only pictures whose features and distances are not stored yet.
     """
 
     def __init__(self, evaluation: Evaluation, config: Config, networks: Networks, stored: StoredArrays) -> None:
@@ -162,7 +162,7 @@ class Measurement:
         return self._stored.num_computed
 
     def extract(self) -> None:
-        """Let the networks see every picture, so that what they compute is stored: figures are arithmetic afterwards."""
+        """Compute and store all features and distances. Afterwards figures need no network."""
         there = self._available()
         extractors: tuple[FeatureNetwork, ...] = ("inception", "clip", "vgg16")
         trunks: tuple[PerceptualTrunk, ...] = ("lpips_trunk", "vgg16")
