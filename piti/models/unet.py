@@ -52,7 +52,10 @@ class GroupNorm(nn.GroupNorm):
         """x (N, channels, ...) -> the same shape and type."""
         if x.device.type == "cpu":  # there torch reads bf16 beside float32 weights, and sums in float32
             return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        # On CUDA torch's answer is contiguous (pytorch issue 111824); this cast writes it as the convolutions read it.
+        is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.preserve_format
+        return super().forward(x.float()).to(x.dtype, memory_format=layout)
 
 
 def _silu(x: Tensor) -> Tensor:
