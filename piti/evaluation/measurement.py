@@ -22,8 +22,8 @@ from piti.config import Config
 from piti.config.tree import FigureKind
 from piti.data.conditions import StoredCondition, condition_picture, unit_range
 from piti.data.examples import ExampleReader
-from piti.data.geometry import base_pictures
 from piti.data.manifest import MANIFEST
+from piti.data.resizing import base_pictures
 from piti.errors import DataError
 from piti.evaluation.figures import FIGURES, Alignment, FeatureNetwork, Need, PerceptualTrunk
 from piti.evaluation.networks import Networks
