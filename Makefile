@@ -39,7 +39,7 @@ down: setup ## stop what `make demo` or `piti up` started
 
 test: setup lint ## lint, types, and the whole test suite
 	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES) --dist loadfile
-	$(BIN)/python -m pytest tests/integration tests/e2e
+	$(BIN)/python -m pytest tests/e2e tests/integration
 
 chaos: setup ## what takes minutes each: training that hangs, nodes that are killed
 	$(BIN)/python -m pytest tests/chaos

@@ -34,6 +34,7 @@ from piti.config.tree import (
     ScheduleConfig,
     Stage,
     StageConfig,
+    TrackingConfig,
     TrainingConfig,
     UpsamplerStageConfig,
     WorkerRange,
@@ -44,6 +45,6 @@ __all__ = [
     "CocoStuffSourceConfig", "Config", "DataConfig", "DegradationConfig", "DiffusionConfig", "DiodeSourceConfig",
     "EvaluationConfig", "ListSourceConfig", "Modality", "ModelConfig", "ModelsConfig", "PairedSourceConfig", "PhaseConfig",
     "Positive", "PretrainedConfig", "SamplingConfig", "Scenes", "ScheduleConfig", "Section", "Share", "SketchConfig", "SketchInversion",
-    "SourceConfig", "Stage", "StageConfig", "TrainingConfig", "UpsamplerStageConfig", "WebdatasetSourceConfig", "WeightsRef",
+    "SourceConfig", "Stage", "StageConfig", "TrackingConfig", "TrainingConfig", "UpsamplerStageConfig", "WebdatasetSourceConfig", "WeightsRef",
     "WorkerRange",
 ]  # fmt: skip

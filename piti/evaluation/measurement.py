@@ -40,7 +40,7 @@ _BATCH_PICTURES = 32
 
 @dataclass(frozen=True)
 class Truth:
-    """What a generated picture is held against: uint8 (S,S,3) and (s,s,3), and its condition as people look at it."""
+    """The ground truth of a generated picture: uint8 (S,S,3) and (s,s,3), and its condition painted for people."""
 
     picture: NDArray[np.uint8]
     small: NDArray[np.uint8]
@@ -99,7 +99,7 @@ class Evaluation:
 
     @property
     def has_given_sketches(self) -> bool:
-        """Whether sketches come with the dataset, so that no detector's view of the picture compares with them."""
+        """Whether sketches come with the dataset; then edges detected in pictures are not comparable with them."""
         about = self._reader.condition(self._numbers[self.keys[0]])[1]
         return bool(about.get("sketch", {}).get("name") == "given")
 
@@ -159,7 +159,7 @@ class _Wanted:
 class Measurement:
     """Figures of an evaluation: the `Material` of `piti.evaluation.figures`.
 
-    Networks see pictures whose features and distances are not stored yet, no others, in one pass over the pictures.
+    Networks process only pictures whose features and distances are not stored yet, in one pass.
     """
 
     def __init__(self, evaluation: Evaluation, config: Config, networks: Networks, stored: StoredArrays) -> None:
@@ -194,12 +194,12 @@ class Measurement:
         return self._stored.num_computed
 
     def extract(self) -> None:
-        """Let the networks see every picture, so that what they compute is stored: figures are arithmetic afterwards."""
+        """Compute and store all features and distances. Afterwards figures need no network."""
         _ = self._arrays
 
     @cached_property
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        """All that figures are arithmetic on, by the names that `_wanted` gives."""
+        """Features and distances by the names that `_wanted` gives."""
         wanted = self._wanted()
         found = {name: self._stored.read(one.about) for name, one in wanted.items()}
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name, array in found.items() if array is None}

@@ -1,4 +1,4 @@
-"""What an evaluation has to tell: provenance, loss curves and timings of the runs behind it, as the report's data."""
+"""The report's data: figures, provenance, loss curves and timings of the runs behind an evaluation."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def provenance(
     """
     config = spec.config
     base, upsampler = (Network.at(spec.inputs[name]) for name in ("checkpoint", "upsampler"))
-    settings = config.model_dump(mode="json", exclude={"root", "cluster"})
+    settings = config.model_dump(mode="json", exclude={"root", "cluster", "tracking"})
     return {
         "config": config.name,
         "config_fingerprint": fingerprint(settings),

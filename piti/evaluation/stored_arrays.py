@@ -1,4 +1,4 @@
-"""What networks computed of pictures, kept so that it is computed once: <root>/features/<fingerprint>.npy."""
+"""Features and distances, stored so that networks compute them once: <root>/features/<fingerprint>.npy."""
 
 from __future__ import annotations
 

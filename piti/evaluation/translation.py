@@ -1,4 +1,4 @@
-"""Pictures from a person's own conditions: which networks draw, how a condition is read, and the drawing itself.
+"""Pictures from a user's conditions: finding the networks, reading a condition, and drawing.
 
 `piti translate` and `piti try` share it. A condition becomes what the task encoder sees by the steps that shards and loader take.
 """
@@ -45,7 +45,8 @@ class Networks:
 
 @dataclass(frozen=True)
 class Wish:
-    """How a condition is drawn. None: as the config says. Sample number i of a seed is the same in any number of samples."""
+    """Options for drawing a condition. None: the config's value. Sample number i of a seed is the same in any number of
+    samples."""
 
     samples: int = 1
     seed: int = 0

@@ -20,9 +20,9 @@ from piti.training.workers import Workers, autocast, sent, without_synchronisati
 class StepLosses:
     """Losses of a step's B places, in the order of the stream, on the device, equal on all workers.
 
-    `is_there` (B,) is false at places that have no picture, whose numbers mean nothing. `t` (B,) timesteps and `weights`
-    (B,) importance weights; `terms` name -> (B,), without these weights, with "loss" their sum; `gradient_norm` () of the
-    averaged gradient. `is_finite` () is false where any of them is not a number or infinite.
+    `is_there` (B,) is false at places without a picture; ignore the numbers there. `t` (B,) timesteps and `weights`
+    (B,) importance weights; `terms` name -> (B,), without these weights, with "loss" their sum; `gradient_norm` () of
+    the averaged gradient. `is_finite` () is false where any of them is not a number or infinite.
     """
 
     is_there: Tensor
@@ -62,14 +62,14 @@ def draw(state: TrainingState, examples: Examples) -> Draw:
     noise = normal_pictures(positions, examples.pictures.shape[1:], *parts, "noise")
     dropped = uniform(positions, *parts, "condition") < settings.phase_at(step).condition_dropout
     mix = uniform(positions, *parts, "mix")
-    # Beyond the batch lies only what pads the last share.
+    # Places beyond the batch are padding of the last share.
     mine = sent(torch.tensor(positions).clamp(max=settings.batch_size - 1), workers.device)
     noise, keep, mix = (sent(values, workers.device) for values in (noise, ~dropped, mix))
     return Draw(t[mine], weights[mine], noise, keep, mix)
 
 
 def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses:
-    """Leave the step's mean gradient in the learning parameters and return what it was made of.
+    """Accumulate the step's mean gradient in the trained parameters and return the losses.
 
     Every worker calls this with at least one picture. Where damaged samples made the batch smaller, or it does not divide
     into equal shares, the last picture fills the gap with weight 0, so that all workers take part in the same number of
@@ -153,7 +153,7 @@ class Microbatch:
 def _gathered(
     drawn: Draw, terms: dict[str, Tensor], num_pictures: int, parameters: Iterable[nn.Parameter], workers: Workers
 ) -> StepLosses:
-    """What all workers found. Gradients are equal on all of them by now, so their norm is, too."""
+    """The losses of all workers. The averaged gradients, and so their norm, are equal on all workers."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     is_there = torch.arange(len(drawn.t), device=workers.device) < num_pictures

@@ -1,4 +1,4 @@
-"""Pictures of the same validation conditions, drawn now and then while a stage learns: progress that people can see."""
+"""Pictures of the same validation conditions, drawn now and then during training to show its progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is doing, for people and programs: log lines, job progress, `metrics.jsonl`, TensorBoard."""
+"""Reports of a run's progress: log lines, job progress, `metrics.jsonl`, trackers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from piti.training.gradients import StepLosses
 from piti.training.metrics import MetricsLog
 from piti.training.publisher import Publisher
 from piti.training.state import TrainingState
+from piti.training.trackers import Tracker, open_trackers
 
 FLUSH_SECONDS = 5.0  # how long a checkpoint waits for the metrics before it
 _NUM_STEPS = "steps"  # name of the sum that counts
@@ -37,6 +38,7 @@ class Status:
         self._settings = state.stage.settings
         self._publisher = Publisher() if state.workers.is_first else None
         self._log: MetricsLog | None = None
+        self._trackers: list[Tracker] = []
         self._sums: dict[str, Tensor] = {}  # over the steps since the last report, on the device
         self._means: dict[str, float] = {}  # of the last report
         self._num_skipped = 0
@@ -46,7 +48,8 @@ class Status:
         self._progress_seconds = float("-inf")
         self._lost: list[str] = []
         if self._publisher is not None:
-            self._log = MetricsLog(context.spec.output, state.progress.step, self._publisher)
+            self._trackers = open_trackers(context, self._first_step)
+            self._log = MetricsLog(context.spec.output, self._first_step, self._publisher, self._trackers)
             if self._first_step:
                 context.info(
                     f"{state.stage.name}: resuming from {checkpoint_uri(context.spec.output, self._first_step)}"
@@ -54,7 +57,7 @@ class Status:
             context.info(f"{state.stage.name}: {_size(state)}, {self._where()}")
 
     def step(self, losses: StepLosses, learning_rate: float) -> None:
-        """Take in one optimizer step, which `state.progress` counts already; report where one is due."""
+        """Count an optimizer step, which `state.progress` includes already, and report if due."""
         if self._log is None:
             return
         step = self._state.progress.step
@@ -77,7 +80,7 @@ class Status:
             self._publisher.put("progress", write)
 
     def validation(self, values: Mapping[str, float], seconds: float) -> None:
-        """Take in a validation, which took `seconds`."""
+        """Report a validation, which took `seconds`."""
         self.elsewhere(seconds)
         if self._log is None:
             return
@@ -88,7 +91,7 @@ class Status:
         self._context.info(f"{self._state.stage.name}: step {step}, validation {shown} ({seconds:.1f} s)")
 
     def samples(self, png: bytes, seconds: float) -> None:
-        """Take in drawn pictures, as a PNG, which took `seconds`: `<run>/samples/step-00000100.png` and TensorBoard."""
+        """Take in drawn pictures, as a PNG, which took `seconds`: `<run>/samples/step-00000100.png` and trackers."""
         self.elsewhere(seconds)
         if self._log is None or self._publisher is None:
             return
@@ -110,7 +113,7 @@ class Status:
         self._elsewhere_seconds += seconds
 
     def publish(self) -> None:
-        """Have all metrics so far written soon."""
+        """Start writing all metrics so far."""
         if self._log is not None:
             self._log.publish()
 
@@ -120,14 +123,15 @@ class Status:
             self._publisher.flush(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """Publish what is left."""
+        """Publish the remaining reports."""
         if self._log is not None and self._publisher is not None:
-            self._log.close()
-            self._lost = self._publisher.close()
+            self._log.publish()
+            self._lost = self._publisher.close() + [name for tracker in self._trackers for name in tracker.close()]
 
     def storage(self) -> dict[str, Any]:
         """How many writes failed, and what was lost in the end."""
         failed = 0 if self._publisher is None else self._publisher.num_failed
+        failed += sum(tracker.num_failed for tracker in self._trackers)
         return {"failed_writes": failed, "lost": self._lost}
 
     def pictures_per_second(self) -> float | None:

@@ -18,23 +18,23 @@ import pytest
 
 from piti import storage
 from piti.checkpoints import newest_step
-from piti.job import JobResult
 from piti.runs import WORKERS_FILE
 from piti.stack.processes import kill
 from tests.e2e.runs import wait_for
-from tests.integration.test_ray_training import OPTIONS, Driver, shards, undisturbed
+from tests.integration.test_ray_training import OPTIONS, Driver, shards
 from tests.running_stack import RunningStack
 
-__all__ = ["shards", "undisturbed"]  # fixtures that are used here
+__all__ = ["shards"]  # a fixture that is used here
 
 
 def test_workers_that_hang_leave_their_stacks_and_are_replaced(
-    stack: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
+    stack: RunningStack, shards: str, tmp_path: Path
 ) -> None:
     """Storage that answers no more, as a pipe that nobody writes to: both workers say where they are, and end."""
     own = tmp_path / "shards"
     shutil.copytree(shards, own)
-    driver = Driver(stack, tmp_path, str(own), cluster__num_workers=2, cluster__stall_seconds=20, **OPTIONS)
+    steps = {"training__pretrain__phases": [{"steps": 200, "learning_rate": 3e-4}]}  # more than are read ahead
+    driver = Driver(stack, tmp_path, str(own), cluster__num_workers=2, cluster__stall_seconds=20, **OPTIONS | steps)
     marker = Path(driver.spec.output, "step-00000004", storage.MARKER)
     wait_for("the first checkpoint", marker.exists, poll_seconds=0.005)
     tars = sorted(own.glob("train-*.tar"))

@@ -264,7 +264,7 @@ def belongs_below(process: psutil.Process, home: Path) -> bool:
 
 
 def test_down_takes_everything_and_nothing_else(stack: RunningStack, bystander: subprocess.Popen[bytes]) -> None:
-    """Last of this folder's tests on the stack."""
+    """Last of a session: tests/e2e come before (Makefile)."""
     token = (stack.home / "ray-token").read_text()
     job = {"entrypoint": f'{sys.executable} -c "{STRAY}"'}
     request_json(f"{stack.ray_url}/api/jobs/", token, job, timeout_seconds=90)

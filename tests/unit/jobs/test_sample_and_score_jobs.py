@@ -152,12 +152,18 @@ def test_scoring_writes_metrics_and_the_report_shows_them(
     sampled: JobSpec, job_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = job_spec("score", **score_inputs(sampled))
+    claims = [
+        storage.join(run, "claims", step, f"{storage.name(sampled.output)}.json")
+        for run, _, step in (spec.inputs[role].rpartition("/") for role in ("checkpoint", "upsampler", "stage1"))
+    ]
+    assert all(storage.exists(claim) for claim in claims), "their runs may delete them before the report is made"
     scored = score.run(JobContext(spec))
     monkeypatch.setattr(networks, "open_extractor", None)  # a report needs no network
     monkeypatch.setattr(networks, "open_perceptual_network", None)
     reported = job_spec("report", **spec.inputs, score=spec.output)
     reported = reported.model_copy(update={"output": f"{spec.config.root}/reports/0123456789abcdef"})
     result = report.run(JobContext(reported))
+    assert not any(storage.exists(claim) for claim in claims)
     metrics = json.loads(storage.read_text(storage.join(spec.output, "metrics.json")))
     through_the_stand_in = [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
     assert list(metrics["metrics"]) == [*through_the_stand_in, "psnr_upsampler", "ssim_upsampler", "edge_f1_canny"]

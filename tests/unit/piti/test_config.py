@@ -119,7 +119,7 @@ def test_file_that_is_no_yaml_mapping(tmp_path: Path, text: str) -> None:
         ({"models.base.condition_size": 64}, "models.base.condition_size is 64, data.image_size is 128"),
         ({"cluster.num_workers": {"min": 4, "max": 2}}, "min 4 is larger than max 2"),
         ({"training.pretrain": None}, "give pretrained.base"),
-        ({"data.modality": "mask"}, "num_classes is needed"),
+        ({"data.modality": "mask"}, "num_classes is required"),
         ({"name.x": 1}, "'name' is a value, it has no keys below it"),
         ({"training.stage1.phases.9.steps": 1}, "'9' is not one of the positions 0..1"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from piti.checkpoints import checkpoint_uri, clear_leftovers, prune_checkpoints
 from piti.training import metrics
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
+from piti.training.trackers import TensorBoard
 
 
 def checkpoint(run: Path, step: int) -> Path:
@@ -29,14 +31,15 @@ class Recorded:
 
     def __init__(self, run: str, first_step: int = 0) -> None:
         self._publisher = Publisher()
-        self._log = MetricsLog(run, first_step, self._publisher)
+        self._tensorboard = TensorBoard(storage.join(run, "tensorboard"), first_step)
+        self._log = MetricsLog(run, first_step, self._publisher, [self._tensorboard])
 
     def __enter__(self) -> MetricsLog:
         return self._log
 
     def __exit__(self, *_: object) -> None:
-        self._log.close()
-        assert self._publisher.close() == []
+        self._log.publish()
+        assert self._publisher.close() + self._tensorboard.close() == []
 
 
 def test_records_of_steps_to_be_redone_are_dropped(tmp_path: Path) -> None:
@@ -44,6 +47,7 @@ def test_records_of_steps_to_be_redone_are_dropped(tmp_path: Path) -> None:
     with Recorded(run) as log:
         for step in (1, 2, 3):
             log.add(step, "train", {"loss": 1 / step})
+    time.sleep(1.1)  # TensorBoard reads its files in the order of the second that they were begun in
     with Recorded(run, 2) as resumed:
         resumed.add(3, "train", {"loss": 7.0})
     assert [(record["step"], record["loss"]) for record in read_metrics(run)] == [(1, 1.0), (2, 0.5), (3, 7.0)]
@@ -95,7 +99,7 @@ def test_a_part_that_is_full_is_not_written_again(tmp_path: Path, monkeypatch: p
     for step in range(1, 36):
         log.add(step, "train", {"loss": float(step)})
         assert publisher.flush(10)
-    log.close()
+    log.publish()
     assert publisher.close() == []
     assert max(sizes) == 10
     assert len(list(tmp_path.glob("metrics*.jsonl"))) == 4
