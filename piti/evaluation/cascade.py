@@ -22,7 +22,7 @@ from piti import storage
 from piti.config import Config, ScheduleConfig, WeightsRef
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
-from piti.data.geometry import base_pictures
+from piti.data.resizing import base_pictures
 from piti.data.shards import DamagedSample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
 from piti.errors import DataError, repair_advice

@@ -19,8 +19,8 @@ from piti import storage
 from piti.checkpoints import Checkpoint, checkpoints_of, newest_whole_checkpoint
 from piti.config import Config, DataConfig, SamplingConfig
 from piti.data.conditions import StoredCondition, check_labels, encode_condition, paint_condition, unit_range
-from piti.data.geometry import shrink_condition
 from piti.data.items import RawCondition, RejectedItem
+from piti.data.resizing import shrink_condition
 from piti.data.sources import measurements
 from piti.data.sources.pictures import decode_sketch
 from piti.errors import CheckpointError, ConfigError, DataError, PitiError, first_line

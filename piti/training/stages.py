@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from piti.checkpoints import final_checkpoint
 from piti.config import Config, ModelConfig, ScheduleConfig, Stage, StageConfig
 from piti.data.conditions import unit_range
-from piti.data.geometry import base_pictures
+from piti.data.resizing import base_pictures
 from piti.diffusion import GaussianDiffusion
 from piti.errors import ConfigError
 from piti.models import PITIModel, build_model

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
+from piti.data.examples import Example, ExampleReader
 from piti.errors import CheckpointError, DataError
 from piti.evaluation import networks
 from piti.evaluation.measurement import Evaluation
@@ -250,6 +252,27 @@ def test_damaged_stored_features_are_computed_again(sampled: JobSpec, job_spec: 
     second = score.run(JobContext(spec))
     assert second["arrays_computed"] > 0
     assert second["metrics"] == first["metrics"]
+
+
+def test_every_picture_of_the_truth_is_decoded_once(
+    sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever looks at it: features, distances of three sets, edges, PSNR. With all that stored, none is decoded."""
+    config = sampled.config.model_copy(update={"root": str(tmp_path / "root")})
+    decoded: Counter[int] = Counter()
+    example = ExampleReader.example
+
+    def counted(reader: ExampleReader, number: int, seed: int | None) -> Example:
+        decoded[number] += 1
+        return example(reader, number, seed)
+
+    monkeypatch.setattr(ExampleReader, "example", counted)
+    spec = job_spec("score", config=config, **score_inputs(sampled))
+    first = score.score(JobContext(spec))
+    assert decoded == dict.fromkeys(range(6), 1)
+    decoded.clear()
+    again = score.score(JobContext(spec))
+    assert (again["metrics"], again["arrays_computed"], decoded) == (first["metrics"], 0, {})
 
 
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
