@@ -33,9 +33,9 @@ from sharding import SIDE, best_in_turns, make_shards, write_pictures
 from piti.config import DegradationConfig
 from piti.data.conditions import StoredCondition, render_condition
 from piti.data.decoding import decode_condition, decode_image
-from piti.data.examples import Degraded, draw_chances
-from piti.data.geometry import CropBox, crop_photograph, resize_edges, resize_photograph
+from piti.data.examples import Degraded, chances_of
 from piti.data.loader import TrainingLoader
+from piti.data.resizing import CropBox, crop_photograph, resize_edges, resize_photograph
 from piti.data.shards import ShardSet
 
 BATCH = 10
@@ -72,7 +72,7 @@ def loader_figures(root: Path, geometry: str) -> dict[str, float]:
 
     samples: list[Sample] = []
     for key, members in (entry for name in shards.shard_names("train") for entry in shards.samples(name)):
-        box = draw_chances(0, 0, key, num_variants=0, crop_from=decode_image(members).shape).box
+        box = chances_of(0, 0, key, num_variants=0, crop_from=decode_image(members).shape).box
         samples.append((members, box if geometry == "random" else None))
     samples = samples[: steps * BATCH]
     originals = [path.read_bytes() for path in sorted((root / "pictures").iterdir())][: len(samples)]

@@ -30,8 +30,8 @@ import simplejpeg
 from PIL import Image
 
 from piti.config import DataConfig, DegradationConfig
-from piti.data.geometry import resize_photograph
 from piti.data.publishing import ShardWriter, write_manifest
+from piti.data.resizing import resize_photograph
 from piti.data.sharding import encode_condition_png, plan_shards, shard_dataset
 from piti.data.shards import ShardSet
 from piti.data.sketch import detect_edges

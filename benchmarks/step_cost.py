@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from piti.config import ModelConfig
@@ -26,16 +28,24 @@ SHARE = 0.4  # of that rate: the aim of benchmarks/gpu.py
 IN_NODE_BYTES = 370e9  # what an all-reduce gets of NVLink, a second
 LINKS = {"8 x 400 Gb/s a node": 350e9, "400 Gb/s a node": 45e9, "100 Gb/s a node": 11e9}  # all-reduce between nodes
 GPUS_A_NODE = 8
+PICTURES = (4, 16)  # on a GPU at once: a microbatch, and the published share
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one picture: `forward` and `step` (forward, losses, backward) in FLOPs; parameters in all and those that learn."""
+    """Of one picture: `forward` and `step` (forward, losses, backward) in FLOPs; bytes that the backward pass keeps of the
+    forward; parameters in all and those that learn.
+    """
 
     forward: int
     step: int
+    kept: int
     parameters: int
     learning: int
+
+    def memory(self, batch_size: int) -> int:
+        """Bytes on a GPU between forward and backward: weights, their average, two moments, gradients, and what is kept."""
+        return 4 * (self.parameters + 4 * self.learning) + batch_size * self.kept
 
 
 def cost(config: ModelConfig, *, only_encoder: bool) -> Cost:
@@ -47,14 +57,25 @@ def cost(config: ModelConfig, *, only_encoder: bool) -> Cost:
         x, t = torch.empty(1, 3, size, size), torch.zeros(1, dtype=torch.long)
         condition = torch.empty(1, config.condition_channels, config.condition_size, config.condition_size)
         low_res = torch.empty(1, 3, size // 4, size // 4) if config.super_resolution else None
-        with FlopCounterMode(display=False) as forward:
+        own, kept = {id(parameter) for parameter in model.parameters()}, dict[int, int]()
+
+        def keep(value: Tensor) -> Tensor:
+            base = value if value._base is None else value._base  # views share their memory
+            if id(base) not in own:
+                kept[id(base)] = base.nbytes
+                alive.append(base)
+            return value
+
+        alive: list[Tensor] = []  # so that no id is given twice
+        with FlopCounterMode(display=False) as forward, saved_tensors_hooks(keep, lambda value: value):
             output = model(x, t, condition=condition, low_res=low_res)
         with FlopCounterMode(display=False) as backward:
             output.square().mean().backward()
     parameters = list(model.parameters())
     learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
-    return Cost(forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops(), total, learning)
+    flops = forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
+    return Cost(*flops, sum(kept.values()), total, learning)
 
 
 def main() -> None:
@@ -73,6 +94,15 @@ def main() -> None:
             f"| {name} | {found.forward / 1e9:,.1f} | {found.step / 1e9:,.0f} | {found.parameters / 1e6:.1f} M | "
             f"{found.learning / 1e6:.1f} M | {gradients:.2f} GB | {UPDATE_VALUES * gradients:.1f} GB | {checkpoint:.2f} GB |"
         )
+    print()
+    print(f"| stage | kept a picture | {' | '.join(f'memory, {size} pictures' for size in PICTURES)} |")
+    print("|---|---|" + "---|" * len(PICTURES))
+    for name, found in stages.items():
+        print(
+            f"| {name} | {found.kept / 1e9:.2f} GB | {' | '.join(f'{found.memory(n) / 1e9:.1f} GB' for n in PICTURES)} |"
+        )
+    saved = (1 - stages["stage 1"].memory(n) / stages["stage 2"].memory(n) for n in PICTURES)
+    print(f"| stage 1 below stage 2 | | {' | '.join(f'{share:.0%}' for share in saved)} |")
     print()
     print(f"| GPUs | {' | '.join(f'stage 2, {link}' for link in LINKS)} |")
     print("|---|" + "---|" * len(LINKS))

@@ -1,4 +1,4 @@
-"""What happens to a picture before an upsampler sees it: L0 smoothing and the random degradations of BSR.
+"""Degradations for the training of upsamplers: L0 smoothing and the random degradations of BSR.
 
     from degradations import apply_recipe, bsr_degrade, draw_recipe, l0_smooth
 
@@ -6,7 +6,7 @@
     recipe = draw_recipe(np.random.default_rng(7), scale=4, recipe="light")   # data: recipe.to_json()
     assert (apply_recipe(picture, recipe) == low).all()
 
-Pictures are uint8 RGB. This library stands alone: numpy, OpenCV and numba, and torch only for torch tensors.
+Pictures are uint8 RGB. The library needs numpy, OpenCV and numba, and torch only for torch tensors.
 """
 
 from degradations.bsr import Recipe, apply_recipe, bsr_degrade, draw_recipe

@@ -1,4 +1,4 @@
-"""Random degradations of "real-world blind super-resolution" (BSR), as data: draw a recipe, keep it, replay it.
+"""Random degradations of "real-world blind super-resolution" (BSR) as recipes that can be drawn, stored and replayed.
 
 `light` is what PITI trains its upsampler on (github.com/PITI-Synthesis/PITI,
 pretrained_diffusion/degradation/bsrgan_light.py); `full` is BSRGAN's own (github.com/cszn/BSRGAN,
@@ -31,7 +31,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Operation:
-    """A name out of `operations.OPERATIONS` and its parameters, JSON values only."""
+    """The name of an entry of `operations.OPERATIONS`, and its parameters as JSON values."""
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A drawn degradation. It does not depend on a picture's size, and replays bit for bit through JSON."""
+    """A drawn degradation. It fits pictures of any size, and gives the same pixels after a round trip through JSON."""
 
     recipe: str
     scale: int
@@ -52,7 +52,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote. Raises ValueError that names what does not fit."""
+        """Read the output of `to_json`. Raises ValueError that names what is wrong."""
         tree = json.loads(text)
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise ValueError(f"not a degradation recipe of format {FORMAT}: {text[:80]!r}")
@@ -81,13 +81,13 @@ def bsr_degrade(
     """Degrade a picture at random: `apply_recipe` of a drawn recipe.
 
     `image` is uint8 RGB (H, W, 3) or grey (H, W) or (H, W, 1); the result has H // scale rows and W // scale columns.
-    `rng` None takes fresh entropy. Raises TypeError or ValueError for another type, shape, scale or recipe.
+    `rng` None: fresh entropy. Raises TypeError or ValueError for another type, shape, scale or recipe.
     """
     return apply_recipe(image, draw_recipe(np.random.default_rng() if rng is None else rng, scale, recipe))
 
 
 def apply_recipe(image: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
-    """Carry out a drawn recipe on uint8 (H, W, 3), (H, W) or (H, W, 1): (H // scale, W // scale) and channels as given.
+    """Apply a drawn recipe to uint8 (H, W, 3), (H, W) or (H, W, 1): (H // scale, W // scale) and channels as given.
 
     A grey picture is treated as an RGB picture with three equal channels, and the result's luminance is returned.
     Raises TypeError for anything but uint8, ValueError for another shape or a picture smaller than the scale.
@@ -122,7 +122,7 @@ def draw_recipe(rng: np.random.Generator, scale: int, recipe: RecipeName) -> Rec
     halved = scale == 4 and rng.random() < 0.25
     operations = [_draw_halving(rng)] if halved else []
     draw = _draw_light if recipe == "light" else _draw_full
-    left = 2 if halved else scale  # what is still to be shrunk, which also sets the width of the blurs
+    left = 2 if halved else scale  # the remaining factor to shrink by, which also sets the width of the blurs
     for slot in _slot_order(rng):
         operations += draw(rng, slot, left)
     if recipe == "full":

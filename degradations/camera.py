@@ -1,4 +1,4 @@
-"""Camera sensor noise: a picture is taken back to raw, gets a sensor's noise there, and is developed again.
+"""Camera sensor noise: convert a picture to raw, add a sensor's noise, and develop the picture again.
 
 The full BSR recipe has this step, but its camera profiles were never published. This is the open model of Brooks et
 al., "Unprocessing Images for Learned Raw Denoising", CVPR 2019 (github.com/google-research/google-research,
@@ -57,7 +57,7 @@ def camera_noise(
     read_noise: float,
     seed: int,
 ) -> FloatImage:
-    """Noise of a camera's sensor on a float32 RGB picture (H, W, 3) in [0, 1]; same shape and range back.
+    """Add a camera sensor's noise to a float32 RGB picture (H, W, 3) in [0, 1]; returns the same shape and range.
 
     `camera_weights` mix the four cameras' colour matrices and sum to one; the gains are brightening and white balance;
     a raw value v in [0, 1] gets noise of variance v * shot_noise + read_noise. The Bayer pattern is RGGB.
@@ -75,7 +75,7 @@ def _unprocess(image: FloatImage, to_camera: Any, gains: Any) -> FloatImage:
     linear = 0.5 - np.sin(np.arcsin(1 - 2 * np.clip(image, 0, 1)) / 3)  # inverse of the tone curve 3x^2 - 2x^3
     linear = np.maximum(linear, 1e-8) ** GAMMA
     balanced = linear @ to_camera.T.astype(np.float32)
-    # near white the gains are not undone, so that saturated pixels stay saturated
+    # near white the gains are kept, so that saturated pixels stay saturated
     grey = balanced.mean(axis=-1, keepdims=True)
     mask = (np.maximum(grey - 0.9, 0) / 0.1) ** 2
     inverse = (1 / gains).astype(np.float32)

@@ -13,9 +13,10 @@ Result = TypeVar("Result")
 
 
 def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Compile at the first call, for the types it is called with; kept on disk beside its file where that can be.
+    """Compile at the first call, for the argument types. The machine code is cached on disk beside the file if that
+    folder is writable.
 
-    Floating-point arithmetic may be reordered. Other threads run meanwhile: Python's lock is let go of.
+    Floating-point arithmetic may be reordered. Python's lock is released during the call.
     """
     compiler = partial(numba.njit, fastmath=True, error_model="numpy", nogil=True)
     try:

@@ -27,7 +27,7 @@ def isotropic_gaussian(size: int, sigma: float) -> Kernel:
 def gaussian_row(size: int, sigma: float) -> Kernel:
     """One row of the Gaussian, (size,). As sigma goes to 0 it becomes the nearest pixel (two of them if size is even).
 
-    The published code divides 0 by 0 or leaves an all-black kernel there; the limit is what is meant.
+    The published code divides 0 by 0 or returns an all-black kernel there.
     """
     distances = np.arange(size, dtype=np.float64) - (size - 1) / 2
     return _normalised_exp(-(distances**2) / (2 * max(sigma, 1e-9) ** 2))
@@ -53,7 +53,7 @@ def _normalised_exp(exponents: Kernel) -> Kernel:
 def shifted_gaussian_row(size: int, sigma: float, scale: int) -> Kernel:
     """A row of the Gaussian moved by (scale - 1) / 2 pixels, so that taking every `scale`-th pixel stays centred.
 
-    The move is linear interpolation with the last weight repeated, renormalised, as in the published shift_pixel;
+    The shift is a linear interpolation with the last weight repeated, renormalised, as in the published shift_pixel;
     the two-dimensional kernel is the outer product of two such rows.
     """
     positions = np.arange(size, dtype=np.float64)

@@ -1,12 +1,12 @@
-"""L0 smoothing: flattens texture and keeps the strongest edges.
+"""L0 smoothing, which flattens texture and keeps the strongest edges.
 
 Xu, Lu, Xu, Jia, "Image Smoothing via L0 Gradient Minimization", SIGGRAPH Asia 2011, in the form that PITI publishes
 (pretrained_diffusion/degradation/l0smooth.py): half-quadratic splitting, circular boundaries, beta from 2 lambda in
 steps of kappa while it is below 1e5. Real FFTs in float32: picture by picture on CPUs
 (`degradations.l0_planes`), as a batch on other devices.
 
-Departures from the published function: the result is rounded and clipped to [0, 255] (published: truncated, and a
-value outside wraps around), and grey pictures are taken, as pictures with three equal channels.
+Departures from the published function: the result is rounded and clipped to [0, 255] (published: truncated, and a value
+outside wraps around), and grey pictures are accepted and treated as pictures with three equal channels.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def l0_smooth(images: Images, lam: float, kappa: float = 2.0) -> Images:
     """Smooth pictures: uint8 (H, W), (H, W, C) or (N, H, W, C), C 1 or 3, RGB; same type, shape and device back.
 
     `lam` is the smoothing weight (published range 0.0012 to 0.004; larger is flatter), `kappa` > 1 the factor by which
-    beta grows. numpy arrays are computed on one core, CPU tensors likewise on torch.get_num_threads() cores, with the same
-    pixels; tensors elsewhere as one batch on their device, within a level of that but for rare pixels.
-    Raises TypeError for anything but uint8, ValueError for another shape or a lam or kappa outside its range.
+    beta grows. numpy arrays are computed on one core, CPU tensors on torch.get_num_threads() cores with the same
+    pixels, other tensors as one batch on their device, within one level of these pixels with rare exceptions. Raises
+    TypeError for anything but uint8, ValueError for another shape or a lam or kappa outside its range.
     """
     _check(images, lam, kappa)
     batch: Any = images.reshape(_batch_shape(tuple(images.shape)))
@@ -55,7 +55,7 @@ def _check(images: Any, lam: float, kappa: float) -> None:
             f"lam is {lam}; it must be positive and below {BETA_MAX / 2:g} (published range 0.0012 to 0.004)"
         )
     if not kappa > 1:
-        raise ValueError(f"kappa is {kappa}; it must be above 1, as beta would never grow")
+        raise ValueError(f"kappa is {kappa}; it must be above 1, otherwise beta would never grow")
 
 
 def _batch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -111,7 +111,7 @@ def _smooth_on_cpu(batch: torch.Tensor, lam: float, kappa: float) -> torch.Tenso
 
 
 def smooth_batch(batch: torch.Tensor, lam: float, kappa: float) -> torch.Tensor:
-    """L0 smoothing of a uint8 tensor (N, H, W, C), C 1 or 3, all at once with torch's FFTs on the tensor's device."""
+    """L0 smoothing of a uint8 tensor (N, H, W, C), C 1 or 3, as one batch with torch's FFTs on the tensor's device."""
     import torch  # only callers with a tensor at hand come here
 
     planes = batch.permute(0, 3, 1, 2).float() / FULL_SCALE

@@ -1,4 +1,4 @@
-"""The arithmetic of L0 smoothing on one core: one picture, float32 planes, compiled loops between OpenCV's real FFTs.
+"""L0 smoothing of one picture on one core: float32 planes, compiled loops between OpenCV's real FFTs.
 
 Each of the (about 26) steps has two halves, in the notation of Xu et al.: with the picture S fixed, the gradients
 (h, v) are those of S where they are strong and 0 elsewhere (equation 12); with them fixed, S solves

@@ -1,8 +1,7 @@
-"""The operations that a recipe is made of: pure functions of a picture and plain numbers.
+"""The operations of recipes: pure functions of a picture and plain numbers.
 
-Pictures are float32 RGB (H, W, 3) with values in [0, 1]; every function returns a new such picture. Where noise is
-drawn, `seed` is all that decides it, so the same call gives the same pixels. Interpolations are OpenCV's.
-`OPERATIONS` names them for recipes.
+Pictures are float32 RGB (H, W, 3) with values in [0, 1]; every function returns a new such picture. Noise depends on
+`seed` alone, so the same call gives the same pixels. Interpolations are OpenCV's. `OPERATIONS` names them for recipes.
 
 Source: the published light recipe (github.com/PITI-Synthesis/PITI, pretrained_diffusion/degradation/bsrgan_light.py)
 and the full one it was cut from (github.com/cszn/BSRGAN, utils/utils_blindsr.py; Zhang et al., ICCV 2021).
@@ -92,8 +91,8 @@ def jpeg(image: FloatImage, quality: int) -> FloatImage:
 def l0(image: FloatImage, lam: float, kappa: float) -> FloatImage:
     """L0 smoothing, see `degradations.l0`.
 
-    The published recipe hands its [0, 1] picture to a function written for 0..255 that truncates to whole numbers, so
-    that the picture comes back black. Here it is smoothed, as the paper says.
+    The published recipe hands a [0, 1] picture to a function for 0..255 that truncates to whole numbers, so that the
+    picture turns black. Here the picture is smoothed, as the paper says.
     """
     return _clipped(smooth_float(image, lam, kappa))
 

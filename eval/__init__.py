@@ -1,4 +1,4 @@
-"""Pictures in, numbers and pages out. Knows nothing of the rest of the project."""
+"""Metrics of pictures, and pages that show them. Imports nothing else of this project."""
 
 from eval.efficientnet import EfficientNetDistance, EfficientNetFeatures
 from eval.features import FeatureExtractor, Features, features_of

@@ -1,4 +1,4 @@
-"""Loss curves, drawn once: the same figure as SVG for the page and as PNG for everything else."""
+"""Loss curves as SVG for the page and as PNG for all else."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def loss_curve_uri(curve: LossCurve) -> str:
 
 
 def loss_figure(curve: LossCurve) -> Figure:
-    """The drawing itself, on white. Names are shown as they are, never read as formulas."""
+    """The figure, on white. Names are never read as formulas."""
     figure = Figure(figsize=_SIZE_INCHES, dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

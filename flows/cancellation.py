@@ -1,4 +1,4 @@
-"""What a cancelled run leaves behind: its Ray jobs are stopped, unless another run waits for them.
+"""Stops the Ray jobs of cancelled runs, unless another run waits for them.
 
 A job that nobody stops, because nothing served the deployments when the run was cancelled or deleted, is stopped when
 the serving process starts again, and otherwise ends by itself (piti.job.Lease).
@@ -59,7 +59,7 @@ def is_wanted(client: SyncPrefectClient, who: str) -> bool:
 
 
 def give_up(job: RayJob, who: str) -> None:
-    """`who` follows the job no longer; nobody else does: stop it."""
+    """Remove the follower `who`, and stop the job if no other run follows it."""
     job.followers.leave(who)
     if _has_live_follower(job.followers):
         logger.info("Ray job %s goes on: another run waits for it", job.id)

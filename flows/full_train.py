@@ -1,4 +1,4 @@
-"""piti/full-train: everything, from the dataset to the report. What is done already is skipped."""
+"""piti/full-train: all steps from the dataset to the report. Finished steps are skipped."""
 
 from __future__ import annotations
 

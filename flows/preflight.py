@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before anything heavy starts: found in seconds, told all at once."""
+"""Checks that take seconds and run before any heavy step. One error lists all problems."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def config_problems(config: Config, training: bool = True) -> list[PitiError]:
 
 
 def validation_problems(config: Config) -> list[PitiError]:
-    """What is wrong with the dataset's validation split."""
+    """Problems of the dataset's validation split."""
     return open_source(config.data).problems(["validation"])
 
 
@@ -134,7 +134,7 @@ def feature_network_problems(config: Config) -> list[PitiError]:
 
 
 def pretrained_problems(config: Config) -> list[PitiError]:
-    """What is wrong with the weights that training begins from."""
+    """Problems of the pretrained weights."""
     if config.pretrained.base is None and config.pretrained.upsampler is None:
         return []
     from piti.models import pretrained  # imports torch, which no other task needs
@@ -143,7 +143,7 @@ def pretrained_problems(config: Config) -> list[PitiError]:
 
 
 def sampling_problems(config: Config) -> list[PitiError]:
-    """Respacings that the noise schedules cannot give."""
+    """Problems of the respacings: those that the noise schedules cannot give."""
     from piti.diffusion.schedule import betas_of, respaced_timesteps  # imports torch, which no other task needs
 
     problems: list[PitiError] = []

@@ -27,6 +27,6 @@ def prepare(config: ConfigName = "demo", overrides: Overrides = None) -> None:
 
 
 def prepare_data(plan: Plan) -> Prepared:
-    """Both data steps, in order. Their results."""
+    """Run both data steps in order and return their results."""
     shards = steps.shard(plan)
     return Prepared(shards, steps.degrade(plan, after=[shards]))

@@ -1,4 +1,4 @@
-"""Registers the five deployments and runs what is asked of them: `python -m flows.serve`."""
+"""Registers the five deployments and runs their flow runs: `python -m flows.serve`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ PREFECT_AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 class Output:
-    """What a step made. A plain object: inside of dicts and dataclasses Prefect would look for more to draw arrows from."""
+    """A step's output. A plain object, since Prefect would search dicts and dataclasses for more arrows of the
+    graph."""
 
     def __init__(self, step: Step) -> None:
         self.uri = step.output

@@ -1,8 +1,8 @@
-"""The one owner of checkpoint folders: which there are, which are whole, what they say, and when they go. No torch.
+"""Checkpoint folders: listing, verifying, claiming and deleting them. Imports no torch.
 
-A checkpoint is `<run>/step-00000100/`. It counts once its DONE.json is there, and it is whole if its files have the
-hashes that DONE.json lists. Weights that its stage does not change lie once for the run, in `<run>/frozen-<hash>.safetensors`.
-`piti.models.checkpoints` writes and loads the weights in it.
+A checkpoint is a folder `<run>/step-00000100/`. It is finished once it has a DONE.json, and whole if its files have the
+hashes that DONE.json lists. Weights that the stage does not train are stored once a run, in
+`<run>/frozen-<hash>.safetensors`. `piti.models.checkpoints` writes and loads the weights in it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _READABLE = (1, FORMAT)
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
-ASIDE_PREFIX = ".writing-"  # of a folder that a checkpoint is written in, beside its final place
+ASIDE_PREFIX = ".writing-"  # of the folder in which a checkpoint is written before it is renamed
 
 NETWORK_ROLES = ("checkpoint", "upsampler", "stage1")  # among an evaluation's inputs
-CLAIM_SECONDS = 24 * 3600.0  # a claim that nobody takes back; longer than an evaluation
+CLAIM_SECONDS = 24 * 3600.0  # after which a claim ends by itself; longer than an evaluation takes
 _ANOTHER = "take another checkpoint, or train this one again"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint's DONE.json says: `about` is all of it, `sha256` its files' hashes by name."""
+    """A checkpoint and the content of its DONE.json: `about` is all of it, `sha256` has the files' hashes by name."""
 
     uri: str
     about: dict[str, Any]
@@ -71,7 +71,7 @@ class Checkpoint:
 
     @property
     def stage(self) -> str:
-        """The training stage that it is of; "base" for imported weights."""
+        """The training stage that wrote the checkpoint; "base" for imported weights."""
         return str(self.about.get("stage", "base"))
 
     @property
@@ -80,20 +80,21 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """Which stage it is of, in words."""
+        """The stage's name for people."""
         return STAGE_LABELS.get(self.stage, self.stage)
 
     @property
     def frozen(self) -> dict[str, str] | None:
-        """{"file", "sha256"} of the weights that its stage does not change: a file of the run, beside the checkpoints."""
+        """{"file", "sha256"} of the weights that the stage does not train: a file in the run's folder. None if the
+        stage trains all."""
         return cast("dict[str, str] | None", self.about.get("frozen"))
 
     def file(self, name: str) -> CheckpointFile:
-        """One of its files."""
+        """One of the checkpoint's files, by name."""
         return CheckpointFile(storage.join(self.uri, name), self.sha256.get(name))
 
     def frozen_file(self) -> CheckpointFile | None:
-        """The file of `frozen`."""
+        """The file of `frozen`; None if there is none."""
         if self.frozen is None:
             return None
         run = storage.absolute(self.uri).rpartition("/")[0]
@@ -102,7 +103,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """Where a file lies, and the hash that it was written with."""
+    """A file's URI, and the sha256 that it was written with."""
 
     uri: str
     sha256: str | None
@@ -119,7 +120,7 @@ class CheckpointFile:
             yield path
 
     def verify(self, copy: str | None = None) -> None:
-        """Hash the file where it lies, or a copy of it. Raises CheckpointError if it is missing or altered."""
+        """Hash the file (a remote one after a download). Raises CheckpointError if it is missing or altered."""
         try:
             found = storage.sha256_file(copy or self.uri)
         except FileNotFoundError as error:
@@ -145,7 +146,7 @@ def checkpoint_hashes(uri: str) -> dict[str, str]:
 
 
 def checkpoint_uri(run: str, step: int) -> str:
-    """Where the checkpoint of a training run's step lies."""
+    """URI of the checkpoint of a training run at `step`."""
     return storage.join(run, f"step-{step:08d}")
 
 
@@ -161,7 +162,8 @@ def checkpoints_of(run: str) -> list[str]:
 
 
 def newest_whole_checkpoint(run: str) -> str | None:
-    """The newest checkpoint of a run that verifies; damaged ones are reported and passed over."""
+    """The newest checkpoint of a run that passes verification; damaged ones are logged and skipped. None if there is
+    none."""
     for uri in reversed(checkpoints_of(run)):
         try:
             verify_checkpoint(uri)
@@ -173,7 +175,7 @@ def newest_whole_checkpoint(run: str) -> str | None:
 
 
 def final_checkpoint(run: str) -> str:
-    """URI of the checkpoint that a finished training run handed over. Raises CheckpointError if it is not finished."""
+    """URI of a finished training run's final checkpoint. Raises CheckpointError if it is not finished."""
     try:
         result = storage.read_json(storage.join(run, storage.MARKER))
     except FileNotFoundError as error:
@@ -184,15 +186,16 @@ def final_checkpoint(run: str) -> str:
 
 
 def remove_checkpoint(uri: str) -> None:
-    """Delete a checkpoint, marker first, so that nobody takes what is left for a whole one."""
+    """Delete a checkpoint, the marker first: a half-deleted checkpoint does not count as finished."""
     storage.remove(storage.join(uri, storage.MARKER))
     storage.remove(uri)
 
 
 def claim_checkpoint(uri: str, who: str, seconds: float = CLAIM_SECONDS) -> None:
-    """Have its training run keep a checkpoint while `who` reads it, until `release_checkpoint` or for `seconds`.
+    """Keep a training run from deleting a checkpoint that `who` reads, until `release_checkpoint` or for `seconds`.
 
-    Nobody deletes checkpoints outside of runs: they need no claim. Where none can be written, a warning says so.
+    Checkpoints outside of runs are never deleted and need no claim. If the claim cannot be written, a warning is
+    logged.
     """
     if not _is_of_a_run(uri):
         return
@@ -205,7 +208,7 @@ def claim_checkpoint(uri: str, who: str, seconds: float = CLAIM_SECONDS) -> None
 
 
 def release_checkpoint(uri: str, who: str) -> None:
-    """Take a claim back."""
+    """Remove a claim."""
     if not _is_of_a_run(uri):
         return
     try:
@@ -217,7 +220,8 @@ def release_checkpoint(uri: str, who: str) -> None:
 
 
 def prune_checkpoints(run: str, keep: int, spared: Collection[str] = (), every_steps: int | None = None) -> None:
-    """Delete all but the newest `keep` finished checkpoints and those that are `spared`, claimed, or every so many steps."""
+    """Delete finished checkpoints except the newest `keep`, those in `spared`, claimed ones, and those at multiples of
+    `every_steps`."""
     for uri in checkpoints_of(run)[:-keep]:
         is_kept = every_steps is not None and _step_of(uri) % every_steps == 0
         if uri not in spared and not is_kept and not _is_claimed(uri):
@@ -240,7 +244,7 @@ def _is_claimed(uri: str) -> bool:
             if storage.read_json(storage.join(folder, name))["until"] > time.time():
                 return True
         except FileNotFoundError:
-            continue  # taken back just now
+            continue  # removed just now
     return False
 
 
@@ -249,7 +253,7 @@ def _step_of(uri: str) -> int:
 
 
 def clear_leftovers(run: str) -> None:
-    """Delete what killed processes left half-written in a local run folder: checkpoints that nobody will finish."""
+    """Delete checkpoints in a local run folder that killed processes left unfinished."""
     if not storage.is_local(run) or not storage.local_path(run).is_dir():
         return
     for path in storage.local_path(run).iterdir():

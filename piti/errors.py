@@ -39,21 +39,21 @@ class StackError(PitiError):
 
 
 class StoppedError(PitiError):
-    """This job was asked to end before it was done. Another attempt goes on where it was."""
+    """The job was asked to end early. Another attempt resumes it."""
 
     retryable = True
 
 
 class AbandonedError(StoppedError):
-    """Nobody follows this job any more, so it ended."""
+    """The job ended because no run follows it any more."""
 
 
 class PreemptedError(StoppedError):
-    """A machine that this job runs on is about to go, so its workers ended. The job starts others."""
+    """The workers ended because a machine of this job is about to be taken away. The job starts other workers."""
 
 
 class DivergedError(PitiError):
-    """A training run's numbers are lost. Its next attempt goes on from what was good."""
+    """A training run diverged. Its next attempt starts from the last good checkpoint."""
 
     retryable = True
 
@@ -69,7 +69,7 @@ class PreflightError(PitiError):
 
 
 def repair_advice(uri: str) -> str:
-    """What to do about every kind of damage to a set of shards, companions included."""
+    """The remedy for any damage to a set of shards, companions included."""
     return (
         f"run `piti shards verify {uri} --repair`, then piti/prepare; where that finds nothing, --decode instead tells "
         "what was damaged before it was stored or does not fit the config"
@@ -77,7 +77,7 @@ def repair_advice(uri: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: a PitiError's own words; of any other error its class and the first line of its text."""
+    """An error in one line: a PitiError's message; for any other error its class and the first line of its message."""
     lines = str(error).strip().splitlines()
     if isinstance(error, PitiError):
         return lines[0]

@@ -1,4 +1,4 @@
-"""What a job is told (JobSpec), how it tells others (JobContext), and how it knows that someone listens (Followers)."""
+"""A job's folder in storage: its specification, progress, stop request and followers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ RENEW_SECONDS = 10.0
 
 
 class JobSpec(BaseModel):
-    """Everything a job needs. It lies at `<folder>/spec.json`; progress.json and error.json appear beside it.
+    """Everything a job needs, stored as `<folder>/spec.json`. The job writes progress.json and error.json into the same
+    folder.
 
-    `session` names the life of the Ray cluster that the job was made for.
+    `session` identifies the Ray cluster that the job was submitted to; a restarted cluster has another one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,30 +50,31 @@ class JobSpec(BaseModel):
 
 
 def job_prefix(name: str, output: str) -> str:
-    """Beginning of the ids of all jobs of the step `name` that make `output`; the attempt's number follows."""
+    """Prefix of the ids of all jobs of the step `name` that write `output`. The attempt's number follows it."""
     return f"piti-{name}-{storage.sha256_bytes(output.encode())[:12]}-"
 
 
 class Followers:
-    """Who waits for a job: each renews a file of its own in `<folder>/followers/`."""
+    """The runs that wait for a job. Each renews a file of its own in `<folder>/followers/`."""
 
     def __init__(self, folder: str) -> None:
         self._place = storage.join(folder, "followers")
 
     def renew(self, who: str) -> None:
-        """Say that `who` still waits."""
+        """Record that `who` still waits."""
         storage.write_json(self._file(who), {"renewed": time.time_ns()})
 
     def leave(self, who: str) -> None:
-        """Say that `who` waits no longer."""
+        """Delete the record of `who`."""
         storage.remove(self._file(who))
 
     def names(self) -> list[str]:
-        """Everyone who waits, or did when they were last heard of."""
+        """Names of all recorded followers, whether they are alive or not."""
         return [name.removesuffix(".json") for name in storage.list_names(self._place)]
 
     def signs(self) -> dict[str, Any]:
-        """Each follower's last sign of life. Whether one changes says more than what it is: clocks differ."""
+        """Each follower's last record. Compare records with earlier ones, not with this machine's clock: clocks
+        differ."""
         signs = {}
         for who in self.names():
             with suppress(FileNotFoundError):  # it left just now
@@ -84,7 +86,7 @@ class Followers:
 
 
 class StopRequest:
-    """A job asked to end, after a last checkpoint: the file `<folder>/stop.json`."""
+    """A request that a job end after a last checkpoint: the file `<folder>/stop.json`."""
 
     def __init__(self, folder: str) -> None:
         self._file = storage.join(folder, "stop.json")
@@ -92,11 +94,12 @@ class StopRequest:
         self._reason: str | None = None
 
     def make(self, reason: str) -> None:
-        """Ask it to end. The first reason stays."""
+        """Ask the job to end. A request that is there already keeps its reason."""
         storage.create_bytes(self._file, json.dumps({"reason": reason}).encode())
 
     def reason(self) -> str | None:
-        """Why the job should end; None: nobody asked. Cheap to ask often: storage is looked at every few seconds."""
+        """Why the job should end; None without a request. Storage is read every STOP_LOOK_SECONDS at most, so call it
+        often."""
         if self._reason is None and time.monotonic() - self._looked_seconds >= STOP_LOOK_SECONDS:
             self._looked_seconds = time.monotonic()
             try:
@@ -106,14 +109,14 @@ class StopRequest:
             except Exception as error:
                 if not isinstance(error, OSError) and not storage.is_client_error(error):
                     raise
-                logger.warning("cannot see whether this job is to end: %s", first_line(error))
+                logger.warning("cannot read whether this job was asked to stop: %s", first_line(error))
         return self._reason
 
 
 class Lease:
-    """Whether a job is still wanted: `expired` once its followers gave no sign for `seconds` (None: never).
+    """Whether a job is still wanted. It is `expired` once its followers renewed nothing for `seconds` (None: never).
 
-    A job that never had a follower, as one that a person starts by hand, is wanted.
+    A job that never had a follower, such as one started by hand, does not expire.
     """
 
     def __init__(self, followers: Followers, seconds: float | None) -> None:
@@ -133,15 +136,15 @@ class Lease:
             except Exception as error:
                 if not isinstance(error, OSError) and not storage.is_client_error(error):
                     raise
-                logger.warning("cannot see who follows this job: %s", first_line(error))
-                return False  # storage that is away says nothing about followers
+                logger.warning("cannot read who follows this job: %s", first_line(error))
+                return False  # the followers may be alive: storage did not answer
             if signs != self._signs:
                 self._signs, self._changed_seconds = signs, now
         return now - self._changed_seconds > self._seconds and self._changed_seconds > float("-inf")
 
 
 class JobContext:
-    """A running job's connection to the outside."""
+    """What a running job uses to report progress and to learn that it should stop."""
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec
@@ -154,9 +157,9 @@ class JobContext:
     def progress(
         self, done: float, total: float, message: str = "", force: bool = False, picture: str | None = None
     ) -> None:
-        """Publish how far the job is (`done` of `total` units); cheap to call often, at most one write a second.
+        """Publish that `done` of `total` units are finished. Writes at most once a second unless `force`.
 
-        `picture`: URI of a PNG that shows how it is doing.
+        `picture`: URI of a PNG to show beside the progress.
         """
         now = time.monotonic()
         if not force and done < total and now - self._last_progress_seconds < PROGRESS_INTERVAL_SECONDS:
@@ -171,7 +174,7 @@ class JobContext:
         return self._lease.expired()
 
     def abandoned(self) -> AbandonedError:
-        """The error that such a job ends with."""
+        """The error with which an abandoned job ends."""
         return AbandonedError(
             f"{self.spec.name}: nobody has followed this job for cluster.abandoned_job_seconds "
             f"({self.config.cluster.abandoned_job_seconds})",
@@ -179,7 +182,7 @@ class JobContext:
         )
 
     def stop_reason(self, is_preempted: bool = False) -> StoppedError | None:
-        """What this job should end with, after a last checkpoint; None: go on."""
+        """The error with which this job should end after a last checkpoint; None: go on."""
         if (asked := self._stop_request.reason()) is not None:
             return StoppedError(f"{self.spec.name}: {asked}", "run again: it goes on where it was")
         if self.is_abandoned():
@@ -189,14 +192,14 @@ class JobContext:
         return None
 
     def is_preempted(self) -> bool:
-        """Whether a machine that this job runs on is about to go. All its workers ask together."""
+        """Whether a machine of this job is about to be taken away. All workers must call it together."""
         return False
 
     def alive(self, step: int) -> None:
-        """A sign of life of a job that has taken `step` steps."""
+        """Report that the job is alive and has taken `step` steps."""
 
     def info(self, message: str) -> None:
-        """A line for the job's log, which the flow's log repeats."""
+        """Write a line to the job's log, which the flow's log repeats."""
         logger.info(message)
 
 

@@ -1,9 +1,9 @@
-"""From a config to steps: what each reads, where it writes, and the fingerprint that says whether it is done.
+"""The steps of a config: each step's inputs, output folder and fingerprint.
 
-The steps of an evaluation, which is of a pair of networks, are in `piti.evaluation.evaluation_plan`.
+`piti.evaluation.evaluation_plan` has the steps of an evaluation.
 
-A fingerprint is the sha256 of the part of the config that can change the step's output, of its inputs'
-fingerprints, and of the step's format version. Same fingerprint: the step is skipped.
+A fingerprint is the sha256 of the part of the config that can change the step's output, of its inputs' fingerprints,
+and of the step's format version. A step whose output exists under its fingerprint is skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OPERATIONAL_STAGE_KEYS = {
     "keep_every_steps", "log_every_steps", "compile",
 }  # fmt: skip
 OPERATIONAL_MODEL_KEYS = {"activation_checkpointing"}
-_TRAINING_DATA_KEYS = {"horizontal_flip", "max_samples", "max_rejected_share"}  # nothing to a validation picture
+_TRAINING_DATA_KEYS = {"horizontal_flip", "max_samples", "max_rejected_share"}  # no effect on validation pictures
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Step:
 
     @property
     def marker(self) -> str:
-        """URI of the result file whose presence says that the step is done."""
+        """URI of the result file. The step is finished if it exists."""
         return storage.join(self.output, storage.MARKER)
 
     def result(self) -> dict[str, Any] | None:
@@ -56,7 +56,7 @@ class Step:
             return None
 
     def require_result(self) -> dict[str, Any]:
-        """The result of a step that must be done. Raises DataError if it is not."""
+        """The step's result. Raises DataError if the step is not finished."""
         result = self.result()
         if result is None:
             raise DataError(
@@ -108,13 +108,13 @@ class Plan:
 
     @property
     def conditions(self) -> Step:
-        """What evaluation reads: the whole dataset's shards where those are made, else the validation split's alone.
+        """The shards that evaluation reads: the whole dataset's if they exist, else the validation split's.
 
-        Validation pictures are the same in both.
+        Both hold the same validation pictures.
         """
         try:
             shard = self.shard
-        except DataError:  # there is no training data here
+        except DataError:  # the training data is missing
             return self.validation
         return self.validation if shard.result() is None else shard
 
@@ -150,7 +150,7 @@ class Plan:
 
     @cached_property
     def pretrain(self) -> Step | None:
-        """None where a pretrained base is configured, or none is wanted."""
+        """None if the config has a pretrained base or trains from scratch."""
         if self.config.pretrained.base is not None or self.config.pretrained.from_scratch:
             return None
         return self._train("pretrain", {}, {})

@@ -1,4 +1,4 @@
-"""Which code made a thing: formats, versions and commit, for fingerprints, checkpoints, results and reports."""
+"""Format versions, code commit and library versions, for fingerprints, checkpoints, results and reports."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ _LIBRARIES = (
 )
 
 FORMAT_VERSIONS = {"shard": 6, "degrade": 4, "train": 2, "sample": 3, "score": 4, "report": 1, "study": 1}
-"""A step's number goes up when the same config would write something else than before. It is part of the step's
-fingerprint, and of each shard's plan, so output in an older format is made anew."""
+"""Raise a step's number when the same config would write other output than before. The number is part of the step's
+fingerprint and of each shard's plan, so output of an older version is written again."""
 
 
 @lru_cache
 def code_commit() -> str:
-    """The git commit of this code with `+changes` if edited; `$PITI_COMMIT` (set in images) where there is no git."""
+    """The git commit of this code, with `+changes` if files are edited. `$PITI_COMMIT` (set in images) wins; "unknown"
+    without git."""
     if stated := os.environ.get("PITI_COMMIT"):
         return stated
     folder = Path(piti.__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""What is stored of training runs: how far they are, where they ran, with what, and what differs between two.
+"""Facts about stored training runs: progress, workers, config, code, and the differences between two runs.
 
 Reads only what lies below a root: `runs/<fingerprint>/` (checkpoints, metrics, workers.json, DONE.json), and in
 `jobs/<id>/` the config that each attempt was given.
@@ -18,14 +18,14 @@ from piti.config import STAGES
 from piti.errors import CheckpointError, DataError
 
 WORKERS_FILE = "workers.json"
-_SILENT_SECONDS = 60.0  # a job that told nothing for so long does not run
+_SILENT_SECONDS = 60.0  # a job without progress for so long does not run
 
 Flat = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One job that worked at a run. `spec` is what it was told, `progress` and `error` what it told last."""
+    """One job of a run: its `spec`, and its last `progress` and `error`."""
 
     folder: str
     spec: dict[str, Any]
@@ -34,13 +34,13 @@ class Attempt:
 
     @property
     def time(self) -> float:
-        """When it was last heard of, seconds since the epoch; 0: never."""
+        """Time of its last progress, in seconds since the epoch; 0: none."""
         return float((self.progress or {}).get("time", 0.0))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. `result` is that of a finished one; `workers` are those that it began with last."""
+    """A training run. `result`: of a finished run; `workers`: of the newest start."""
 
     uri: str
     result: dict[str, Any] | None
@@ -68,7 +68,7 @@ class Run:
         return "stopped"
 
     def summary(self) -> dict[str, Any]:
-        """The run as JSON-able facts, by name; those that are not known are missing."""
+        """JSON-able facts about the run, by name. Unknown facts are missing."""
         stage = self._told("name") or self.checkpoint.get("stage")
         settings = (self.config.get("training") or {}).get(stage) or {}
         total = sum(phase["steps"] for phase in settings.get("phases", ()))
@@ -111,8 +111,8 @@ def run_at(uri: str) -> Run:
 
 
 def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
-    """What differs: dotted name -> both values, None where one side lacks it. Config keys first, then code, data, seeds
-    and origin.
+    """Differences by dotted name, as pairs of values; None where a side has none. Config keys first, then code, data,
+    seeds and initial weights.
     """
     left, right = (_comparable(run) for run in (one, other))
     names = [*left, *(name for name in right if name not in left)]
@@ -148,7 +148,7 @@ def _run(uri: str, attempts: list[Attempt]) -> Run:
     checkpoints = checkpoints_of(uri)
     checkpoint: dict[str, Any] = {}
     if checkpoints:
-        with suppress(CheckpointError):  # damaged; what else there is of the run is told
+        with suppress(CheckpointError):  # a damaged file; the run's other facts are still shown
             checkpoint = Checkpoint.at(checkpoints[-1]).about
     return Run(
         uri,

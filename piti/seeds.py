@@ -1,4 +1,4 @@
-"""Numbers that follow from names alone: the same on every machine and in every process."""
+"""Seeds and hashes of values: the same on every machine and in every process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def seed_of(*parts: object) -> int:
 
 
 def stable_hash(*parts: object) -> int:
-    """A 64-bit number that depends on `parts` alone: same on every machine and in every process."""
+    """A 64-bit hash of `parts`, each by its `str()`."""
     text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big")
 

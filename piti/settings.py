@@ -50,7 +50,7 @@ def default_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """See the table above. `settings()` reads it with errors for people."""
+    """See the table above. `settings()` reads them and raises ConfigError for wrong values."""
 
     model_config = SettingsConfigDict(env_prefix="PITI_", extra="ignore", frozen=True, env_ignore_empty=True)
 
@@ -69,12 +69,12 @@ class Settings(BaseSettings):
 
     @property
     def token_file(self) -> Path:
-        """Where the local cluster's token lies."""
+        """The file with the local cluster's token."""
         return (self.ray_token_file or self.home / "ray-token").absolute()
 
     @property
     def auth_file(self) -> Path:
-        """Where the user and password of the Prefect server lie, as `user:password`."""
+        """The file with the Prefect server's `user:password`."""
         return (self.prefect_auth_file or self.home / "prefect-auth").absolute()
 
     def usable_variables(self) -> tuple[str, ...]:
@@ -89,10 +89,10 @@ class Settings(BaseSettings):
         return [folder.replace("\0", "://") for folder in local if folder]
 
     def job_environment(self) -> dict[str, str]:
-        """Environment variables that every job gets: unbuffered logs, time to leave in order, large memory pages.
+        """Environment variables of every job: unbuffered logs, time to stop in order, large memory pages.
 
-        torch's name for the latter: without it Linux hands every activation of a network on a CPU to it anew in
-        pages of 4 kB, which takes a tenth to a fifth of its time (docs/performance.md). One's own setting wins.
+        THP_MEM_ALLOC_ENABLE is torch's variable for large pages: with pages of 4 kB, allocating activations takes a
+        tenth to a fifth of a network's time on a CPU. A value in the environment wins.
         """
         return {
             "PYTHONUNBUFFERED": "1",

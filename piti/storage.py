@@ -1,9 +1,9 @@
 """One way to name, read and publish files, whether they are local or in an object store.
 
-A *URI* is a local path (`runs/demo`, `/data/x`, `file:///data/x`) or an fsspec URL (`s3://bucket/x`,
-`gs://bucket/x`, `memory://x`), or a file that this package ships (`piti://x`, from piti/assets). Publishing never shows half a file: local files are written aside, flushed
-and renamed; object stores show an object only once its upload is complete. A folder is published with its
-marker file last, so a folder without its marker does not count.
+A *URI* is a local path (`runs/demo`, `/data/x`, `file:///data/x`) or an fsspec URL (`s3://bucket/x`, `gs://bucket/x`,
+`memory://x`), or a file that this package ships (`piti://x`, from piti/assets). A published file is never visible in
+part: local files are written to a temporary name, flushed and renamed; object stores show an object only once its
+upload is complete. A folder is published with its marker file last; a folder without its marker does not count.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def disk_space(what: str, place: str | Path | Callable[[], str | Path]) -> Iterator[None]:
-    """Around (or decorating) what writes `what` to the local folder `place`: a full disk or quota is a DataError that
-    names both. A nested `disk_space` keeps the innermost error, which names the folder.
+    """Wrap (or decorate) code that writes `what` to the local folder `place`: a full disk or quota raises a DataError
+    that names both. A nested `disk_space` keeps the innermost error, which names the folder.
     """
     try:
         yield
@@ -52,7 +52,7 @@ _CLIENT_LIBRARIES = frozenset(
 
 
 def is_client_error(error: BaseException) -> bool:
-    """Whether an object store's client library raised this: not all of theirs are OSErrors."""
+    """Whether an object store's client library raised this error. Some of these libraries' errors are no OSErrors."""
     return type(error).__module__.partition(".")[0] in _CLIENT_LIBRARIES
 
 
@@ -71,12 +71,12 @@ def local_path(uri: str) -> Path:
 
 
 def absolute(uri: str) -> str:
-    """`uri` made independent of the working directory (remote URIs and shipped files are so already)."""
+    """`uri` as an absolute path. Remote URIs and shipped files stay as they are."""
     return str(local_path(uri).absolute()) if is_local(uri) and not uri.startswith(_SHIPPED) else uri.rstrip("/")
 
 
 def as_link(uri: str) -> str:
-    """What a browser needs to open `uri` where it can: `file://` for a local path, a remote URI as it is."""
+    """A link for browsers: `file://` for a local path; a remote URI stays as it is."""
     return local_path(uri).absolute().as_uri() if is_local(uri) else uri
 
 
@@ -91,7 +91,7 @@ def name(uri: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem for `uri` and the path on it (pyarrow accepts the former as it is)."""
+    """The fsspec filesystem for `uri` and the path on it. pyarrow accepts the filesystem, too."""
     fs, path = url_to_fs(str(local_path(uri)) if is_local(uri) else uri)
     return fs, path
 
@@ -141,7 +141,8 @@ def read_json(uri: str) -> Any:
 
 
 def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
-    """Make `uri` hold `data`: wholly or not at all, whatever is killed when. `private`: mode 600 where it is local."""
+    """Write `data` to `uri` atomically: a process killed at any moment leaves the old file or the new one. `private`:
+    mode 600 for a local file. Raises DataError where the disk is full."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         fs.pipe_file(path, data)
@@ -162,7 +163,8 @@ def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
 
 
 def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
-    """As `write_bytes`, but only where `uri` does not exist yet: of several callers at once, one gets True."""
+    """As `write_bytes`, but only if `uri` does not exist yet. Returns whether this call created it: exactly one of
+    several callers at once gets True."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         try:
@@ -183,12 +185,13 @@ def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
 
 
 def write_json(uri: str, value: Any, private: bool = False) -> None:
-    """Publish `value` as JSON (strict: NaN and Infinity are refused, they are not JSON)."""
+    """Publish `value` as strict JSON. Raises ValueError for NaN and Infinity."""
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"), private)
 
 
 def publish_file(source: Path, uri: str) -> None:
-    """Move a finished local file to `uri`; it appears there whole. `source` is gone afterwards."""
+    """Move a finished local file to `uri`, where it appears whole. `source` is deleted. Raises DataError if the disk is
+    full or the uploaded size differs."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         fs.put_file(str(source), path)
@@ -214,7 +217,7 @@ def publish_file(source: Path, uri: str) -> None:
 
 
 def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
-    """Move every file of a local folder to `uri`, `marker` last. `source` is gone afterwards.
+    """Move every file of a local folder to `uri`, `marker` last. `source` is deleted.
 
     Raises ValueError if `source` lacks the marker.
     """
@@ -227,7 +230,8 @@ def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
 
 
 def fetch(uri: str, target: Path) -> Path:
-    """A local file with the content of `uri`: the file itself if local, else downloaded to `target`."""
+    """A local file with the content of `uri`: the file itself if local, else a download at `target`. Raises
+    FileNotFoundError for a missing remote file, DataError where the disk is full."""
     if is_local(uri):
         return local_path(uri)
     with disk_space(f"a copy of {uri}", target.parent):
@@ -252,7 +256,7 @@ def remove_older(folder: Path, pattern: str, seconds: float) -> None:
 
 
 def remove(uri: str) -> None:
-    """Delete a file or a folder with everything in it; nothing happens if it does not exist."""
+    """Delete a file, or a folder with everything in it. A missing one is no error."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)

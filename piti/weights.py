@@ -1,4 +1,4 @@
-"""Weights that somebody has to download once: which a config needs, whether they are there and right, and opening them."""
+"""Weights files that a person downloads once: listing those a config needs, checking them, and opening them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from piti.errors import CheckpointError, PitiError
 
 @dataclass(frozen=True)
 class NeededWeights:
-    """A weights file a config wants: its dotted key, the reference (None: not configured), and where it comes from."""
+    """A weights file that a config needs: its dotted key, the reference (None: not configured), and its origin for
+    errors."""
 
     key: str
     ref: WeightsRef | None
@@ -55,7 +56,7 @@ def open_weights(ref: WeightsRef, key: str, origin: str = "them") -> Iterator[We
 
 
 def weights_digest(ref: WeightsRef | None) -> str | None:
-    """What a weights file's content is known by in fingerprints: its pin, or else its sha256 as found. None for None.
+    """The sha256 of a weights file for fingerprints: the pinned one, else that of the file. None for None.
 
     Raises CheckpointError if a file without a pin is missing.
     """
@@ -66,7 +67,7 @@ def weights_digest(ref: WeightsRef | None) -> str | None:
 
 
 def feature_networks(config: Config, training: bool = True) -> list[NeededWeights]:
-    """The fixed networks that metrics and, for `training`, losses look through."""
+    """The fixed feature networks of metrics and, with `training`, of losses."""
     evaluation, upsampler = config.evaluation, config.training.upsampler
     inception = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
     needed = [
@@ -79,13 +80,13 @@ def feature_networks(config: Config, training: bool = True) -> list[NeededWeight
 
 
 def weights_problems(config: Config, training: bool = True) -> list[PitiError]:
-    """Every feature network's file that is missing, misplaced or other than its sha256 says.
+    """One problem for each weights file that is missing or whose sha256 is wrong.
 
-    Files that only training needs are not asked for without `training`. The sketches' detector is: it looks at the
-    generated pictures, too.
+    Without `training`, files that only training needs are skipped. The sketch detector is always checked, since
+    evaluation uses it, too.
 
     A feature network without weights is a problem unless the config allows stand-ins (demo.yaml does).
-    `piti.models.pretrained.pretrained_problems` looks at the weights that training begins from.
+    `piti.models.pretrained.pretrained_problems` checks the pretrained weights.
     """
     problems: list[PitiError] = [
         CheckpointError(
@@ -111,7 +112,7 @@ def weights_problems(config: Config, training: bool = True) -> list[PitiError]:
 
 
 def file_problems(key: str, ref: WeightsRef, origin: str = "them") -> Iterator[PitiError]:
-    """What is wrong with a pinned file, read where it lies: a file that is not pinned only has to be there."""
+    """Problems of a weights file: a pinned file is hashed; any other only has to exist."""
     if ref.sha256 is None and storage.exists(ref.path):
         return
     try:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.running_stack import RunningStack
 
 # Processes run side by side, so each gets one thread; those that a test starts inherit it. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same examples each time: a change is what makes a test fail, not the day.
+hypothesis.settings.register_profile("same", derandomize=True, database=None)
+hypothesis.settings.load_profile("same")
 # OpenCV reads and writes some formats by way of a temporary file, which it leaves behind where it fails. None is used
 # here: without a folder to put that file, whoever tries fails.
 os.environ["OPENCV_TEMP_PATH"] = os.path.join(os.devnull, "nowhere")

@@ -46,7 +46,7 @@ class RunningStack:
         # Wide enough that no table line is broken, whatever terminal the tests run in.
         environment = {
             **os.environ, "PITI_HOME": str(home), "COLUMNS": "250", "NO_COLOR": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-            "PITI_START_TIMEOUT_SECONDS": "450",
+            "PITI_START_TIMEOUT_SECONDS": "450", "PITI_CONFIG_FOLDERS": os.pathsep.join([str(folder or Path.cwd()), str(home)]),
         }  # fmt: skip
         environment["PREFECT_HOME"] = str(home / "prefect")  # whose profiles `piti up` adds to
         answer = run_piti("up", "--free-ports", *options, environment=environment, program=program, folder=folder)

@@ -13,13 +13,15 @@ import torch.distributed as dist
 
 WORLD_SIZE = 2
 _PATIENCE_SECONDS = 240
+_IMPORTED_ONCE = ["torch.distributed", "piti.training.loop"]  # which takes each process seconds
 
 
 def run_workers(function: Callable[..., None], folder: Path, *arguments: Any, world_size: int = WORLD_SIZE) -> None:
     """`function(rank, folder, *arguments)` in each of `world_size`; they meet through a file in `folder`. Fails unless all end well."""
-    spawning = multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(_IMPORTED_ONCE)
     processes = [
-        spawning.Process(target=_work, args=(function, rank, world_size, folder, *arguments))
+        server.Process(target=_work, args=(function, rank, world_size, folder, *arguments))
         for rank in range(world_size)
     ]
     for process in processes:

@@ -1,4 +1,4 @@
-"""The command `piti`. Each module holds a few commands; heavy libraries are imported only by the command that needs them."""
+"""The command `piti`. Each module holds a few commands, which import heavy libraries only when they run."""
 
 from piti.cli.app import app
 

@@ -1,4 +1,4 @@
-"""The command line's frame: its groups of commands, and errors as one line instead of a traceback."""
+"""The command line's groups of commands, and errors as one line instead of a traceback."""
 
 from __future__ import annotations
 

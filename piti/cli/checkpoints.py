@@ -1,4 +1,4 @@
-"""`piti checkpoints`: look into weights files, take them over, give them away."""
+"""`piti checkpoints`: inspect, import and export weights files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import yaml
 from piti.cli.config import parse_settings
 from piti.errors import CheckpointError
 
-app = typer.Typer(no_args_is_help=True, help="Look into weights files and checkpoints, import and export them.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, import and export weights files and checkpoints.")
 
 
 class Network(StrEnum):
-    """Which of the cascade's two networks."""
+    """The networks of the cascade."""
 
     BASE = "base"
     UPSAMPLER = "upsampler"
 
 
 class Weights(StrEnum):
-    """The averaged weights, or those of the last optimizer step."""
+    """Averaged weights, or the last optimizer step's."""
 
     EMA = "ema"
     MODEL = "model"
@@ -39,7 +39,7 @@ NetworkOption = Annotated[Network, typer.Option(help="Which network of the casca
 
 @app.command()
 def inspect(path: Annotated[str, typer.Argument(help="A weights file or checkpoint folder.")]) -> None:
-    """Say what kind of weights a file holds, its sizes and its sha256 (which a config can pin)."""
+    """Print the kind of a weights file, its sizes, and its sha256 to pin in a config."""
     from piti.models.pretrained import inspect_checkpoint
 
     typer.echo(yaml.safe_dump(inspect_checkpoint(path), sort_keys=False), nl=False)
@@ -52,10 +52,10 @@ def import_weights(
     config: ConfigOption,
     network: NetworkOption = Network.BASE,
     assignments: SetOption = None,
-    sha256: Annotated[str | None, typer.Option(help="What the file's sha256 must be.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="For the parts that the file does not hold.")] = 0,
+    sha256: Annotated[str | None, typer.Option(help="The sha256 that the file must have.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights that the file does not hold.")] = 0,
 ) -> None:
-    """Make a checkpoint folder of ours from published weights. All of the file fits, or nothing is written."""
+    """Make a checkpoint folder of ours from published weights. A file that does not fit whole is refused."""
     from piti import storage
     from piti.config import WeightsRef
     from piti.config.presets import load_config

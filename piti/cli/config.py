@@ -1,4 +1,4 @@
-"""`piti config`: look at configurations without running anything."""
+"""`piti config`: show and list configurations."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import yaml
 
 from piti.errors import ConfigError
 
-app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+app = typer.Typer(no_args_is_help=True, help="Show and list configurations.")
 
 
 def parse_settings(assignments: list[str]) -> dict[str, Any]:
-    """`key=value` arguments as overrides; values are YAML (3, true, [1, 2], text). Raises ConfigError."""
+    """Parse `key=value` arguments as overrides; values are YAML (3, true, [1, 2], text). Raises ConfigError."""
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -24,7 +24,7 @@ def parse_settings(assignments: list[str]) -> dict[str, Any]:
             )
         try:
             overrides[key] = yaml.safe_load(value)
-            json.dumps(overrides[key], allow_nan=False)  # as it travels to the server
+            json.dumps(overrides[key], allow_nan=False)  # the form in which the server gets it
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"the value of {assignment!r} is not valid YAML, or not finite") from error
         except TypeError as error:  # a date, binary data
@@ -48,7 +48,7 @@ def show(
 
 @app.command("list")
 def list_presets() -> None:
-    """Names of the presets."""
+    """List the names of the presets."""
     from piti.config.presets import preset_names
 
     typer.echo("\n".join(preset_names()))

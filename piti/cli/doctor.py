@@ -32,7 +32,7 @@ GIB = 2**30
 
 
 class Verdict(Enum):
-    """How a finding is marked."""
+    """The mark of a finding."""
 
     GOOD = ("ok", "green")
     NOTE = ("note", "yellow")
@@ -54,10 +54,10 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Also look for the weights this config needs.")
+        str | None, typer.Option("--config", "-c", help="Also check the weights that this config needs.")
     ] = None,
 ) -> None:
-    """Check Python, disk, memory, ports, servers, GPU and weights. Exits with 1 if something must be put right."""
+    """Check Python, disk, memory, ports, servers, GPU and weights. Exits with 1 if something must be fixed."""
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     healthy = True
     for finding in findings(config):
@@ -69,7 +69,7 @@ def doctor(
 
 
 def findings(config: str | None) -> Iterator[Finding]:
-    """Everything the doctor looks at, in order."""
+    """All findings, in the order of the report."""
     yield Finding(Verdict.GOOD, "python", platform.python_version())
     yield _libraries()
     yield _disk()

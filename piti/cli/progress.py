@@ -1,4 +1,4 @@
-"""How far a run is: bars with the time that is left in a terminal, now and then a line where output goes to a file."""
+"""Progress of a run: bars with the remaining time in a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_INTERVAL_SECONDS = 30.0
-_SPEED_SECONDS = 120.0  # the time left follows from the speed of so many seconds; artifacts change every few seconds
+_SPEED_SECONDS = 120.0  # over which the speed is averaged for the time left; artifacts change every few seconds
 
 
 class RunProgress:
-    """A spinner for the whole run and a bar for each step that tells how far it is. Use as a context.
+    """A spinner for the whole run and a bar for each step that reports progress. Use as a context.
 
-    Progress artifacts are what the flow makes of its jobs' progress files (flows/steps.py).
+    The flow makes the progress artifacts from its jobs' progress files (flows/steps.py).
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,7 +41,8 @@ class RunProgress:
         self._bars.stop()
 
     def show(self, num_done: int, running: Collection[str], artifacts: list[dict[str, Any]]) -> None:
-        """`running`: ids of the task runs that run now; `artifacts`: the run's progress artifacts as Prefect's API has them."""
+        """Update the bars. `running`: ids of the task runs that run now; `artifacts`: the run's progress artifacts from
+        Prefect's API."""
         if running or num_done:
             self._bars.update(self._run, description=f"{num_done} steps done, {len(running)} running")
         current = {artifact["id"]: artifact for artifact in artifacts if artifact["task_run_id"] in running}

@@ -1,4 +1,4 @@
-"""`piti run`: start a deployment, follow it, and tell by the exit code how it ended."""
+"""`piti run`: start a deployment and follow it. The exit code tells how the run ended."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def api_url() -> str:
 
 
 def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> str:
-    """Id of a new run of a deployment. Raises PitiError if there is none of that name, or the parameters are wrong;
+    """Start a run of a deployment and return its id. Raises PitiError for an unknown deployment or wrong parameters,
     StackError if the server stays busy or away.
     """
     body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "idempotency_key": uuid.uuid4().hex}
@@ -95,7 +95,7 @@ def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> st
 
 
 def _ask_patiently(api: str, path: str, body: Any = None) -> Any:
-    """As `prefect_json`; a server that is busy or silent is asked again for a while, as Prefect's own clients do."""
+    """As `prefect_json`, but a busy or silent server is asked again for a while, as Prefect's own clients do."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -108,7 +108,7 @@ def _ask_patiently(api: str, path: str, body: Any = None) -> Any:
 
 
 class Follower:
-    """Prints what a flow run does until it ends."""
+    """Prints the state and log of a flow run until it ends."""
 
     def __init__(self, api: str, flow_run: str) -> None:
         self._api = api
@@ -116,7 +116,7 @@ class Follower:
         self._shown: dict[str, str] = {}
 
     def follow(self) -> list[str]:
-        """URIs of the reports that the run made. Raises PitiError unless it completes."""
+        """Follow the run to its end. Returns the URIs of its reports. Raises PitiError unless the run completes."""
         silent_since: float | None = None
         with RunProgress(_console) as progress:
             while True:
@@ -168,6 +168,6 @@ class Follower:
 
 
 def _reachable(config: str) -> str:
-    """A config file's path as the serving process, which runs in another folder, finds it."""
+    """A config file's path for the serving process, which runs in another folder."""
     is_local_file = ("/" in config or config.endswith((".yaml", ".yml"))) and "://" not in config
     return str(Path(config).absolute()) if is_local_file else config

@@ -1,4 +1,4 @@
-"""`piti runs`: training runs below a root, what they did, and what differs between two."""
+"""`piti runs`: list the training runs below a root, show one, and compare two."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def list_runs(
 
 @app.command()
 def show(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Tell everything that is stored about one run."""
+    """Show everything that is stored about one run."""
     from piti.runs import run_at
 
     found = run_at(run)
@@ -64,7 +64,7 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def diff(one: RunArgument, other: RunArgument, as_json: JsonOption = False) -> None:
-    """Tell what differs between two runs: config by dotted keys, code, data, seeds, what they began from."""
+    """Show the differences between two runs: config by dotted keys, code, data, seeds, initial weights."""
     from piti.runs import differences, run_at
 
     found = differences(run_at(one), run_at(other))
@@ -122,5 +122,5 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
 
     table = Table(*(Column(Text(column)) for column in columns), box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: square brackets are no markup
+        table.add_row(*(Text(cell) for cell in row))  # as Text, so that square brackets are not read as markup
     Console().print(table)

@@ -1,4 +1,4 @@
-"""`piti shards`: look into sharded datasets and check them."""
+"""`piti shards`: inspect, verify and repair sharded datasets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def list_sets(
 
 @app.command()
 def show(uri: UriArgument, key: Annotated[str | None, typer.Argument(help="One sample's key.")] = None) -> None:
-    """Tell what a set was made for and which tars it has; with a key, everything about that sample."""
+    """Show a set's settings and tars; with a key, everything about that sample."""
     from piti.data.inspection import sample_about
     from piti.data.shards import ShardSet
 
@@ -93,7 +93,7 @@ def verify(
     ] = False,
     decode: Annotated[bool, typer.Option(help="Decode every sample, too.")] = False,
 ) -> None:
-    """Read everything again and name what is damaged. Exits with 1 if anything is damaged, unless --repair is given."""
+    """Hash every tar and name each damaged sample. Exits with 1 if there is any, unless --repair is given."""
     from piti.data.verify import ShardProblem, forget_unreadable_manifest, repair_shards, verify_shards
 
     if repair and decode:

@@ -38,7 +38,8 @@ def up(
     free_ports: Annotated[bool, typer.Option("--free-ports", help="Choose free ports for everything.")] = False,
     num_cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores that jobs may use; all, if not given.")] = None,
 ) -> None:
-    """Start the stack on this machine, or what is missing of it: Prefect server, Ray head, reports, serving process."""
+    """Start the stack on this machine: Prefect server, Ray head, report server, serving process. Parts that run already
+    stay."""
     given = Ports(prefect_port, ray_dashboard_port, ray_port)
     wanted = Ports.free() if free_ports else None if given == Ports() else given
     with _console.status("starting") as spinner:
@@ -56,7 +57,7 @@ def down() -> None:
 
 
 def status() -> None:
-    """Show what is running. Exits with 1 unless all of it answers."""
+    """Show the parts of the stack. Exits with 1 unless all of them answer."""
     stack = recorded_stack()
     if stack is None:
         _console.print("nothing is running; `piti up` starts the stack")
@@ -66,7 +67,7 @@ def status() -> None:
 
 
 def open_ui() -> None:
-    """Open the Prefect UI of the local stack in a browser, and say which password it and the reports will ask for."""
+    """Open the Prefect UI of the local stack in a browser, and print the password for it and for the reports."""
     stack = recorded_stack()
     if stack is None:
         raise StackError("nothing is running", "`piti up` starts the stack")

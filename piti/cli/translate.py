@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sampler(StrEnum):
-    """How the base network's noise becomes a picture."""
+    """Samplers of the base network."""
 
     DDPM = "ddpm"
     DDIM = "ddim"
@@ -49,10 +49,10 @@ def translate(
     condition: Annotated[str, typer.Argument(help="A label map (numbers), a sketch, or a depth map.")],
     upsampler: UpsamplerOption = None,
     samples: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 4,
-    guidance: Annotated[float | None, typer.Option(min=0, help="1: none. Default: the config's.")] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="Of the base network. Default: the config's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler. Default: the config's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise that the pictures begin from.")] = 0,
+    guidance: Annotated[float | None, typer.Option(min=0, help="The scale; 1: none. Default: the config's.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="The base network's. Default: the config's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The sampler's. Default: the config's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The noise's seed.")] = 0,
     out: Annotated[str, typer.Option(help="The folder to write <condition>-<seed>-<number>.png into.")] = ".",
     config: ConfigOption = None,
     assignments: SetOption = None,
@@ -82,12 +82,12 @@ def try_(
         typer.Argument(help="A base checkpoint, or its run. Default: the newest of --config, or of the demo."),
     ] = None,
     upsampler: UpsamplerOption = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: any that is free.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 7860,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,
     config: ConfigOption = None,
     assignments: SetOption = None,
 ) -> None:
-    """Open a page to draw a sketch or paint a label map on, and see what the networks make of it. Ctrl-C ends it."""
+    """Open a page to draw a sketch or paint a label map on, and show the networks' pictures of it. Ctrl-C ends it."""
     networks = _networks(checkpoint, upsampler, config or ("demo" if checkpoint is None else None), assignments)
     typer.echo(f"loading {networks.base}")
     import uvicorn
@@ -113,7 +113,7 @@ def _networks(
     from piti.evaluation.translation import find_networks
 
     if assignments and config is None:
-        raise PitiError("--set changes a config, and none is named", "give --config too")
+        raise PitiError("--set changes a config, but none is given", "give --config too")
     loaded = None if config is None else load_config(config, parse_settings(assignments or []))
     return find_networks(checkpoint, upsampler, loaded)
 

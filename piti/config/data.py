@@ -1,4 +1,4 @@
-"""Which dataset, how it is stored, and how the upsampler's training input is made."""
+"""Config of the dataset, its shards, and the upsampler's degraded training input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ CONDITION_CHANNELS: dict[Modality, int] = {"mask": 3, "sketch": 1, "geometry": 6
 
 
 class BundledSourceConfig(Section):
-    """Numbers of crops to cut. Train and validation crops come from disjoint regions of each photograph."""
+    """Crops of scikit-image's photographs, by number. Train and validation crops come from disjoint regions of each
+    photograph."""
 
     kind: Literal["bundled"] = "bundled"
     train_crops: Annotated[int, Field(gt=0)] = 512
@@ -120,7 +121,7 @@ class CocoStuffSourceConfig(Section):
 class DiodeSourceConfig(Section):
     """`root`: the folder that holds train/ and val/, or their archives. `scenes`: which kinds are used.
 
-    `normals` false: normals are not used (their channels are black).
+    `normals` false: normals are not used, and their channels are black.
     """
 
     kind: Literal["diode"] = "diode"
@@ -144,8 +145,9 @@ SourceConfig = Annotated[
 class SketchConfig(Section):
     """How sketches are detected where the dataset has none: `hed` as published, or `canny`, which needs no weights.
 
-    `weights`: HED's network-bsds500.pytorch. `threshold`: probability above which HED sees an edge. `invert` is for
-    given sketches: false, lines are bright; true, lines are dark; auto, each sketch's lines are what covers less of it.
+    `weights`: HED's network-bsds500.pytorch. `threshold`: probability above which a pixel of HED's output is an edge.
+    `invert` is for given sketches: false, lines are bright; true, lines are dark; auto, lines are the part that covers
+    less of the sketch.
     """
 
     detector: Literal["canny", "hed"] = "canny"
@@ -158,18 +160,18 @@ class SketchConfig(Section):
         if self.detector == "hed" and self.weights is None:
             raise ValueError("detector hed needs weights (network-bsds500.pytorch)")
         if self.detector == "canny" and (self.weights is not None or self.threshold != 0.6):
-            raise ValueError("weights and threshold do nothing with detector canny")
+            raise ValueError("weights and threshold have no effect with detector canny")
         return self
 
 
 class DataConfig(Section):
     """What to shard, and how a picture becomes a training example.
 
-    `image_size` is the side in pixels of a stored picture, the upsampler's output. `geometry`: `squash` resizes to
-    the square as published, `center` crops the largest central square first, `random` keeps the native size and
-    crops at load time. A shard has about `samples_per_shard` samples. `max_samples` training items are kept, drawn by
-    the seed (None: all). Of masks, only those are kept that show at least one of `require_classes` (None: all).
-    `max_rejected_share` is the share of unusable items above which sharding fails.
+    `image_size` is the side in pixels of a stored picture, the upsampler's output. `geometry`: `squash` resizes to the
+    square as published, `center` crops the largest central square first, `random` keeps the native size and crops at
+    load time. A shard has about `samples_per_shard` samples. `max_samples` training items are kept, drawn by the seed
+    (None: all). Masks without any of `require_classes` are left out (None: all are kept). `max_rejected_share` is the
+    share of unusable items above which sharding fails.
     """
 
     source: SourceConfig
@@ -187,7 +189,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _classes_for_masks(self) -> Self:
         if (self.modality == "mask") != (self.num_classes is not None):
-            raise ValueError("num_classes is needed for modality mask, and only there")
+            raise ValueError("num_classes is required for modality mask and not allowed for others")
         if self.require_classes is not None and (
             self.num_classes is None or max(self.require_classes) >= self.num_classes
         ):
@@ -200,8 +202,8 @@ class DataConfig(Section):
 class DegradationConfig(Section):
     """How the upsampler's low-resolution training input is made.
 
-    `variants` are stored for each picture, and one of them drawn each epoch; 0: none is stored, a new one is made
-    each time a picture is read.
+    `variants`: degraded versions stored for each picture, of which each epoch draws one; 0: none is stored, and each
+    reading of a picture makes a new one.
     """
 
     recipe: Literal["light", "full"] = "light"

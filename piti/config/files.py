@@ -1,4 +1,4 @@
-"""Config files: which ones may be read, and how. Nothing of a file that is no config is ever repeated in an error."""
+"""Finding and reading config files. Errors never quote a file that is not a config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from piti.errors import ConfigError
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
-# What every config says itself. A file without these keys is something else, and its other keys are nobody's business.
+# Keys of every config. A file without them is not a config, and errors must not quote its keys.
 _OWN_KEYS = ("name", "root", "data", "training")
 _MOST_BYTES = 1 << 20
 
@@ -39,9 +39,9 @@ def read_config_file(config: str, folders: Sequence[str] | None) -> dict[str, An
 def read_yaml(
     file: str, kind: str, shipped: Path, names: Sequence[str], folders: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The mapping in a shipped file, by one of `names`, or in a file below one of `folders` (None: any file).
+    """The mapping in a shipped file, given by one of `names`, or in a file below one of `folders` (None: any file).
 
-    `kind` is what shipped ones are called. Raises ConfigError.
+    `kind` is the word for shipped files in errors. Raises ConfigError.
     """
     if "\0" in file:
         raise ConfigError("a config's name holds a null character", f"give a {kind}'s name or the path of a YAML file")
@@ -82,7 +82,7 @@ def _content(config: str, uri: str) -> bytes:
     try:
         if storage.is_local(uri):
             path = storage.local_path(uri)
-            if path.exists() and not path.is_file():  # a folder; a device or a pipe, which might never end
+            if path.exists() and not path.is_file():  # a folder, or a device or pipe, which might never end
                 raise ConfigError(f"{config} is not a file", "give the path of a YAML file")
         with storage.open_read(uri) as stream:
             content = stream.read(_MOST_BYTES + 1)

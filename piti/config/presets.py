@@ -1,4 +1,4 @@
-"""Reading a config: a preset by name or a file by path, dotted overrides, and every mistake told at once.
+"""Reading a config: a preset by name or a file by path, with dotted overrides. One error lists every mistake.
 
 config = load_config("demo", {"training.stage2.phases": [...], "sampling.guidance_scale": 2.0})
 """
@@ -29,9 +29,9 @@ def load_config(
 ) -> Config:
     """Read a preset by name, or a YAML file by path, and apply dotted overrides (`training.stage1.batch_size`).
 
-    `folders`: those below which a file may lie (None: anywhere). $PITI_ROOT, $PITI_DATA, $PITI_WEIGHTS, $PITI_CACHE and
-    what PITI_CONFIG_VARIABLES names are expanded in values. A relative `root` is taken from the working directory.
-    Raises ConfigError that lists every problem, with the nearest known key for an unknown one.
+    `folders`: where a file may lie (None: anywhere). $PITI_ROOT, $PITI_DATA, $PITI_WEIGHTS, $PITI_CACHE and the
+    variables in PITI_CONFIG_VARIABLES are expanded in values. A relative `root` is resolved against the working
+    directory. Raises ConfigError that lists every problem, with the nearest known key for an unknown one.
     """
     tree = read_config_file(config, folders)
     for dotted, value in (overrides or {}).items():
@@ -83,7 +83,7 @@ def _problems(error: ValidationError, tree: dict[str, Any], variables: Variables
 
 
 def _given(tree: dict[str, Any], where: Sequence[Any]) -> str:
-    """What the config says there, before variables were expanded."""
+    """The config's value there, before expansion, for errors."""
     try:
         value = written_at(tree, where)
     except (LookupError, TypeError):

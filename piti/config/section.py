@@ -1,4 +1,4 @@
-"""What every part of the config is made of."""
+"""Base classes and types of all sections of the config."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, every key must be known, every number finite."""
+    """A section of the config: immutable, without unknown keys, with finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class WeightsRef(Section):
-    """A weights file that someone has to download once. `sha256` pins its content (checked when given)."""
+    """A weights file that a person downloads once. `sha256`, if given, is compared with the file's."""
 
     path: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
@@ -30,11 +30,11 @@ class WeightsRef(Section):
     @classmethod
     def _absolute(cls, path: str) -> str:
         require_known_scheme(path)
-        return storage.absolute(path)  # jobs run in another folder
+        return storage.absolute(path)  # jobs run in another working directory
 
 
 class ProgramRef(WeightsRef):
-    """A network stored with its code. `sha256` is required: opening another file would run somebody else's program."""
+    """A network stored with its code. `sha256` is required, because opening another file would run unknown code."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 

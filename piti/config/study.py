@@ -1,4 +1,4 @@
-"""A study: variants of one config that are worth comparing. Shipped ones are whole files in studies/*.yaml."""
+"""Config of a study, which compares variants of one config. Shipped studies are whole files in studies/*.yaml."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class VariantConfig(Section):
 
 
 class StudyConfig(Section):
-    """Which variants of `config` to compare, and what for.
+    """The variants of `config` to compare, and the question that they answer.
 
-    `overrides` hold for all. Differences are taken to the variant `baseline` (default: the first). `axis` is the dotted
-    key that figures are plotted against; they are plotted against seconds a picture in any case. With `checkpoint`, and
-    `upsampler` where it has none of its own, the variants draw with these networks and train nothing.
+    `overrides` apply to all variants. Differences are computed against the variant `baseline` (default: the first).
+    `axis` is a dotted key against which figures are plotted, besides the plot against seconds a picture. With
+    `checkpoint`, and `upsampler` where it has none of its own, the variants draw with these networks and train nothing.
     """
 
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
@@ -60,7 +60,7 @@ class StudyConfig(Section):
 
     @property
     def compared_to(self) -> str:
-        """The variant that differences are taken to."""
+        """Name of the variant against which differences are computed."""
         return self.baseline or self.variants[0].name
 
     def runs(self) -> list[tuple[VariantConfig, int | None, Overrides]]:
@@ -73,7 +73,7 @@ class StudyConfig(Section):
 
 
 class StudiedRun(TypedDict):
-    """One run of a variant: what the flow tells the job. `position`: its value on the study's axis."""
+    """One run of a variant, as the flow passes it to the job. `position`: the run's value on the study's axis."""
 
     variant: str
     seed: int | None
@@ -85,7 +85,7 @@ class StudiedRun(TypedDict):
 
 
 def position_on(config: Config, axis: str | None) -> float | None:
-    """The number that a config has at a dotted key; None where it is none."""
+    """The number at a dotted key of a config; None if the value is not a number."""
     value: Any = config.model_dump(mode="json")
     for part in (axis or "").split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,6 +1,7 @@
-"""One typed tree that says everything about a run. Presets are whole files in configs/*.yaml.
+"""The typed tree of a run's whole config. Presets are whole files in configs/*.yaml.
 
-`piti.config.presets.load_config` reads it. Unknown keys, wrong types and contradictions are found at construction.
+`piti.config.presets.load_config` reads it. Construction raises ValidationError for unknown keys, wrong types and
+contradictions.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ ENCODER_STRIDE = 16  # the task encoder's four stride-2 convolutions
 class ModelConfig(Section):
     """Sizes of one network (task encoder + GLIDE decoder), defaults as published for the 64x64 base.
 
-    `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the
-    side of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it.
-    `norm_groups`, `attention_reach` and `encoder_norm` have no published counterpart but their defaults, add no weights,
-    and help small networks to read a condition at once. Each of the decoder's norms has `norm_groups` groups of channels;
-    where a group is a single channel, as with 32 channels in 32 groups, a norm removes what the channel says of the
-    picture's brightness. `attention_reach` r multiplies attention weights by a Gaussian of the distance between two
-    positions, with standard deviation r in sides of the picture; None: attention is blind to distance. `encoder_norm`
-    layer normalises the encoder's convolutions over channels and positions together; instance, over positions alone,
-    removes the absolute colour of a condition.
+    `attention_resolutions` are feature-map sides in pixels at which the decoder attends. `condition_size` is the side
+    of the condition in pixels; the encoder makes (condition_size / 16)^2 tokens and one class token of it. The
+    published networks have the defaults of `norm_groups`, `attention_reach` and `encoder_norm`. Other values add no
+    weights, and help small networks to follow a condition early in training. Each of the decoder's norms has
+    `norm_groups` groups of channels; a group of a single channel (32 channels in 32 groups) loses that channel's mean,
+    and with it the picture's brightness. `attention_reach` r multiplies attention weights by a Gaussian of the distance
+    between two positions, with standard deviation r in sides of the picture; None: distance does not matter.
+    `encoder_norm` layer normalises the encoder's convolutions over channels and positions together; instance, over
+    positions alone, removes the absolute colour of a condition.
     """
 
     image_size: Positive = 64
@@ -99,11 +100,11 @@ class ModelsConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The forward process of one network (equation 1), and what the network predicts of it.
+    """The forward process of one network (equation 1), and the quantity that the network predicts.
 
-    `prediction` noise is published. v is sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, 2022): where noise hides
-    the picture, its loss is that of the picture itself, so a small network learns from the first step to follow the
-    condition.
+    `prediction`: `noise` as published; `v` is sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho, 2022): where noise
+    hides the picture, its loss is that of the picture itself, so a small network learns from the first step to follow
+    the condition.
     """
 
     schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
@@ -119,9 +120,9 @@ class DiffusionConfig(Section):
 class PhaseConfig(Section):
     """A stretch of a training stage. `condition_dropout` is the share of samples trained on the null condition.
 
-    The learning rate rises linearly over `warmup_steps`; then it stays, or with `decay` cosine falls to zero at the phase's
-    end. As in the published runs, a phase begins from the averaged weights of the one before, with a fresh optimizer and a
-    fresh timestep sampler. The checkpoint at its end is kept.
+    The learning rate rises linearly over `warmup_steps`. Then it stays constant, or with `decay` cosine falls to zero
+    at the end of the phase. As in the published runs, a phase begins from the averaged weights of the one before, with
+    a fresh optimizer and a fresh timestep sampler. The checkpoint at the end of the phase is kept.
     """
 
     steps: Positive
@@ -137,7 +138,7 @@ class PhaseConfig(Section):
         return self
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of the phase's step number `step`, from 0."""
+        """The learning rate of step `step` of the phase, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
         if self.decay == "none":
@@ -147,13 +148,14 @@ class PhaseConfig(Section):
 
 
 class StageConfig(Section):
-    """One training stage. `batch_size` counts pictures a step over all workers.
+    """One training stage. `batch_size`: pictures a step, over all workers.
 
     `ema_rate` is the decay of the averaged weights; with `ema_warmup` it is min(ema_rate, (1 + step) / (10 + step)) in
-    the steps of a phase, which matters for short runs. The newest `keep_checkpoints`, every `keep_every_steps`-th, those at
-    the end of a phase and those that an evaluation reads stay, others are deleted. `gradient_clip` None: no clipping.
-    `precision`: float32 throughout, float32 whose products are TF32's on GPUs that have it, or bf16 in the networks.
-    Every `sample_every_steps` the averaged weights draw pictures of the same validation conditions; None: never.
+    the steps of a phase, which matters for short runs. Checkpoints are deleted except the newest `keep_checkpoints`,
+    those at multiples of `keep_every_steps` steps, those at the end of a phase, and those that an evaluation reads.
+    `gradient_clip` None: no clipping. `precision`: float32 throughout, float32 whose products are TF32's on GPUs that
+    have it, or bf16 in the networks. Every `sample_every_steps` the averaged weights draw pictures of the same
+    validation conditions; None: never.
     """
 
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
@@ -186,11 +188,11 @@ class StageConfig(Section):
 
     @property
     def phase_ends(self) -> tuple[int, ...]:
-        """The number of steps taken at the end of each phase; all but the last are where the next one begins."""
+        """Steps taken at the end of each phase, counted over the whole stage."""
         return tuple(itertools.accumulate(phase.steps for phase in self.phases))
 
     def step_in_phase(self, step: int) -> int:
-        """How many steps of its own phase come before optimizer step number `step` (from 0)."""
+        """Position of optimizer step number `step` (from 0) within its phase, from 0."""
         return step - max((end for end in self.phase_ends[:-1] if end <= step), default=0)
 
 
@@ -218,9 +220,9 @@ class TrainingConfig(Section):
 
 
 class PretrainedConfig(Section):
-    """Checkpoints to begin from: GLIDE's base.pt and upsample.pt, or PITI's, or ours.
+    """Checkpoints to train from: GLIDE's base.pt and upsample.pt, PITI's, or ours.
 
-    `from_scratch`: stage 1 begins from random weights, to show what pretraining is worth.
+    `from_scratch`: stage 1 begins from random weights, for comparison with pretrained ones.
     """
 
     base: WeightsRef | None = None
@@ -237,10 +239,10 @@ class PretrainedConfig(Section):
 class SamplingConfig(Section):
     """How pictures are drawn. `guidance_scale` is s = 1 + w of equation 7; 1 means no guidance.
 
-    `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN`, `fast27`, or
-    `logsnrN`: N steps at even distances of log-SNR, the spacing for `dpm++` and the only one for `unipc`. A worker
-    draws `pictures_per_part` pictures, `batch_size` of them at a time, before they are kept: that much is lost where
-    it is killed. The first `diversity_conditions` conditions get `diversity_samples` more pictures each; for the first
+    `base_respacing`/`upsampler_respacing`: a number of steps, a section list, `ddimN`, `fast27`, or `logsnrN`: N steps
+    at even distances of log-SNR, the spacing for `dpm++` and the only one for `unipc`. A worker draws
+    `pictures_per_part` pictures, `batch_size` at a time, and then stores them as one tar: a killed worker loses at most
+    that many. The first `diversity_conditions` conditions get `diversity_samples` more pictures each; for the first
     `upsampled_conditions` the upsampler also draws one from the truth's own low-resolution picture.
     """
 
@@ -280,14 +282,15 @@ class SamplingConfig(Section):
 
 
 class AlignmentConfig(Section):
-    """Whether pictures follow their label maps or geometry, seen by a network of yours. Sketches need none: edges are
-    detected as those of the conditions were.
+    """A network of yours that measures whether pictures follow their label maps or geometry. Sketches need none: edges
+    are detected with the detector of the conditions.
 
     `network` is a TorchScript file, or torch.export's `*.pt2`, that takes float32 (N, 3, H, W), RGB. For masks it gives
     scores (N, C, h, w) or labels (N, h, w); for geometry depth (N, 1, h, w), or depth and normals (N, 4, h, w).
-    `labels`: a CSV file with columns network,label: which label of the data each of the network's classes is; classes
-    that are not listed match nothing. None: they are the same. `farther` says whether a point farther away has a higher
-    value (depth) or a lower one (disparity). `input_side` None: pictures are seen at their own size.
+    `labels`: a CSV file with the columns network,label that maps the network's classes to labels of the data; classes
+    that are not listed match nothing. None: classes and labels are the same. `farther`: whether a farther point has a
+    higher value (depth) or a lower one (disparity). `input_side`: side in pixels to which pictures are resized; None:
+    their own size.
     """
 
     network: ProgramRef
@@ -298,14 +301,14 @@ class AlignmentConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured. `compare_stages` also draws base-size pictures from stage 1 and from the untrained model.
+    """What an evaluation measures. `compare_stages` also draws base-size pictures from stage 1 and from the untrained
+    model.
 
     Without `clip` (OpenAI's ViT-B-32.pt) there is no CLIP-FID; without `vgg16` (torchvision's vgg16-397923af.pth) no
-    precision, no recall and no LPIPS (VGG); without `alignment` no mIoU and no error of depth and normals.
-    `resize` is how pictures get to the size that the network of FID and KID sees, by the library that does it so.
-    `on_checkpoint`: which checkpoints of stage 2 are evaluated by themselves as training finishes them (none; final, the
-    last one; every), by a run of piti/evaluate that Prefect starts.
-    `published` has scores to reproduce, by kind of figure; the report shows them beside figures that compare.
+    precision, no recall and no LPIPS (VGG); without `alignment` no mIoU and no error of depth and normals. `resize`
+    names the library whose resizing is used for the network of FID and KID. `on_checkpoint`: for which checkpoints of
+    stage 2 Prefect starts a run of piti/evaluate as training finishes them (none; final, the last one; every).
+    `published`: scores to reproduce, by kind of figure; the report shows them beside comparable figures.
     """
 
     inception: WeightsRef | None = None
@@ -331,7 +334,7 @@ class EvaluationConfig(Section):
 
 
 class WorkerRange(Section):
-    """As many training workers as the cluster has room for, between two numbers."""
+    """An elastic number of training workers: as many as fit on the cluster, from `min` to `max`."""
 
     min: Positive
     max: Positive
@@ -349,14 +352,15 @@ def _is_range(value: object) -> str:
 
 class ClusterConfig(Section):
     """What a job asks of the Ray cluster. `num_workers` training workers, each with these resources (fewer in a stage
-    whose batch has fewer pictures). A range {min, max} is elastic: training begins with what there is room for, goes on
-    with fewer where a node is lost, and takes in new ones; the batch and what is learned stay the same.
+    whose batch has fewer pictures). A range {min, max} is elastic: training starts with as many workers as fit, goes on
+    with fewer when a node is lost, and adds workers when more fit. The batch and the result stay the same.
 
-    A cluster that grows by itself counts as `max_cpus` and `max_gpus` before training begins; None: as its present nodes.
-    A worker that makes no step for `stall_seconds` (for its first step at least 600) writes its stacks to the log and ends;
-    the run is tried again.
+    `max_cpus` and `max_gpus`: the largest size of a cluster that grows by itself, for preflight; None: the present
+    nodes. A worker that makes no step for `stall_seconds` (for its first step at least 600) writes its stacks to the
+    log and ends; the run is tried again.
 
-    A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` lets it go on.
+    A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` keeps it
+    running.
     """
 
     num_workers: Annotated[
@@ -392,7 +396,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    """Everything about a run. See configs/ for whole examples and docs/configuration.md for each key."""
+    """The whole config of a run. configs/ has examples, docs/configuration.md describes the sections."""
 
     name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
     root: Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
@@ -438,7 +442,7 @@ class Config(Section):
         if upsampler.image_size % base.image_size:
             problems.append("models.upsampler.image_size must be a multiple of models.base.image_size")
         if self.evaluation.alignment is not None and self.data.modality == "sketch":
-            problems.append("evaluation.alignment does nothing with sketches: leave it out")
+            problems.append("evaluation.alignment has no effect with sketches: leave it out")
         if self.pretrained.base is None and self.training.pretrain is None and not self.pretrained.from_scratch:
             problems.append("give pretrained.base (GLIDE's base.pt, say) or a training.pretrain stage")
         if problems:
@@ -451,7 +455,7 @@ class Config(Section):
         return self.models.upsampler.image_size // self.models.base.image_size
 
     def workers(self, stage: Stage) -> WorkerRange:
-        """Training workers of a stage: those of `cluster.num_workers`, or one a picture where its batch is smaller."""
+        """Number of training workers of a stage: `cluster.num_workers`, but at most one for each picture of a batch."""
         workers, settings = self.cluster.workers, self.stage(stage)
         if settings is None:
             return workers

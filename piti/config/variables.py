@@ -1,4 +1,4 @@
-"""`$VARIABLES` in configs: only those that configs may use are expanded, and their values never reach an error."""
+"""Expands the environment variables that configs may use. Their values never appear in errors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from piti.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^}]*)\}|(?P<plain>\w+))")
 _CREDENTIALS = re.compile(r"://[^/\s@]*:[^/\s@]*@|[?&][^=&\s]*(?:sig|token|secret|password|credential)[^=&\s]*=", re.I)
-_MOST_VALUES = 20_000  # a config has hundreds; YAML's aliases can make billions of a few lines
+_MOST_VALUES = 20_000  # a config has hundreds; a few lines of YAML with aliases can hold billions
 
 
 class Variables:
-    """Expands values of one config; remembers what was put in, so that errors can be freed of it again."""
+    """Expands the values of one config, and remembers the variables' values to remove them from errors."""
 
     def __init__(self, config: str, usable: Collection[str]) -> None:
         self._config = config
@@ -32,7 +32,7 @@ class Variables:
         return expanded
 
     def hide(self, text: str) -> str:
-        """`text` with each value that was put in replaced by its variable."""
+        """`text` with each expanded value replaced by its variable's name."""
         for name, value in sorted(self._used.items(), key=lambda item: -len(item[1])):
             text = text.replace(value, f"${name}") if value else text
         return text
@@ -70,7 +70,7 @@ class Variables:
 
 
 def written_at(tree: Any, place: Sequence[Any]) -> Any:
-    """What a config says at a place, as it is written there. Raises LookupError or TypeError if it says nothing."""
+    """The value at a place of a config, before expansion. Raises LookupError or TypeError if there is none."""
     for part in place:
         if not isinstance(tree, (dict, list)):
             raise TypeError(f"nothing lies below a {type(tree).__name__}")

@@ -17,7 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from piti.data.conditions import StoredCondition
-from piti.data.geometry import CropBox
+from piti.data.resizing import CropBox
 
 _PICTURE_SUFFIXES = ("png", "jpg")
 _JPEG_MAGIC = b"\xff\xd8\xff"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from degradations import Recipe, apply_recipe, draw_recipe
 from piti.config import DataConfig, DegradationConfig
-from piti.data.geometry import CropBox, crop_photograph
+from piti.data.resizing import CropBox, crop_photograph
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def draw_variant(
     image: NDArray[np.uint8], data: DataConfig, degradation: DegradationConfig, scale: int, rng: np.random.Generator
 ) -> Variant:
     """Degrade `image`, uint8 (H, W, 3) as stored; everything random is drawn from `rng`."""
-    box = CropBox.draw(rng.random, *image.shape[:2]) if data.geometry == "random" else None
+    box = CropBox.random(rng.random, *image.shape[:2]) if data.geometry == "random" else None
     picture = image if box is None else np.ascontiguousarray(crop_photograph(image, box, data.image_size))
     recipe = draw_recipe(rng, scale, degradation.recipe)
     return Variant(apply_recipe(picture, recipe), box, recipe)

@@ -26,7 +26,7 @@ from piti.data.decoding import (
     num_variants,
 )
 from piti.data.degrading import draw_variant
-from piti.data.geometry import CropBox, crop_photograph, resize_edges, resize_nearest
+from piti.data.resizing import CropBox, crop_photograph, resize_edges, resize_nearest
 from piti.data.shards import DamagedSample, ShardReader
 from piti.errors import DataError
 from piti.seeds import stable_hash
@@ -46,8 +46,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Seed and epoch, from which an example's chances are drawn."""
+class EpochSeed:
+    """The seed and the epoch, which decide an example's chances."""
 
     seed: int
     epoch: int
@@ -55,18 +55,18 @@ class Draw:
 
 @dataclass(frozen=True)
 class Chances:
-    """What is drawn for a sample in an epoch. `variant`: number of the degraded variant (0 where there are none)."""
+    """The random choices for a sample in an epoch. `variant`: number of the degraded variant (0 where there are none)."""
 
     flip: bool
     variant: int
     box: CropBox
 
 
-def draw_chances(seed: int, epoch: int, key: str, *, num_variants: int, crop_from: tuple[int, ...]) -> Chances:
+def chances_of(seed: int, epoch: int, key: str, *, num_variants: int, crop_from: tuple[int, ...]) -> Chances:
     """The chances of a sample, from (seed, epoch, key) alone. `crop_from`: shape (height, width) of its picture."""
     # Python's generator, whose random() is the same in every version: NumPy's takes ten times as long to seed.
     chance = random.Random(stable_hash("chances", seed, epoch, key)).random
-    return Chances(chance() < 0.5, int(chance() * max(1, num_variants)), CropBox.draw(chance, *crop_from[:2]))
+    return Chances(chance() < 0.5, int(chance() * max(1, num_variants)), CropBox.random(chance, *crop_from[:2]))
 
 
 class Spent:
@@ -112,14 +112,14 @@ class ExampleReader:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def example(self, number: int, draw: Draw | None) -> Example:
-        """Example `number`; `draw` None (validation): not flipped, central crop, variant 0. Raises DamagedSample."""
+    def example(self, number: int, epoch_seed: EpochSeed | None) -> Example:
+        """Example `number`; `epoch_seed` None (validation): not flipped, central crop, variant 0. Raises DamagedSample."""
         began = time.monotonic()
         members = self._reader.read(number)
         companion = None if self._companions is None else self._companions.read(number)
         read = time.monotonic()
         try:
-            return self._build(self.keys[number], members, companion, draw)
+            return self._build(self.keys[number], members, companion, epoch_seed)
         except DamagedPictureError as error:
             raise DamagedSample(str(error)) from error
         finally:
@@ -139,18 +139,20 @@ class ExampleReader:
         return condition, json.loads(members["json"])
 
     def _build(
-        self, key: str, members: dict[str, bytes], companion: dict[str, bytes] | None, draw: Draw | None
+        self, key: str, members: dict[str, bytes], companion: dict[str, bytes] | None, epoch_seed: EpochSeed | None
     ) -> Example:
         data = self._data
         image = decode_image(members)
         box = CropBox.central(*image.shape[:2])
         flip, variant = False, 0
-        if draw is not None:
+        if epoch_seed is not None:
             variants = 0 if companion is None else num_variants(companion)
-            chances = draw_chances(draw.seed, draw.epoch, key, num_variants=variants, crop_from=image.shape[:2])
+            chances = chances_of(
+                epoch_seed.seed, epoch_seed.epoch, key, num_variants=variants, crop_from=image.shape[:2]
+            )
             box, variant, flip = chances.box, chances.variant, chances.flip and data.horizontal_flip
         low_res = None
-        low = self._low_resolution(key, image, companion, variant, draw)
+        low = self._low_resolution(key, image, companion, variant, epoch_seed)
         if low is not None:
             box, low_res = low.box or box, low.image
         if data.geometry == "random":
@@ -166,14 +168,19 @@ class ExampleReader:
         return Example(key, _picture(image, data.image_size), _whole(painted, data.image_size), small)
 
     def _low_resolution(
-        self, key: str, image: NDArray[np.uint8], companion: dict[str, bytes] | None, variant: int, draw: Draw | None
+        self,
+        key: str,
+        image: NDArray[np.uint8],
+        companion: dict[str, bytes] | None,
+        variant: int,
+        epoch_seed: EpochSeed | None,
     ) -> LowResolution | None:
         """The stored variant, or one drawn for (seed, epoch, key); validation draws the same one every time."""
         if companion is not None:
             return decode_variant(companion, variant)
         if self._recipe is None:
             return None
-        chance = ("validation",) if draw is None else (draw.seed, draw.epoch)
+        chance = ("validation",) if epoch_seed is None else (epoch_seed.seed, epoch_seed.epoch)
         rng = np.random.default_rng(stable_hash("degrade online", *chance, key))
         drawn = draw_variant(image, self._data, self._recipe, self._scale, rng)
         return LowResolution(drawn.image, drawn.box)

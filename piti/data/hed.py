@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from piti.config import SketchConfig, WeightsRef
-from piti.data.geometry import resize_nearest
+from piti.data.resizing import resize_nearest
 from piti.errors import CheckpointError
 from piti.models.weight_files import read_weights
 from piti.weights import open_weights

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from piti.config import DataConfig
-from piti.data.examples import Degraded, Draw, Example, ExampleReader, Spent
+from piti.data.examples import Degraded, EpochSeed, Example, ExampleReader, Spent
 from piti.data.shards import DamagedSample
 from piti.errors import DataError, repair_advice
 from piti.seeds import stable_hash
@@ -166,7 +166,7 @@ class TrainingLoader:
     def _load(self, position: int) -> Example | Damage:
         epoch, number = self._order.at(position)
         try:
-            return self._examples.example(number, Draw(self._seed, epoch))
+            return self._examples.example(number, EpochSeed(self._seed, epoch))
         except DamagedSample as error:
             return Damage(self._examples.keys[number], str(error))
 

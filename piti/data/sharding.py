@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from piti.config import DataConfig, Modality
 from piti.data.conditions import encode_condition
-from piti.data.geometry import shrink_condition, shrink_photograph
 from piti.data.items import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
 from piti.data.manifest import ShardStats
 from piti.data.publishing import ShardWriter, published_shards, write_manifest
+from piti.data.resizing import shrink_condition, shrink_photograph
 from piti.data.shards import ShardSet
 from piti.data.sketch import detect_sketch, sketch_record
 from piti.data.sources import open_source

@@ -29,15 +29,15 @@ from piti.diffusion.schedule import Coefficients, betas_of, respaced_betas, resp
 ModelFunction = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 
-_MODEL_TIME = 1000.0  # networks are told the time on a scale of 0 to 1000, however many steps there are
+_MODEL_TIME = 1000.0  # networks get the time on a scale of 0 to 1000, whatever the number of steps
 
 
 class GaussianDiffusion:
     """A forward process of `steps` steps, of which `respacing` keeps some (see `respaced_timesteps`).
 
-    Networks predict the noise, or with `prediction` v the mixture v = sqrt(a_t) noise - sqrt(1 - a_t) x_0.
-    A timestep `t` is an index (N,), int64, into the kept steps: 0..num_timesteps-1. Networks are told the original
-    step's time, as float32 on a scale of 0..1000. Coefficients are float64 and cast to the pictures' type at use.
+    Networks predict the noise, or with `prediction` v the mixture v = sqrt(a_t) noise - sqrt(1 - a_t) x_0. A timestep
+    `t` is an index (N,), int64, into the kept steps: 0..num_timesteps-1. Networks get the original step's time, as
+    float32 on a scale of 0..1000. Coefficients are float64 and cast to the pictures' type at use.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class GaussianDiffusion:
         return self._table.at(name, t, like)
 
     def model_time(self, t: Tensor) -> Tensor:
-        """What the network is told for timesteps `t`: (N,) float32 in 0..1000."""
+        """The time that the network gets for timesteps `t`: (N,) float32 in 0..1000."""
         times = self._times.get(t.device)
         if times is None:
             times = torch.tensor(self.timestep_map, device=t.device).float() * (_MODEL_TIME / self.steps)
@@ -94,7 +94,7 @@ class GaussianDiffusion:
         return signal * noise - self.at("sqrt_one_minus_alphas_cumprod", t, x0) * x0
 
     def _picture_and_noise(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_0 and noise, (N, 3, H, W) each, of x_t and a predicted noise or v."""
+        """x_0 and noise, (N, 3, H, W) each, from x_t and a predicted noise or v."""
         if self.prediction == "noise":
             return self.x0_from_noise(x_t, t, predicted), predicted
         signal, deviation = self.at("sqrt_alphas_cumprod", t, x_t), self.at("sqrt_one_minus_alphas_cumprod", t, x_t)
@@ -104,7 +104,7 @@ class GaussianDiffusion:
         """Read a network's output (N, 6, H, W): noise or v, and the log variance's place between its two bounds.
 
         The place is -1 at the posterior's variance and 1 at b_t. `clip` clamps x_0 to [-1, 1] before the mean is
-        taken, as is usual while sampling.
+        computed, as is usual in sampling. Raises ValueError for an output of another shape.
         """
         n, c = x_t.shape[:2]
         if output.shape != (n, 2 * c, *x_t.shape[2:]):
@@ -202,8 +202,8 @@ def _mean_per_picture(values: Tensor) -> Tensor:
 def _discretized_log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
     """Log probability in nats of 8-bit pictures `x` in [-1, 1] under a Gaussian cut into 256 bins, elementwise.
 
-    The outer bins reach to infinity. The normal's distribution function is the tanh approximation of the published
-    code, on which its losses depend in the fourth digit.
+    The outer bins reach to infinity. The normal distribution function is the published code's tanh approximation, which
+    changes losses in the fourth digit.
     """
 
     def cumulative(z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_STATISTICS_DIMS = (1, 2, 3)  # a picture's own mean and deviation, over channels and positions
+_STATISTICS_DIMS = (1, 2, 3)  # mean and deviation of each picture, over channels and positions
 
 
 class ConditionalFunction(Protocol):
@@ -23,12 +23,12 @@ def guided(
     normalized: bool = True,
     both_fn: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A model function whose noise is guided by `scale` s = 1 + w; s = 1 is the plain conditional model.
+    """A model function whose noise is guided with `scale` s = 1 + w; s = 1 is the plain conditional model.
 
     Equation 7: e^ = null + s (cond - null). With `normalized`, equation 8: e^ is shifted and scaled to have the mean
     and standard deviation of each picture's conditional noise. The variance output stays the conditional one, as
-    published. `both_fn(x_t, t)` gives the outputs under the condition and under the null condition of one pass, which
-    reads the weights once. None: `conditional_fn` is called a second time, with null=True.
+    published. `both_fn(x_t, t)` computes the outputs under the condition and under the null condition in one pass,
+    which reads the weights once. None: `conditional_fn` is called a second time with null=True.
     """
     if scale == 1:
         return conditional_fn
@@ -46,7 +46,7 @@ def guided(
 
 
 def normalize(guided_noise: Tensor, conditional_noise: Tensor) -> Tensor:
-    """Equation 8: e~ = (sigma / sigma^) (e^ - mu^) + mu, statistics of each picture (N, C, H, W) of its own."""
+    """Equation 8: e~ = (sigma / sigma^) (e^ - mu^) + mu, with the statistics of each picture of (N, C, H, W)."""
     mean = conditional_noise.mean(_STATISTICS_DIMS, keepdim=True)
     deviation = conditional_noise.std(_STATISTICS_DIMS, keepdim=True)
     guided_mean = guided_noise.mean(_STATISTICS_DIMS, keepdim=True)

@@ -1,4 +1,5 @@
-"""One step of each sampler, from x_t to x_{t-1}; each picture's own noise; the quantisation between the two networks."""
+"""One step of each sampler from x_t to x_{t-1}, the noise of each picture, and the quantisation between the two
+networks."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _INITIAL = -1  # number of the step whose noise sampling begins with
 
 
 class Prediction(NamedTuple):
-    """What a network's output says about x_{t-1} and x_0; each (N, 3, H, W)."""
+    """The predictions in a network's output: mean and log variance of x_{t-1}, x_0 and noise; each (N, 3, H, W)."""
 
     mean: Tensor
     log_variance: Tensor
@@ -28,7 +29,7 @@ class Prediction(NamedTuple):
 
 
 class Table:
-    """A process's coefficients as float64 tensors, on every device that they are asked for on."""
+    """A process's coefficients as float64 tensors, copied once to each device that needs them."""
 
     def __init__(self, coefficients: Coefficients) -> None:
         self._coefficients = coefficients
@@ -48,7 +49,7 @@ class Table:
 
 class Step(Protocol):
     def __call__(self, predicted: Prediction, x_t: Tensor, t: Tensor, number: int) -> Tensor:
-        """x_{t-1} from x_t; all of `t` is the same timestep, `number` counts the steps done before."""
+        """x_{t-1} from x_t. All entries of `t` are the same timestep; `number` counts the steps before this one."""
         ...
 
 
@@ -94,10 +95,11 @@ class ImplicitStep:
 
 
 class _Path:
-    """Where a process's kept steps lie: x_t = alpha x_0 + sigma noise, and log(alpha / sigma), by index.
+    """The kept steps of a process by index: alpha and sigma of x_t = alpha x_0 + sigma noise, and log(alpha / sigma).
 
-    A linear combination of x_t and predictions of x_0 leads from one step to another exactly, but for how x_0's
-    prediction changes in between (Lu et al., 2022, proposition 4.1). `final_share` is a_T of the whole process.
+    A linear combination of x_t and predictions of x_0 leads from one step to another, exactly if the prediction of x_0
+    follows the assumed polynomial in between (Lu et al., 2022, proposition 4.1). `final_share` is a_T of the whole
+    process.
     """
 
     def __init__(self, coefficients: Coefficients, final_share: float) -> None:
@@ -112,10 +114,10 @@ class _Path:
     def begin(self, noise: Tensor, x0: Tensor) -> Tensor:
         """x_t at the noisiest kept step, for `noise` that is x_t at the whole process's last step.
 
-        Where a respacing leaves out the noisiest steps, pure noise lacks the little of x_0 that is there. It is less
-        than a level, but the same in every pixel, and decides for another picture (docs/performance.md). So one
-        step of DDIM leads there, with the prediction `x0` that was made from pure noise: it hardly changes before.
-        Nothing changes where the last step is kept.
+        If a respacing leaves out the noisiest steps, x_t at the noisiest kept step holds a little of x_0 that pure
+        noise lacks: less than a level, but equal in every pixel, so that without it another picture results
+        (docs/performance.md). One DDIM step with the prediction `x0` from pure noise adds it. If the last step is kept,
+        `noise` is returned unchanged.
         """
         alpha, sigma = math.sqrt(self._final_share), math.sqrt(1 - self._final_share)
         shrunk = self.sigma[self.last] / sigma
@@ -125,8 +127,8 @@ class _Path:
 class SolverStep:
     """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2): second order in the half log signal-to-noise ratio.
 
-    The first step and the last (to x_0, where that ratio is infinite) are of first order. It remembers the step
-    before, so an instance serves one run only.
+    The first step and the last (to x_0, where that ratio is infinite) are of first order. It keeps the previous step's
+    prediction, so use an instance for one run only.
     """
 
     def __init__(self, coefficients: Coefficients, final_share: float) -> None:
@@ -155,8 +157,8 @@ class CorrectedSolverStep:
 
     The prediction at x_t first corrects x_t itself (UniC: the polynomial in log(alpha / sigma) through up to three
     predictions before it and its own), then the polynomial through the last three leads to x_{t-1} (UniP). The
-    polynomials are integrated exactly, which is the paper's variant with varying coefficients (UniPC_v). Of third
-    order or better; lower in the first two steps. An instance serves one run only.
+    polynomials are integrated exactly, which is the paper's variant with varying coefficients (UniPC_v). Of third order
+    or better; of lower order in the first two steps. Use an instance for one run only.
     """
 
     _ORDER = 3
@@ -164,7 +166,7 @@ class CorrectedSolverStep:
     def __init__(self, coefficients: Coefficients, final_share: float) -> None:
         self._path = _Path(coefficients, final_share)
         self._x_before: Tensor | None = None
-        self._predictions: list[tuple[float, Tensor]] = []  # log(alpha / sigma) and x_0, the last three
+        self._predictions: list[tuple[float, Tensor]] = []  # log(alpha / sigma) and x_0 of the last three steps
 
     def __call__(self, predicted: Prediction, x_t: Tensor, t: Tensor, number: int) -> Tensor:
         index = self._path.last - number
@@ -180,7 +182,7 @@ class CorrectedSolverStep:
         return self._move(x_t, index, self._predictions)
 
     def _move(self, x: Tensor, index: int, predictions: Sequence[tuple[float, Tensor]]) -> Tensor:
-        """From `x` at step `index` to the step after it, x_0 following the polynomial through `predictions`."""
+        """The step from `x` at `index` to the next one, with x_0 on the polynomial through `predictions`."""
         path = self._path
         nodes = [node for node, _ in predictions]
         weights = prediction_weights(nodes, path.half_log_snr[index], path.half_log_snr[index - 1])
@@ -191,7 +193,8 @@ class CorrectedSolverStep:
 
 
 def prediction_weights(nodes: Sequence[float], begin: float, end: float) -> list[float]:
-    """Weights of x_0's predictions at `nodes` in a step from `begin` to `end`, all of them log(alpha / sigma).
+    """Weights of the predictions of x_0 at `nodes`, for a step from `begin` to `end`; all are values of log(alpha /
+    sigma).
 
     The integral of exp(l - end) times each node's Lagrange polynomial over l from begin to end; the weights add up to
     1 - exp(begin - end). By Gauss-Legendre quadrature, to 1e-12 for steps up to 5.
@@ -209,7 +212,8 @@ def prediction_weights(nodes: Sequence[float], begin: float, end: float) -> list
 class PictureNoise:
     """Standard normal noise for a batch of pictures of one `shape` (C, H, W), one seed a picture.
 
-    A number is a function of (seed, step, position) alone. It is drawn on the CPU, so that devices agree too.
+    Each number depends on (seed, step, position) alone. It is drawn on the CPU, so that it is the same for every
+    device.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -235,9 +239,9 @@ class PictureNoise:
 
 
 def quantize_8bit(images: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as they are after having been stored with 8 bits, again in [-1, 1].
+    """Pictures in [-1, 1], rounded as if they had been stored with 8 bits.
 
-    Truncates as published (image_sample.py), so the upsampler sees what it saw in its training data's format.
-    Values outside of [-1, 1] are clamped.
+    Truncates as published (image_sample.py), so the upsampler gets inputs in the format of its training data. Values
+    outside [-1, 1] are clamped.
     """
     return (127.5 * (images.clamp(-1, 1) + 1.0)).floor() / 127.5 - 1.0

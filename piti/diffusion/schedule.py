@@ -1,7 +1,7 @@
-"""The forward process in numbers: noise schedules, respacing, and the coefficients that follow from them (float64).
+"""Noise schedules, respacing, and the coefficients that follow from them, in float64.
 
-The choices, their names and their rounding are those of openai/glide-text2im (gaussian_diffusion.py, respace.py),
-so that the timesteps and coefficients of published models come out the same.
+Names, formulas and rounding are those of openai/glide-text2im (gaussian_diffusion.py, respace.py), so that published
+models get the same timesteps and coefficients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float64]
 
 _MAX_BETA = 0.999  # keeps the cosine schedule away from its singularity at the end
 _FAST27_SECTIONS = (10, 10, 3, 2, 2)
-# Below, the cosine schedule falls off a cliff: its last three steps lose as much as the hundred before them.
+# Below this, the last three steps of the cosine schedule lose as much signal as the hundred before them.
 _LOWEST_HALF_LOG_SNR = -5.1
 
 
@@ -47,7 +47,7 @@ def betas_of(schedule: str, steps: int) -> Array:
 
 
 def respaced_timesteps(betas: Array, respacing: str | Sequence[int] | None) -> list[int]:
-    """The timesteps that a shorter process keeps of the one with these variances, ascending.
+    """The timesteps, ascending, that a shorter process keeps of the process with variances `betas`.
 
     `None` keeps all; "250" (or [250]) spreads that many evenly, both ends included; "10,10,3,2,2" splits the process
     into equal sections and spreads each count over its section; "ddim50" uses the smallest whole stride that gives
@@ -85,14 +85,14 @@ def _count_after(word: str, respacing: str) -> int:
 
 
 def _even_in_log_snr(betas: Array, wanted: int) -> list[int]:
-    """The least noisy step and `wanted` - 1 more at even distances of log(alpha / sigma), down to -5.1 at most."""
+    """The least noisy step and `wanted` - 1 more at even distances of log(alpha / sigma), not below -5.1."""
     if not 2 <= wanted <= len(betas):
         raise ConfigError(f"cannot take {wanted} of {len(betas)} steps", f"choose 2 to {len(betas)} for logsnrN")
     signal = np.cumprod(1.0 - betas)
     half_log_snr = 0.5 * np.log(signal / (1.0 - signal))
     targets = np.linspace(half_log_snr[0], max(half_log_snr[-1], _LOWEST_HALF_LOG_SNR), wanted)
     kept = [int(np.abs(half_log_snr - target).argmin()) for target in targets]
-    # Near t=0 several targets meet the same step: move up to the next free one, and back from the end.
+    # Near t=0 several targets fall on one step: move them to the next free step, and back from the end.
     for index in range(1, wanted):
         kept[index] = max(kept[index], kept[index - 1] + 1)
     for index in reversed(range(wanted)):
@@ -110,7 +110,8 @@ def _strided(steps: int, wanted: int) -> list[int]:
 
 
 def _spread(steps: int, counts: Sequence[int]) -> list[int]:
-    """`counts[i]` timesteps of the i-th of equal sections; the first `steps % len(counts)` sections are one longer."""
+    """`counts[i]` timesteps from the i-th of equal sections; the first `steps % len(counts)` sections have one step
+    more."""
     if not counts or min(counts) < 1:
         raise ConfigError(f"each section of a respacing needs at least one step, got {list(counts)}", "raise the count")
     size_per, longer = divmod(steps, len(counts))
@@ -121,7 +122,7 @@ def _spread(steps: int, counts: Sequence[int]) -> list[int]:
         if size < count:
             raise ConfigError(f"a section of {size} steps cannot give {count}", "ask for fewer steps or sections")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        position = 0.0  # summed, not multiplied: the rounding of published samplers hangs on it
+        position = 0.0  # summed, not multiplied, for the same rounding as in published samplers
         for _ in range(count):
             kept.append(start + round(position))
             position += stride
@@ -131,7 +132,7 @@ def _spread(steps: int, counts: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Everything derived from the variances, each of shape (steps,), float64. `alphas_cumprod` is a_t of equation 2."""
+    """Coefficients derived from the variances, each (steps,) float64. `alphas_cumprod` is a_t of equation 2."""
 
     betas: Array
     alphas_cumprod: Array
@@ -153,7 +154,7 @@ class Coefficients:
         alphas_cumprod: Array = np.cumprod(1.0 - betas, dtype=np.float64)
         previous = np.append(1.0, alphas_cumprod[:-1])
         posterior_variance = betas * (1.0 - previous) / (1.0 - alphas_cumprod)
-        # It is zero at the first step; its logarithm takes the second step's value there (the only one's, if alone).
+        # The variance is zero at the first step; its logarithm takes the second step's value there, if there is one.
         clipped = np.append(posterior_variance[1], posterior_variance[1:]) if len(betas) > 1 else betas
         return cls(
             betas=betas,
@@ -173,7 +174,7 @@ class Coefficients:
 
 
 def respaced_betas(betas: Array, timesteps: Sequence[int]) -> Array:
-    """The variances of the process that keeps only `timesteps`: its a_t are the original ones there."""
+    """The variances of the process that keeps only `timesteps`, with the original a_t at these steps."""
     kept = np.cumprod(1.0 - betas)[list(timesteps)]
     shorter: Array = 1.0 - kept / np.append(1.0, kept[:-1])
     return shorter

@@ -1,4 +1,4 @@
-"""Which timesteps to train on: uniformly, or more often where the loss is large."""
+"""Samplers of the timesteps to train on: uniform, or in proportion to the loss."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class TimestepSampler(Protocol):
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Timesteps (n,) int64 and loss weights (n,) float32: 1 / (num_timesteps * probability).
 
-        Chances come from `generator`, on the CPU; the rest happens on the sampler's device.
+        Random numbers come from `generator` on the CPU; all else is computed on the sampler's device.
         """
         ...
 
     def update(self, t: Tensor, losses: Tensor, counts: Tensor | None = None) -> None:
-        """Learn from losses (n,) seen at timesteps (n,), in this order; `counts` (n,) bool tells which of them to take in.
+        """Update from losses (n,) at timesteps (n,), in this order; `counts` (n,) bool selects the losses to use.
 
-        All ranks must call it with the same, gathered values. Nothing is read from the device.
+        All ranks must call it with the same gathered values. The host does not wait for the device.
         """
         ...
 
@@ -37,7 +37,7 @@ class TimestepSampler(Protocol):
 
 
 class UniformSampler:
-    """Every timestep equally often, all weights 1."""
+    """All timesteps with equal probability and weight 1."""
 
     def __init__(self, num_timesteps: int, device: torch.device | str = "cpu") -> None:
         self.num_timesteps = num_timesteps
@@ -50,7 +50,7 @@ class UniformSampler:
         return _importance_sample(self.weights(), n, generator)
 
     def update(self, t: Tensor, losses: Tensor, counts: Tensor | None = None) -> None:
-        """Nothing to learn."""
+        """Does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -65,7 +65,7 @@ class UniformSampler:
 class LossSecondMomentSampler:
     """Probability in proportion to the root mean square of a timestep's last losses (Nichol and Dhariwal, 2021).
 
-    Uniform until every timestep has `history` losses. `uniform_probability` is then shared by all evenly.
+    Uniform until every timestep has `history` losses. Then `uniform_probability` is spread evenly over all timesteps.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class LossSecondMomentSampler:
         num_before = same.tril(-1).sum(dim=1)  # of its own timestep, in this batch
         num_new = torch.zeros_like(self._counts).index_add(0, t, counts.long())
         num_dropped = (self._counts + num_new - self.history).clamp(min=0)
-        # Room at the end of each full history for what is new; the rest of it moves to the front.
+        # Make room at the end of each full history for the new losses; move the older ones to the front.
         places = torch.arange(self.history, device=t.device) + num_dropped[:, None]
         moved = self._losses.gather(1, places.clamp(max=self.history - 1))
         place = self._counts[t] + num_before - num_dropped[t]
-        nowhere = self.num_timesteps * self.history  # where losses go that do not count, or that newer ones displaced
+        nowhere = self.num_timesteps * self.history  # where losses go that do not count, or that newer ones replaced
         place = torch.where(counts & (place >= 0), t * self.history + place, nowhere)
         room = torch.cat([moved.flatten(), moved.new_zeros(1)])
         self._losses = room.scatter(0, place, losses.detach().double())[:-1].view_as(self._losses)
@@ -110,7 +110,7 @@ class LossSecondMomentSampler:
         return {"losses": self._losses.clone(), "counts": self._counts.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises CheckpointError if it is of another size or kind."""
+        """Restore `state_dict()`. Raises CheckpointError if it has another size or kind."""
         expected = {"losses": self._losses.shape, "counts": self._counts.shape}
         found = {key: getattr(value, "shape", None) for key, value in state.items()}
         if found != expected:
@@ -123,7 +123,8 @@ class LossSecondMomentSampler:
 
 
 def _importance_sample(weights: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The inverse of the distribution function at n uniform chances: what torch.multinomial does on a CPU."""
+    """Draw n timesteps by inverting the distribution function at uniform random numbers, as torch.multinomial does on a
+    CPU."""
     probabilities = weights / weights.sum()
     chances = torch.rand(n, dtype=torch.float64, generator=generator).to(weights.device, non_blocking=True)
     distribution = probabilities.cumsum(0)

@@ -1,4 +1,4 @@
-"""Do generated pictures follow their conditions? Seen by a network of the user's, or the sketches' own detector."""
+"""Measures whether generated pictures follow their conditions, with a network of the user's or the sketch detector."""
 
 from __future__ import annotations
 

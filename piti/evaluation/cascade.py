@@ -1,7 +1,7 @@
 """The cascade: condition -> base network -> 8 bits -> upsampler -> picture.
 
-Each picture's noise is a function of (config seed, key, variant, network) alone, so neither the batch it is drawn in
-nor the number of workers changes it, and networks of different stages begin from the same noise.
+Each picture's noise depends on (config seed, key, variant, network) alone, not on the batch or the number of workers,
+and is the same for networks of different stages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from piti import storage
 from piti.config import Config, ScheduleConfig, WeightsRef
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
-from piti.data.geometry import base_pictures
+from piti.data.resizing import base_pictures
 from piti.data.shards import DamagedSample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
 from piti.errors import DataError, repair_advice
@@ -170,7 +170,7 @@ class Cascade:
         return part.num_pictures
 
     def _first_half(self, part: Part) -> _FirstHalf:
-        """The way to pictures at the base network's size: the truth's own, stored ones, or drawing them."""
+        """The source of pictures at the base network's size: the truth, stored pictures, or drawing them."""
         if part.set == "upsampled":
             return _FirstHalf(self._truth, {"base": {"weights": "none: the truth's low-resolution pictures"}})
         keys = self._examples.keys[part.first : part.last]

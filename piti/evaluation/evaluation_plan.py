@@ -1,4 +1,4 @@
-"""The steps of an evaluation: picture sets, figures, report; what of the config and of the networks each depends on."""
+"""The steps of an evaluation: picture sets, figures and report, each with the content of its fingerprint."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class EvaluationPlan:
         return {name: self._planned(name, content, wanted) for name, (content, wanted) in contents.items()}
 
     def _base_content(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """What pictures of a base network depend on. A set is known by that, not by its name."""
+        """The fingerprint's content for pictures of a base network. It identifies a set; the set's name is not part of
+        it."""
         config = self._config
         return {
             "conditions": self._plan.validation.fingerprint,
@@ -92,7 +93,8 @@ class EvaluationPlan:
 
     @property
     def sample(self) -> Step:
-        """All pictures. Its job draws what the sets lack: they share networks, and `base` becomes `final`."""
+        """The step that draws all missing pictures. One job serves all sets, which share networks; `final` is made from
+        `base`."""
         content = {"sets": {name: [planned.fingerprint, planned.wanted] for name, planned in self.sets.items()}}
         return self._plan.step("sample", "sample", "evaluations", content, self._inputs())
 
@@ -107,7 +109,7 @@ class EvaluationPlan:
 
     @property
     def score(self) -> Step:
-        """Figures of the pictures. Feature networks count by their content, wherever they lie."""
+        """The step that measures the pictures. Feature networks are identified by content, not by path."""
         evaluation = self._config.evaluation
         content = {
             "evaluation": evaluation.model_dump(mode="json", exclude=_NOT_IN_FIGURES),
@@ -119,7 +121,7 @@ class EvaluationPlan:
 
     @property
     def report(self) -> Step:
-        """The page: a function of stored figures and pictures."""
+        """The step that writes the page from stored figures and pictures."""
         score = self.score
         shown = {name: value for name, value in dump(self._config.evaluation).items() if name in _SHOWN_ONLY}
         content = {"shown": shown, "score": score.fingerprint}

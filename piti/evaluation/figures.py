@@ -1,4 +1,4 @@
-"""The registry of figures: what each is called, what it needs, which way is better, how it is measured, what it says."""
+"""The registry of figures: name, needs, direction, measurement and meaning of each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Alignment:
 
 
 class Material(Protocol):
-    """What figures are computed from."""
+    """The inputs of figures."""
 
     def features(self, network: FeatureNetwork) -> tuple[Features, Features]:
         """Of the generated pictures and of the truth."""
@@ -219,7 +219,7 @@ FIGURES: dict[FigureKind, Figure] = {
 
 
 def metric_to_json(metric: Metric) -> dict[str, Any]:
-    """All that a metric carries, JSON-able; without what it does not have."""
+    """A metric as JSON-able mapping, without fields that are None."""
     return {key: value for key, value in asdict(metric).items() if value is not None or key in ("low", "high")}
 
 

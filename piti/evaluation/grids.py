@@ -1,4 +1,4 @@
-"""Pictures side by side, chosen by rules that are told: nobody picks them."""
+"""Pictures side by side, chosen by stated rules, never by hand."""
 
 from __future__ import annotations
 

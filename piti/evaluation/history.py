@@ -1,4 +1,4 @@
-"""What came before an evaluation: other checkpoints of the same run, and pictures drawn while it trained."""
+"""The history of a run: evaluations of its other checkpoints, and pictures drawn during training."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def rebuild_leaderboard(root: str) -> str:
 
 
 def leaderboard(folder: str, names: list[str]) -> Leaderboard:
-    """Of the reports with these names below a folder. A report that cannot be read is told, not left out in silence."""
+    """The leaderboard of the reports with these names below a folder. A report that cannot be read is mentioned on the
+    page."""
     entries: list[Entry] = []
     unreadable: list[str] = []
     columns: dict[str, tuple[FigureKind, Metric]] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -22,9 +23,10 @@ from piti.config import Config
 from piti.config.tree import FigureKind
 from piti.data.conditions import StoredCondition, condition_picture, unit_range
 from piti.data.examples import ExampleReader
-from piti.data.geometry import base_pictures
 from piti.data.manifest import MANIFEST
+from piti.data.resizing import base_pictures
 from piti.errors import DataError
+from piti.evaluation.alignment import Aligner
 from piti.evaluation.figures import FIGURES, Alignment, FeatureNetwork, Need, PerceptualTrunk
 from piti.evaluation.networks import Networks
 from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName, num_wanted, set_folders
@@ -33,11 +35,12 @@ from piti.evaluation.stored_arrays import StoredArrays
 FEWEST_PICTURES = 4
 STAGE_SETS: tuple[PictureSetName, ...] = ("untrained", "stage1", "base")  # at the base network's size
 _NAMED_AT_MOST = 10
+_BATCH_PICTURES = 32
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a generated picture is held against: uint8 (S,S,3) and (s,s,3), and its condition as people look at it."""
+    """The ground truth of a generated picture: uint8 (S,S,3) and (s,s,3), and its condition painted for people."""
 
     picture: NDArray[np.uint8]
     small: NDArray[np.uint8]
@@ -90,23 +93,13 @@ class Evaluation:
         condition = condition_picture(example.condition.numpy(), self._config.data.modality)
         return Truth(example.image.permute(1, 2, 0).contiguous().numpy(), _levels(small), condition)
 
-    def generated(self, name: PictureSetName) -> Iterator[NDArray[np.uint8]]:
-        """The pictures of a set, in the order of `keys`: uint8 (H,W,3)."""
-        return (self.sets[name].picture(key) for key in self.keys)
-
-    def truths(self, small: bool = False) -> Iterator[NDArray[np.uint8]]:
-        """The truth in the order of `keys`, `small` at the base network's size: uint8 (H,W,3)."""
-        for key in self.keys:
-            truth = self.truth(key)
-            yield truth.small if small else truth.picture
-
-    def conditions(self) -> Iterator[StoredCondition]:
-        """The conditions as stored, in the order of `keys`."""
-        return (self._reader.condition(self._numbers[key])[0] for key in self.keys)
+    def condition(self, key: str) -> StoredCondition:
+        """A condition as stored."""
+        return self._reader.condition(self._numbers[key])[0]
 
     @property
     def has_given_sketches(self) -> bool:
-        """Whether sketches come with the dataset, so that no detector's view of the picture compares with them."""
+        """Whether sketches come with the dataset; then edges detected in pictures are not comparable with them."""
         about = self._reader.condition(self._numbers[self.keys[0]])[1]
         return bool(about.get("sketch", {}).get("name") == "given")
 
@@ -124,10 +117,49 @@ class Evaluation:
         }
 
 
+class _Batch:
+    """Pictures of a few conditions, each decoded once, whoever looks at it."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._truths: dict[str, Truth] = {}
+        self._generated: dict[tuple[PictureSetName, str], NDArray[np.uint8]] = {}
+
+    def truths(self, keys: Sequence[str], small: bool = False) -> list[NDArray[np.uint8]]:
+        """`small`: at the base network's size. uint8 (H,W,3) each."""
+        for key in keys:
+            if key not in self._truths:
+                self._truths[key] = self._evaluation.truth(key)
+        return [self._truths[key].small if small else self._truths[key].picture for key in keys]
+
+    def generated(self, name: PictureSetName, keys: Sequence[str]) -> list[NDArray[np.uint8]]:
+        """The pictures of a set: uint8 (H,W,3) each."""
+        for key in keys:
+            if (name, key) not in self._generated:
+                self._generated[name, key] = self._evaluation.sets[name].picture(key)
+        return [self._generated[name, key] for key in keys]
+
+    def variants(self, keys: Sequence[str]) -> list[NDArray[np.uint8]]:
+        """All pictures of each condition in `diversity`: uint8 (K,H,W,3)."""
+        return [self._evaluation.sets["diversity"].variants(key) for key in keys]
+
+    def conditions(self, keys: Sequence[str]) -> list[StoredCondition]:
+        return [self._evaluation.condition(key) for key in keys]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An array with a row for each condition in `keys`, which come first in the evaluation's; `about` as in `StoredArrays`."""
+
+    about: dict[str, Any]
+    keys: Sequence[str]
+    rows: Callable[[_Batch, Sequence[str]], NDArray[Any]]
+
+
 class Measurement:
     """Figures of an evaluation: the `Material` of `piti.evaluation.figures`.
 
-    Networks see pictures whose features and distances are not stored yet, no others.
+    Networks process only pictures whose features and distances are not stored yet, in one pass.
     """
 
     def __init__(self, evaluation: Evaluation, config: Config, networks: Networks, stored: StoredArrays) -> None:
@@ -162,88 +194,139 @@ class Measurement:
         return self._stored.num_computed
 
     def extract(self) -> None:
-        """Let the networks see every picture, so that what they compute is stored: figures are arithmetic afterwards."""
+        """Compute and store all features and distances. Afterwards figures need no network."""
+        _ = self._arrays
+
+    @cached_property
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Features and distances by the names that `_wanted` gives."""
+        wanted = self._wanted()
+        found = {name: self._stored.read(one.about) for name, one in wanted.items()}
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name, array in found.items() if array is None}
+        if parts:
+            for first in range(0, len(self._evaluation.keys), _BATCH_PICTURES):
+                batch = _Batch(self._evaluation)
+                for name, rows in parts.items():
+                    keys = wanted[name].keys[first : first + _BATCH_PICTURES]
+                    if keys:
+                        rows.append(wanted[name].rows(batch, keys))
+        computed = {name: np.concatenate(rows) for name, rows in parts.items()}
+        for name, array in computed.items():
+            self._stored.write(wanted[name].about, array)
+        return {name: array for name, array in found.items() if array is not None} | computed
+
+    def _wanted(self) -> dict[str, _Wanted]:
         there = self._available()
         extractors: tuple[FeatureNetwork, ...] = ("inception", "clip", "vgg16")
         trunks: tuple[PerceptualTrunk, ...] = ("lpips_trunk", "vgg16")
+        wanted: dict[str, _Wanted] = {}
         for network in (name for name in extractors if name in there):
-            self.features(network)
+            wanted |= self._wanted_features(network, self._networks.extractor(network))
         for trunk in (name for name in trunks if name in there):
-            self.perceptual(trunk, "distances")
-        if "diversity" in there:
-            self.perceptual("lpips_trunk", "diversity")
-        if self._config.data.modality in there:
-            self.alignment()
+            wanted[f"{trunk} final"] = self._wanted_distances("final", self._networks.perceptual(trunk))
         for name in self._evaluation.stage_sets:
-            self.distances(name)
+            wanted[f"lpips_trunk {name}"] = self._wanted_distances(name, self._networks.lpips_trunk)
+            wanted[f"rmse {name}"] = self._wanted_errors(name)
+        if "diversity" in there:
+            seen_by = self._networks.lpips_trunk
+            wanted["diversity"] = _Wanted(
+                {"diversity": self._evaluation.describe("diversity"), "network": asdict(seen_by.identity)},
+                self._evaluation.keys_of("diversity"),
+                lambda batch, keys: diversity_distances(batch.variants(keys), seen_by),
+            )
+        if "upsampled" in there:
+            wanted["upsampled"] = _Wanted(
+                {"reconstruction": self._evaluation.describe("upsampled"), "truth": self._truth()},
+                self._evaluation.keys_of("upsampled"),
+                lambda batch, keys: reconstruction_qualities(batch.generated("upsampled", keys), batch.truths(keys)),
+            )
+        if self._config.data.modality in there and self._networks.aligner is not None:
+            wanted |= self._wanted_alignment(self._networks.aligner)
+        return wanted
+
+    def _truth(self, small: bool = False) -> dict[str, Any]:
+        return self._evaluation.describe_truth(self._sides[0 if small else 1])
+
+    def _wanted_features(self, name: str, extractor: FeatureExtractor) -> dict[str, _Wanted]:
+        """In float32, as the network gives them."""
+        keys, network = self._evaluation.keys, asdict(extractor.identity)
+
+        def features(pictures: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+            return features_of(pictures, extractor).values.float().numpy()
+
+        generated = {"features": self._evaluation.describe("final"), "network": network, "dtype": "float32"}
+        truth = {"features": self._truth(), "network": network, "dtype": "float32"}
+        return {
+            f"{name} features": _Wanted(generated, keys, lambda batch, keys: features(batch.generated("final", keys))),
+            f"{name} truth": _Wanted(truth, keys, lambda batch, keys: features(batch.truths(keys))),
+        }
+
+    def _wanted_distances(self, name: PictureSetName, network: PerceptualNetwork) -> _Wanted:
+        """Of each picture of a set to its truth."""
+        small = name != "final"
+        about = {
+            "distances": self._evaluation.describe(name), "truth": self._truth(small), "network": asdict(network.identity),
+        }  # fmt: skip
+        return _Wanted(
+            about,
+            self._evaluation.keys,
+            lambda batch, keys: lpips_distances(batch.generated(name, keys), batch.truths(keys, small), network),
+        )
+
+    def _wanted_errors(self, name: PictureSetName) -> _Wanted:
+        """Root mean square, in levels, of each picture of the base network's size."""
+        about = {"rmse": self._evaluation.describe(name), "truth": self._truth(small=True)}
+        return _Wanted(
+            about,
+            self._evaluation.keys,
+            lambda batch, keys: pixel_distances(batch.generated(name, keys), batch.truths(keys, small=True)),
+        )
+
+    def _wanted_alignment(self, aligner: Aligner) -> dict[str, _Wanted]:
+        keys, truth = self._evaluation.keys, self._truth()
+        network = None if aligner.network is None else asdict(aligner.network)
+        about = {"alignment": aligner.about, "network": network, "conditions": truth}
+        return {
+            "alignment final": _Wanted(
+                {**about, "of": self._evaluation.describe("final")},
+                keys,
+                lambda batch, keys: aligner.rows(batch.generated("final", keys), batch.conditions(keys)),
+            ),
+            "alignment truth": _Wanted(
+                {**about, "of": truth},
+                keys,
+                lambda batch, keys: aligner.rows(batch.truths(keys), batch.conditions(keys)),
+            ),
+        }
 
     def features(self, network: FeatureNetwork) -> tuple[Features, Features]:
-        """Of the final pictures and of the truth, in float32 as the network gives them."""
-        extractor = self._networks.extractor(network)
-        return (
-            self._features(extractor, self._evaluation.describe("final"), lambda: self._evaluation.generated("final")),
-            self._features(extractor, self._evaluation.describe_truth(self._sides[1]), self._evaluation.truths),
-        )
+        """Of the final pictures and of the truth."""
+        identity, size = self._networks.extractor(network).identity, (self._sides[1], self._sides[1])
+        generated, truth = (torch.from_numpy(self._arrays[f"{network} {of}"]).double() for of in ("features", "truth"))
+        return Features(generated, identity, size), Features(truth, identity, size)
 
     def perceptual(
         self, trunk: PerceptualTrunk, kind: Literal["distances", "diversity"]
     ) -> tuple[NDArray[np.float64], NetworkIdentity]:
         """Of the final pictures to the truth, or between those of each condition in the set `diversity`."""
-        network = self._networks.perceptual(trunk)
-        if kind == "distances":
-            return self.distances("final", network), network.identity
-        diverse = self._evaluation.sets["diversity"]
-        about = {"diversity": self._evaluation.describe("diversity"), "network": asdict(network.identity)}
-        groups = (diverse.variants(key) for key in self._evaluation.keys_of("diversity"))
-        return self._stored.get(about, lambda: diversity_distances(groups, network)), network.identity
+        name = "diversity" if kind == "diversity" else f"{trunk} final"
+        return self._arrays[name], self._networks.perceptual(trunk).identity
 
     def reconstruction(self) -> NDArray[np.float64]:
         """PSNR and SSIM of the set `upsampled`, (N, 2)."""
-        keys = self._evaluation.keys_of("upsampled")
-        about = {
-            "reconstruction": self._evaluation.describe("upsampled"),
-            "truth": self._evaluation.describe_truth(self._sides[1]),
-        }
-        upsampled = self._evaluation.sets["upsampled"]
-        return self._stored.get(
-            about,
-            lambda: reconstruction_qualities(
-                (upsampled.picture(key) for key in keys), (self._evaluation.truth(key).picture for key in keys)
-            ),
-        )
+        return self._arrays["upsampled"]
 
     def alignment(self) -> Alignment:
         """Of the final pictures, and of the truth, to the conditions."""
         aligner = self._networks.aligner
         if aligner is None:
             raise ValueError("nothing is configured that compares pictures with conditions")
-        truth = self._evaluation.describe_truth(self._sides[1])
-        network = None if aligner.network is None else asdict(aligner.network)
-        about = {"alignment": aligner.about, "network": network, "conditions": truth}
+        generated, truth = self._arrays["alignment final"], self._arrays["alignment truth"]
+        return Alignment(generated, truth, aligner.network, aligner.slug)
 
-        def rows(pictures: dict[str, Any], source: Callable[[], Iterator[NDArray[np.uint8]]]) -> NDArray[Any]:
-            return self._stored.get(
-                {**about, "of": pictures}, lambda: aligner.rows(source(), self._evaluation.conditions())
-            )
-
-        generated = rows(self._evaluation.describe("final"), lambda: self._evaluation.generated("final"))
-        return Alignment(generated, rows(truth, self._evaluation.truths), aligner.network, aligner.slug)
-
-    def distances(
-        self, name: PictureSetName = "final", network: PerceptualNetwork | None = None
-    ) -> NDArray[np.float64]:
-        """Distance of each picture of a set to its truth, in the order of the evaluation's keys; by default LPIPS's."""
-        small = name != "final"
-        seen_by = network or self._networks.lpips_trunk
-        about = {
-            "distances": self._evaluation.describe(name),
-            "truth": self._evaluation.describe_truth(self._sides[0 if small else 1]),
-            "network": asdict(seen_by.identity),
-        }
-        return self._stored.get(
-            about,
-            lambda: lpips_distances(self._evaluation.generated(name), self._evaluation.truths(small), seen_by),
-        )
+    def distances(self, name: PictureSetName = "final") -> NDArray[np.float64]:
+        """LPIPS's distance of each picture of a set to its truth, in the order of the evaluation's keys."""
+        return self._arrays[f"lpips_trunk {name}"]
 
     def comparison(self) -> dict[str, dict[str, Metric]]:
         """Distances to the truth at the base network's size for each set of that size: untrained, stage1, base.
@@ -257,25 +340,14 @@ class Measurement:
         previous: NDArray[np.float64] | None = None
         for picture_set in self._evaluation.stage_sets:
             distances = self.distances(picture_set)
-            rmse = pixel_distances(self._evaluation.generated(picture_set), self._evaluation.truths(small=True))
             comparison[picture_set] = {
                 "lpips": mean_metric(name, distances, identity),
-                "rmse": mean_metric("rmse", rmse),
+                "rmse": mean_metric("rmse", self._arrays[f"rmse {picture_set}"]),
             }
             if previous is not None:
                 comparison[picture_set]["lpips_gain"] = mean_metric(f"{name}_gain", previous - distances, identity)
             previous = distances
         return comparison
-
-    def _features(
-        self, extractor: FeatureExtractor, about: dict[str, Any], pictures: Callable[[], Iterator[NDArray[np.uint8]]]
-    ) -> Features:
-        """Features of pictures of the upsampler's size."""
-        values = self._stored.get(
-            {"features": about, "network": asdict(extractor.identity), "dtype": "float32"},
-            lambda: features_of(pictures(), extractor).values.float().numpy(),
-        )
-        return Features(torch.from_numpy(values).double(), extractor.identity, (self._sides[1], self._sides[1]))
 
 
 def spread(values: NDArray[np.float64], count: int) -> dict[str, Sequence[int]]:

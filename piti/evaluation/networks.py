@@ -1,4 +1,4 @@
-"""The fixed networks that figures are measured with, as a config asks for them. See `piti.weights` for preflight."""
+"""Opens the fixed networks of the figures that a config asks for. `piti.weights` has the preflight checks."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def open_aligner(config: Config, device: str = "cpu") -> Aligner | None:
 
 
 def network_problems(config: Config) -> list[PitiError]:
-    """What is wrong with the configured files on this machine: each is opened, must fit, and a program must run.
+    """Problems of the configured files on this machine: each is opened and must fit, and a program must run.
 
     Files elsewhere are opened by the job that measures. `piti.weights.weights_problems` finds missing files and hashes.
     """

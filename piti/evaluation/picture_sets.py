@@ -93,7 +93,7 @@ def variants_of(config: Config, name: PictureSetName) -> tuple[int, ...]:
 
 
 def plan_parts(config: Config, name: PictureSetName, num_conditions: int, drawn: Sequence[range] = ()) -> list[Part]:
-    """What of a set is not `drawn` yet, cut into parts. What a picture shows does not depend on how it is cut."""
+    """The parts of a set that are not `drawn` yet. The division into parts does not change the pictures."""
     variants = variants_of(config, name)
     size = max(1, config.sampling.pictures_per_part // len(variants))
     gaps, first = [], 0
@@ -145,7 +145,7 @@ def write_pictures(
 
 
 def _png(picture: NDArray[np.uint8], name: str) -> bytes:
-    import cv2  # flows, which only ask what there is, shall not wait for it
+    import cv2  # imported here, since flows need only the listing functions
 
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:

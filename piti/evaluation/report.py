@@ -1,4 +1,4 @@
-"""What an evaluation has to tell: provenance, loss curves and timings of the runs behind it, as the report's data."""
+"""The report's data: figures, provenance, loss curves and timings of the runs behind an evaluation."""
 
 from __future__ import annotations
 

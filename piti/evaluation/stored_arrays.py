@@ -1,9 +1,9 @@
-"""What networks computed of pictures, kept so that it is computed once: <root>/features/<fingerprint>.npy."""
+"""Features and distances, stored so that networks compute them once: <root>/features/<fingerprint>.npy."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,20 @@ class StoredArrays:
         self._folder = storage.join(root, "features")
         self.num_computed = 0
 
-    def get(self, about: Mapping[str, Any], compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The array that `about` (JSON-able) describes: read, or else computed and kept. A damaged file is replaced."""
-        uri = storage.join(self._folder, f"{fingerprint(about)[:32]}.npy")
+    def read(self, about: Mapping[str, Any]) -> NDArray[Any] | None:
+        """The array that `about` (JSON-able) describes; None where it is not there or damaged."""
         try:
-            found: NDArray[Any] = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
-            return found
+            found: NDArray[Any] = np.load(io.BytesIO(storage.read_bytes(self._uri(about))), allow_pickle=False)
         except (FileNotFoundError, ValueError, EOFError):
-            pass
-        array = compute()
+            return None
+        return found
+
+    def write(self, about: Mapping[str, Any], array: NDArray[Any]) -> None:
+        """Keep an array that was computed."""
         self.num_computed += 1
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        storage.write_bytes(uri, buffer.getvalue())
-        return array
+        storage.write_bytes(self._uri(about), buffer.getvalue())
+
+    def _uri(self, about: Mapping[str, Any]) -> str:
+        return storage.join(self._folder, f"{fingerprint(about)[:32]}.npy")

@@ -1,4 +1,4 @@
-"""What is evaluated: a base network and an upsampler, wherever their weights come from. No torch."""
+"""Targets of evaluations: a base network and an upsampler, from any source. Imports no torch."""
 
 from __future__ import annotations
 

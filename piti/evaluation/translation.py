@@ -1,4 +1,4 @@
-"""Pictures from a person's own conditions: which networks draw, how a condition is read, and the drawing itself.
+"""Pictures from a user's conditions: finding the networks, reading a condition, and drawing.
 
 `piti translate` and `piti try` share it. A condition becomes what the task encoder sees by the steps that shards and loader take.
 """
@@ -19,8 +19,8 @@ from piti import storage
 from piti.checkpoints import Checkpoint, checkpoints_of, newest_whole_checkpoint
 from piti.config import Config, DataConfig, SamplingConfig
 from piti.data.conditions import StoredCondition, check_labels, encode_condition, paint_condition, unit_range
-from piti.data.geometry import shrink_condition
 from piti.data.items import RawCondition, RejectedItem
+from piti.data.resizing import shrink_condition
 from piti.data.sources import measurements
 from piti.data.sources.pictures import decode_sketch
 from piti.errors import CheckpointError, ConfigError, DataError, PitiError, first_line
@@ -45,7 +45,8 @@ class Networks:
 
 @dataclass(frozen=True)
 class Wish:
-    """How a condition is drawn. None: as the config says. Sample number i of a seed is the same in any number of samples."""
+    """Options for drawing a condition. None: the config's value. Sample number i of a seed is the same in any number of
+    samples."""
 
     samples: int = 1
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Entrypoint of every Ray job: `python -m piti.jobs KIND --spec URI`."""
+"""Entry point of every Ray job: `python -m piti.jobs KIND --spec URI`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_CHECKPOINT_SECONDS = 300.0
 
 
 def main() -> int:
-    """Run one job. Exit code 0: done; 2: a problem only a person can fix; anything else: worth another attempt."""
+    """Run one job. Exit code 0: done; 2: a problem that a person must fix; any other: another attempt may succeed."""
     parser = argparse.ArgumentParser(prog="python -m piti.jobs", description=__doc__)
     parser.add_argument("kind", choices=get_args(JobKind))
     parser.add_argument("--spec", required=True, help="URI of the job's spec.json")
@@ -46,7 +46,7 @@ def main() -> int:
         _record_failure(spec, str(error), error.retryable)
         logging.error("%s", error)
         return USER_ERROR_EXIT
-    except Exception as error:  # noqa: BLE001 - whatever it is, the flow shall learn the reason
+    except Exception as error:  # noqa: BLE001 - the flow must learn the reason of any failure
         from piti.jobs.failures import reason_of  # imports Ray and torch
 
         _record_failure(spec, reason_of(error), retryable=True)
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _end_when_abandoned(spec: JobSpec) -> None:
-    """End this process once nobody follows the job any more. A training stage gets time for a last checkpoint."""
+    """End this process once no run follows the job any more. A training stage gets time for a last checkpoint."""
     context = JobContext(spec)
     while not context.is_abandoned():
         time.sleep(LEASE_LOOK_SECONDS)

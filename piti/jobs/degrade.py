@@ -88,7 +88,7 @@ def degrade_shard(
         for key, members in ShardSet(source).samples(name):
             try:
                 image = decode_image(members)
-            except DamagedPictureError as error:  # the loader skips the sample, and expects the same keys in both sets
+            except DamagedPictureError as error:  # the loader skips the sample, but expects the same keys in both sets
                 logger.warning("sample %s of %s has no variants: %s", key, source, error)
                 writer.add(key, _companion(key, scale, []), source=name, width=0, height=0)
                 continue

@@ -1,6 +1,6 @@
-"""Why a job failed, in one line for a person: the error of the Ray task, and what to do where that is known.
+"""The reason of a job's failure in one line: the error of the Ray task, and the remedy where one is known.
 
-A training stage's own failures are sorted out by piti.training.failures.
+`piti.training.failures` handles failures of training workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def reason_of(error: BaseException) -> str:
         return f"{_in_one_line(error)} - {_NODE_MEMORY}"
     if isinstance(error, torch.OutOfMemoryError):
         return f"{first_line(error)} - {_GPU_MEMORY}"
-    if isinstance(error, RayError):  # a worker or a node that died: its id, place and exit stand on lines of their own
+    if isinstance(error, RayError):  # of a worker or node that died; the message has several lines
         return _in_one_line(error)
     return first_line(error)
 

@@ -1,4 +1,4 @@
-"""Many independent pieces of work as Ray tasks: bounded in flight, results as they come, errors as they were raised."""
+"""Running many independent Ray tasks: a bounded number at a time, results in the order they finish."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUEUED_PER_CPU = 2
 
 @contextmanager
 def ray_connection() -> Iterator[None]:
-    """Connect to the running cluster; what this connects it disconnects, what it found it leaves."""
+    """Connect to the running cluster, and disconnect afterwards. An existing connection is used and stays."""
     if ray.is_initialized():
         yield
         return
@@ -34,8 +34,8 @@ def ray_connection() -> Iterator[None]:
 def run_tasks(
     function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], num_cpus: float = 1.0, num_gpus: float = 0.0
 ) -> Iterator[Result]:
-    """`function(*arguments)` for each entry as a Ray task; results in the order they finish. Entries are taken as CPUs
-    come free, so that they may be large and many.
+    """`function(*arguments)` for each entry as a Ray task; results in the order they finish. An entry is taken from
+    `arguments` when a CPU is free, so there may be many large ones.
 
     A task lost with its node is run again by Ray. A PitiError raised in a task is raised here as it was; remaining
     tasks are cancelled when this stops early for any reason.

@@ -9,7 +9,8 @@ from piti.jobs.score import METRICS_FILE
 
 
 def run(context: JobContext) -> JobResult:
-    """Write the report's files, each whole, then the leaderboard. Returns where people look. Raises DataError."""
+    """Write the report's files, then the leaderboard. Returns the main figures and the files' URIs. Raises
+    DataError."""
     import yaml
 
     from eval.grid import grid_png

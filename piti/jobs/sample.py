@@ -1,6 +1,6 @@
-"""Job `sample`: what a target's picture sets lack, part by part, restartable.
+"""Job `sample`: draws the missing pictures of an evaluation's picture sets. A rerun draws only what is missing.
 
-The driver only plans and watches; parts are drawn by Ray tasks, whose processes keep their networks loaded.
+The driver plans; Ray tasks draw a tar each, in processes that keep their networks loaded.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def run(context: JobContext) -> JobResult:
 
 
 def count_conditions(spec: JobSpec) -> int:
-    """How many conditions the validation split has. Raises DataError if it is empty."""
+    """The number of conditions of the validation split. Raises DataError if the split is empty."""
     count = ShardSet(spec.inputs["shards"]).num_samples("validation")
     if count == 0:
         raise DataError(f"{spec.inputs['shards']} has no validation split", "give the source a validation set")
@@ -88,7 +88,8 @@ def missing_parts(config: Config, folders: dict[PictureSetName, str], available:
 
 
 def _mark_done(folder: str, name: PictureSetName, count: int, available: int) -> None:
-    """Say in a set's folder what it is, and how many conditions there are to have pictures of."""
+    """Write the marker of a set's folder: its name and the number of available conditions. Raises DataError for missing
+    pictures."""
     if not covers(drawn_ranges(folder), range(count)):
         raise DataError(f"{folder} lacks pictures of the set {name} that were there before", "run again")
     storage.write_json(storage.join(folder, storage.MARKER), {"set": name, "available": available})

@@ -1,4 +1,4 @@
-"""Job `score`: generated pictures beside the ground truth -> metrics.json."""
+"""Job `score`: measures generated pictures against the ground truth and writes metrics.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS_FILE = "metrics.json"
 
 
 def run(context: JobContext) -> JobResult:
-    """Score in Ray tasks; the driver imports no torch. A GPU is held only while networks look at pictures.
+    """Score in Ray tasks; the driver imports no torch. A GPU is reserved only while networks process pictures.
 
     Raises DataError for missing or damaged pictures, CheckpointError for missing or damaged feature networks.
     """
@@ -42,7 +42,7 @@ def _task(spec: JobSpec, device: str) -> JobResult:
 
 
 def measurement(context: JobContext, device: str) -> tuple[Evaluation, Measurement, Networks]:
-    """What is measured, with which networks. Raises as `run` does."""
+    """The measurement for a job. Raises as `run` does."""
     from piti.evaluation.measurement import Evaluation, Measurement
     from piti.evaluation.networks import open_networks
     from piti.evaluation.stored_arrays import StoredArrays

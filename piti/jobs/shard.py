@@ -1,6 +1,6 @@
 """Job `shard`: a dataset becomes tars and a manifest, one Ray task a shard. A rerun makes the missing shards only.
 
-The step `shard` is of the whole dataset, the step `validation` of its validation split alone.
+The step `shard` covers the whole dataset, the step `validation` its validation split alone.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _check_splits(output: str, written: Mapping[str, ShardStats], plans: ShardPl
 
 
 def odd_samples(output: str) -> list[str]:
-    """What is implausible about more than half of a set's samples, in words: one that a single sample shows is not."""
+    """Warnings about conditions that are implausible in more than half of a set's samples; fewer are not reported."""
     manifest = ShardSet(output).manifest
     accepted = manifest.filter(pc.equal(manifest["status"], "accepted"))
     counts = Counter(accepted["reason"].drop_null().to_pylist())

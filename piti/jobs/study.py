@@ -7,7 +7,7 @@ from piti.job import JobContext, JobResult
 
 
 def run(context: JobContext) -> JobResult:
-    """Write the study's files, each whole. Returns where the page is. Raises DataError."""
+    """Write the study's files. Returns the page's URI and the figures. Raises DataError."""
     from eval.study import render_study
     from piti.evaluation.study import Scored, parquet_bytes, study_data, study_table
 

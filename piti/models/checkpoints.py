@@ -1,6 +1,6 @@
-"""Weights and the trainer's state in a checkpoint folder (`piti.checkpoints`): writing them, and loading them whole.
+"""Writing and loading the weights and the trainer's state in a checkpoint folder (see `piti.checkpoints`).
 
-Weights that do not fit are refused with what is missing, unexpected and of the wrong shape. Pickles are read with
+Weights that do not fit raise CheckpointError, which lists missing, unexpected and misshapen ones. Pickles are read with
 `weights_only=True`, so a file cannot run code.
 """
 
@@ -43,8 +43,8 @@ def write_checkpoint(
     """Write a checkpoint into a local folder: weights, averaged weights, the trainer's state, and DONE.json last.
 
     `trainer` may hold tensors, numbers, strings, None and containers of these (what `weights_only` loading takes);
-    `about` is JSON; its `frozen` is what `publish_frozen` returned, where `model` and `ema` hold only the weights that
-    learn. Raises TypeError for anything else. Publish the folder with `storage.publish_folder`.
+    `about` is JSON-able. If `model` and `ema` hold only the trained weights, `about["frozen"]` must be the result of
+    `publish_frozen`. Raises TypeError for anything else. Publish the folder with `storage.publish_folder`.
     """
     _check_plain(trainer, "trainer")
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,9 +101,9 @@ def read_newest(run: str) -> dict[str, Any] | None:
 
 
 def publish_frozen(state: Mapping[str, Tensor], run: str) -> dict[str, str]:
-    """Store the weights that a run does not change, under a name that tells their hash, unless they are there already.
+    """Store the weights that a run does not train, named by their hash, unless they are stored already.
 
-    Returns what the DONE.json of the run's checkpoints says of them: {"file", "sha256"}.
+    Returns {"file", "sha256"} for the DONE.json of the run's checkpoints.
     """
     with aside_of(run) as aside:
         path = aside / "frozen.safetensors"
@@ -118,7 +118,8 @@ def publish_frozen(state: Mapping[str, Tensor], run: str) -> dict[str, str]:
 
 @contextmanager
 def aside_of(run: str) -> Iterator[Path]:
-    """A folder to write in: within a local run, so that publishing is a rename. It is deleted afterwards."""
+    """A temporary folder to write in, deleted afterwards. It lies within a local run, so that publishing is a
+    rename."""
     beside = storage.local_path(run) if storage.is_local(run) else None
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)

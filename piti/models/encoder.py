@@ -22,20 +22,21 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def laid_out(module: M) -> M:
-    """`module` with its weights channels last, which activations follow, where that is faster: CUDA, AVX-512, AMX."""
+    """`module` with its weights, and so its activations, in channels-last order where that is faster: on CUDA, AVX-512
+    and AMX."""
     faster = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return module.to(memory_format=torch.channels_last) if faster else module  # type: ignore[call-overload]
 
 
 class Latent(NamedTuple):
-    """What the decoder needs to know of a condition. It depends on no time: encode once, decode many times."""
+    """An encoded condition. It does not depend on the timestep: encode once, decode many times."""
 
     tokens: Tensor  # (N, L, width): one token for each 16x16 pixels of the condition
     summary: Tensor  # (N, width): the class token's output, which joins the time embedding
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation computed in float32 whatever comes in, returned in the input's type."""
+    """Layer normalisation computed in float32 and returned in the input's type."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float()).to(x.dtype)
@@ -52,7 +53,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
-        # Laid out (head, which of q k v, channel), in the published files and so here.
+        # Order of the channels, as in the published files: (head, which of q k v, channel).
         q, k, v = self.c_qkv(x).view(n, length, self.heads, 3, width // self.heads).transpose(1, 2).unbind(3)
         attended = F.scaled_dot_product_attention(q, k, v)
         result: Tensor = self.c_proj(attended.transpose(1, 2).reshape(n, length, width))
@@ -103,7 +104,7 @@ class ConvolutionStem(nn.Module):
     """Six convolutions, four of stride 2: condition (N, C, S, S) -> features (N, width, S/16, S/16).
 
     Widths grow from width/16 to width; all but the last convolution are followed by an affine instance norm and a
-    LeakyReLU of slope 0.2. `norm` layer puts a norm over channels and positions in the instance norm's place.
+    LeakyReLU of slope 0.2. `norm` "layer" normalises over channels and positions instead.
     """
 
     def __init__(self, in_channels: int, width: int, norm: Literal["instance", "layer"] = "instance") -> None:

@@ -20,7 +20,7 @@ class PITIModel(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, condition: Tensor | None, batch_size: int = 1, condition_mask: Tensor | None = None) -> Latent:
-        """The condition's latent, for `forward(latent=...)`: while sampling, encode once instead of at every step.
+        """The condition's latent for `forward(latent=...)`, so that sampling encodes once instead of at every step.
 
         condition (N, C, S, S) in [-1, 1], or None: the null condition (all ones), encoded once and repeated
         `batch_size` times. condition_mask (N,) bool: False replaces that picture's condition by the null condition.
@@ -53,7 +53,7 @@ class PITIModel(nn.Module):
         if latent is None:
             latent = self.encode(condition, len(x_t), condition_mask)
         elif condition is not None:
-            raise ValueError("give either a condition or its latent")
+            raise ValueError("give either a condition or its latent, not both")
         result: Tensor = self.decoder(x_t, t, latent, low_res)
         return result
 
@@ -61,8 +61,8 @@ class PITIModel(nn.Module):
 def build_model(config: ModelConfig, seed: int | None = None) -> PITIModel:
     """A fresh network on the CPU, in float32 and training mode.
 
-    With `seed` its weights are a function of config and seed alone, and the global random state is left as it was;
-    with None they are drawn from the global state. Raises ConfigError if heads do not divide channels.
+    With `seed`, the weights depend on config and seed alone, and the global random state does not change. With None,
+    the global random state is used. Raises ConfigError if heads do not divide channels.
     """
     if seed is None:
         model = PITIModel(config)
@@ -74,10 +74,10 @@ def build_model(config: ModelConfig, seed: int | None = None) -> PITIModel:
 
 
 def round_weights(model: PITIModel) -> PITIModel:
-    """Store the weights of convolutions and linear layers in bf16, in place, for drawing pictures under bf16 autocast.
+    """Store the weights of convolutions and linear layers in bf16, in place, for sampling under bf16 autocast.
 
     Autocast rounds these weights anew in every forward pass; rounding them once changes no result. Norms, the time
-    embedding and the last layer, which runs in float32, stay as they are. Not for training: updates would be lost.
+    embedding and the float32 last layer stay as they are. Not for training: small updates would be lost.
     """
     decoder = model.decoder
     for part in (model.encoder, decoder.input_blocks, decoder.middle_block, decoder.output_blocks):

@@ -1,7 +1,7 @@
-"""Weights that others trained: which kind a file holds, judged by its keys and shapes, and loading it into a network.
+"""Pretrained weights: recognising the kind of a file by its keys and shapes, and loading it into a network.
 
-GLIDE's files, PITI's (whole, encoder alone, averaged or not) and ours are recognised. A file fits the network, or the
-part that it is made for, or is refused with what is missing, unexpected and of the wrong shape.
+GLIDE's files, PITI's (whole, encoder alone, averaged or not) and ours are recognised. A file must fit the network, or
+the part of the network that its kind fills; otherwise CheckpointError lists missing, unexpected and misshapen weights.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from piti.weights import file_problems, open_weights
 _TEXT_TOWER = ("transformer.", "token_embedding", "positional_embedding", "padding_embedding", "final_ln")
 _FIRST = "input_blocks.0.0.weight"
 _STEM = "cnn.conv1.weight"
-_BLOCK_IN = "in_layers.0.weight"  # of a residual block, below its place in an entry of the U-Net
+_BLOCK_IN = "in_layers.0.weight"  # of a residual block, within its entry of the U-Net
 _BLOCK_OUT = "0.out_layers.3.weight"
 _PREFIXES = ("module._orig_mod.", "module.", "_orig_mod.", "model.")
 
 
 class Kind(Enum):
-    """Kinds of weights files; the value is how an error calls them."""
+    """Kinds of weights files; the value is the kind's name in errors."""
 
     PITI = "a whole PITI network (encoder and decoder)"
     PITI_ENCODER = "PITI's task encoder alone (its stage 1)"
@@ -56,7 +56,8 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Recognised:
-    """What was recognised. `state` has the keys of the `part` of a network that it fills; None: it fills none."""
+    """A recognised file. `state` has the keys of the `part` of a network that the file fills; `part` None: it fills
+    none."""
 
     kind: Kind
     part: Literal["model", "decoder", "encoder"] | None
@@ -65,7 +66,7 @@ class Recognised:
 
     @property
     def description(self) -> str:
-        """For a person: the kind, and the sizes that the config has to have."""
+        """The kind and the sizes, in words for errors."""
         counts = ("num_tensors", "num_parameters")
         sizes = ", ".join(f"{name} {_plain(value)}" for name, value in self.sizes.items() if name not in counts)
         return f"{self.kind.value} with {sizes}" if sizes else self.kind.value
@@ -76,7 +77,7 @@ def _plain(value: Any) -> str:
 
 
 def identify(content: Any) -> Recognised:
-    """Recognise the content of a weights file."""
+    """Recognise the kind and the sizes of a weights file's content."""
     if not isinstance(content, dict):
         return Recognised(Kind.UNKNOWN, None, {})
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
@@ -110,9 +111,9 @@ def _by_keys(state: dict[str, Tensor]) -> Recognised:
 
 
 def _sizes(state: dict[str, Tensor], found: Recognised) -> dict[str, Any]:
-    """The sizes that can be read off: for a person who has to write the config. What keys are missing for is left out.
+    """The model sizes that follow from the weights' shapes. A size whose keys are missing is left out.
 
-    No file tells the picture's side, nor into how many heads attention is split.
+    `image_size` and the numbers of attention heads do not follow from shapes.
     """
     whole = found.kind is Kind.PITI
     sizes = _decoder_sizes(state, "decoder." if whole else "") | _encoder_sizes(state, "encoder." if whole else "")
@@ -134,9 +135,10 @@ def _decoder_sizes(state: dict[str, Tensor], prefix: str) -> dict[str, Any]:
 
 
 def _levels(state: dict[str, Tensor], prefix: str, model_channels: int | None) -> dict[str, Any]:
-    """Multipliers, residual blocks and attention of each level, read off the way up: there a level's last block enlarges.
+    """Multipliers, residual blocks and attention of each level, from `output_blocks`, where the last block of a level
+    enlarges.
 
-    On the way down nothing tells a block that halves from one that keeps its width.
+    In `input_blocks` a block that halves looks like one that keeps its width.
     """
     blocks: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -186,10 +188,10 @@ def _side(state: dict[str, Tensor], key: str, dimension: int) -> int | None:
 def load_pretrained(model: PITIModel, ref: WeightsRef, key: str = "pretrained") -> dict[str, Any]:
     """Put pretrained weights into `model`: GLIDE's file, PITI's (whole, encoder only, averaged), or ours.
 
-    GLIDE's files fill the decoder (the text tower is dropped, the encoder stays fresh), encoder-only files the
-    encoder. `ref.path` is a file, or a checkpoint folder of ours, whose averaged weights are taken; `key` is what
-    errors call it. Returns {"path", "kind", "loaded": "model"|"decoder"|"encoder", "sha256"}. Raises CheckpointError
-    if the file is missing or damaged, if its hash is not `ref.sha256`, or if it does not fit; then `model` is unchanged.
+    GLIDE's files fill the decoder (the text tower is dropped, the encoder stays fresh), encoder-only files the encoder.
+    `ref.path` is a file, or a checkpoint folder of ours, whose averaged weights are taken; `key` is its name in errors.
+    Returns {"path", "kind", "loaded": "model"|"decoder"|"encoder", "sha256"}. Raises CheckpointError if the file is
+    missing or damaged, if its hash is not `ref.sha256`, or if it does not fit; then `model` is unchanged.
     """
     found, about = _fitting_weights(model, ref, key)
     _part(model, about["loaded"]).load_state_dict(found.state, strict=True)
@@ -197,17 +199,17 @@ def load_pretrained(model: PITIModel, ref: WeightsRef, key: str = "pretrained") 
 
 
 def check_pretrained(config: ModelConfig, ref: WeightsRef, key: str = "pretrained") -> None:
-    """Raise CheckpointError where `load_pretrained` would for a network of this config."""
+    """Raise the CheckpointError that `load_pretrained` would raise for a network of this config; load nothing."""
     with torch.device("meta"):
         model = PITIModel(config)
     _fitting_weights(model, ref, key)
 
 
 def pretrained_problems(config: Config) -> list[PitiError]:
-    """What is wrong with the weights that training begins from, for preflight.
+    """Problems of the config's pretrained weights, for preflight.
 
-    Files on this machine are read. Remote files only have to be there with the right hash: the stage that downloads
-    them checks the rest.
+    Files on this machine are read. Of remote files only existence and hash are checked; the stage that downloads them
+    checks the rest.
     """
     problems: list[PitiError] = []
     for network, ref in (("base", config.pretrained.base), ("upsampler", config.pretrained.upsampler)):
@@ -225,14 +227,14 @@ def pretrained_problems(config: Config) -> list[PitiError]:
 
 
 def inspect_checkpoint(path: str) -> dict[str, Any]:
-    """What a weights file or checkpoint folder is: kind, sizes, sha256. Raises CheckpointError if unreadable."""
+    """Kind, sizes and sha256 of a weights file or checkpoint folder. Raises CheckpointError if unreadable."""
     found, uri, sha256 = _read(WeightsRef(path=path), "inspect")
     about = {"kind": found.kind.name.lower(), "looks_like": found.kind.value, "sha256": sha256}
     return {"path": uri, **about, **found.sizes}
 
 
 def export_piti(model: PITIModel, path: str) -> None:
-    """Write `model` as PITI's own code loads it: one pickled state_dict, published whole at `path` (a URI)."""
+    """Write `model` to the URI `path` in the format of PITI's own code: one pickled state_dict."""
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / f"{uuid.uuid4().hex}.pt"
         torch.save(portable(model.state_dict()), aside)
@@ -252,7 +254,7 @@ def _fitting_weights(model: PITIModel, ref: WeightsRef, key: str) -> tuple[Recog
 
 
 def _read(ref: WeightsRef, key: str) -> tuple[Recognised, str, str]:
-    """What a pinned file holds, its URI and sha256; a checkpoint folder of ours stands for its averaged weights."""
+    """The content, URI and sha256 of a weights file; of a checkpoint folder of ours, its averaged weights."""
     if not storage.exists(storage.join(ref.path, storage.MARKER)):
         with open_weights(ref, key) as file:
             return identify(read_weights(file.path, f"{key}: {file.uri}")), file.uri, file.sha256

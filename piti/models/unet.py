@@ -42,7 +42,8 @@ def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Te
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation over 32 groups (see ModelConfig.norm_groups), computed in float32 whatever comes in, returned in the input's type."""
+    """Group normalisation over 32 groups (see ModelConfig.norm_groups), computed in float32 and returned in the input's
+    type."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(_NORM_GROUPS, channels)
@@ -51,11 +52,14 @@ class GroupNorm(nn.GroupNorm):
         """x (N, channels, ...) -> the same shape and type."""
         if x.device.type == "cpu":  # there torch reads bf16 beside float32 weights, and sums in float32
             return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        # On CUDA torch's answer is contiguous (pytorch issue 111824); this cast writes it as the convolutions read it.
+        is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.preserve_format
+        return super().forward(x.float()).to(x.dtype, memory_format=layout)
 
 
 def _silu(x: Tensor) -> Tensor:
-    """SiLU of a fresh tensor: in place where no gradient needs it again, which spares the largest allocations."""
+    """SiLU of a temporary tensor: in place where no gradient needs the tensor, which saves the largest allocations."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -64,7 +68,7 @@ def _convolution(channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """A residual block steered by the time embedding (scale and shift), which may halve or double the size."""
+    """A residual block, scaled and shifted by the time embedding, that may halve or double the size."""
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Positions attend to each other and, through extra keys and values in front, to the condition's tokens.
 
-    With `reach`, attention weights fall off with distance; see ModelConfig.attention_reach.
+    With `reach`, attention weights decrease with distance; see ModelConfig.attention_reach.
     """
 
     def __init__(self, channels: int, head_channels: int, token_width: int, reach: float | None = None) -> None:
@@ -128,7 +132,7 @@ class AttentionBlock(nn.Module):
         """x (N, C, H, W), tokens (N, L, token_width) -> (N, C, H, W)."""
         n, c, height, width = x.shape
         h = self.norm(x).flatten(2).transpose(1, 2)
-        # Channels are laid out (head, which of q k v, channel), in the published files and so here.
+        # Order of the channels, as in the published files: (head, which of q k v, channel).
         q, k, v = _pointwise(self.qkv, h).view(n, -1, self.heads, 3, c // self.heads).unbind(3)
         extra_k, extra_v = _pointwise(self.encoder_kv, tokens).view(n, -1, self.heads, 2, c // self.heads).unbind(3)
         k, v = torch.cat([extra_k, k], dim=1), torch.cat([extra_v, v], dim=1)
@@ -142,7 +146,7 @@ class AttentionBlock(nn.Module):
 
 @lru_cache(maxsize=16)
 def _distance_bias(height: int, width: int, num_tokens: int, reach: float) -> Tensor:
-    """What attention adds to its logits: (height * width, num_tokens + height * width) float32 on the CPU.
+    """The bias that is added to attention's logits: (height * width, num_tokens + height * width) float32 on the CPU.
 
     Entry (i, j) is -(d / reach)^2 / 2 for the distance d, in sides of the picture, between position i and the token
     or position j. Tokens lie in a square grid over the picture.
@@ -160,12 +164,12 @@ def _distance_bias(height: int, width: int, num_tokens: int, reach: float) -> Te
 
 
 def _pointwise(convolution: nn.Conv1d, x: Tensor) -> Tensor:
-    """A convolution of width 1 as the matrix product that it is: positions (N, T, C) need no transposing."""
+    """A convolution of width 1 as a matrix product: positions (N, T, C) need no transposing."""
     return F.linear(x, convolution.weight.squeeze(-1), convolution.bias)
 
 
 class Block(nn.Sequential):
-    """One entry of the U-Net: a convolution, or a residual block and maybe attention and resampling after it."""
+    """One entry of the U-Net: a convolution, or a residual block, optionally followed by attention and resampling."""
 
     checkpointed = False
 
@@ -233,7 +237,7 @@ class Decoder(nn.Module):
         )
 
     def _build_down(self, channels: int, embedding_width: int) -> tuple[int, list[int]]:
-        """Fill `input_blocks`; the channels at the bottom, and those of every skip connection."""
+        """Fill `input_blocks`. Returns the channels at the bottom, and those of every skip connection."""
         config = self.config
         side, skips = config.image_size, [channels]
         for level, multiplier in enumerate(config.channel_mult):
@@ -251,7 +255,7 @@ class Decoder(nn.Module):
         return channels, skips
 
     def _build_up(self, channels: int, skips: list[int], embedding_width: int) -> int:
-        """Fill `output_blocks`, each of which takes a skip connection; the channels at the top."""
+        """Fill `output_blocks`, each of which takes a skip connection. Returns the channels at the top."""
         config = self.config
         side = config.image_size >> (len(config.channel_mult) - 1)
         for level, multiplier in reversed(list(enumerate(config.channel_mult))):
@@ -270,12 +274,13 @@ class Decoder(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, latent: Latent, low_res: Tensor | None = None) -> Tensor:
         """Predict noise and variance.
 
-        x_t (N, 3, S, S); t (N,) time in 0..1000, may be fractional; low_res (N, 3, s, s) in [-1, 1], needed
-        exactly with `super_resolution`, enlarged bilinearly (align_corners false). Returns (N, 6, S, S) in the
-        type of the weights; the last layer runs outside of autocast, as published for half precision.
+        x_t (N, 3, S, S); t (N,) time in 0..1000, may be fractional; low_res (N, 3, s, s) in [-1, 1], required with
+        `super_resolution` and not allowed without, enlarged bilinearly (align_corners false). Returns (N, 6, S, S) in
+        the type of the weights; the last layer runs outside of autocast, as published for half precision. Raises
+        ValueError for a missing or superfluous low_res.
         """
         if (low_res is not None) != self.config.super_resolution:
-            raise ValueError("low_res is needed with super_resolution, and only there")
+            raise ValueError("low_res is required with super_resolution, and not allowed without")
         if low_res is not None:
             enlarged = F.interpolate(low_res.to(x_t.dtype), x_t.shape[2:], mode="bilinear", align_corners=False)
             x_t = torch.cat([x_t, enlarged], dim=1)

@@ -1,4 +1,4 @@
-"""Files of tensors: reading one without running anything in it, and saying plainly why one is bad or does not fit."""
+"""Weights files: reading one without running code in it, and errors that say why a file is damaged or does not fit."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from piti.errors import CheckpointError, first_line
 
 _LISTED = 20  # how many offending keys of a sort an error names
 _AGAIN = "download or copy it again"
-_ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save's files begin, today's and those before 1.6
+_ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch.save's files, since torch 1.6 and before
 _IS_FOLDER = 0x10  # in a zip entry's attributes
-# How torch words its refusal of anything but tensors and plain containers; its other complaints mean damage.
+# Words in torch's refusal of anything but tensors and plain containers. Its other errors mean damage.
 _CODE = ("GLOBAL", "Can only create new object", "Can only build", "Trying to call reduce")
 
 
 def read_weights(path: Path, name: str) -> Any:
     """The content of a `.safetensors` file or a pickle of torch.save, tensors on the CPU.
 
-    `name` is how errors call the file. Raises CheckpointError for one that is cut short, damaged, not of these formats
-    or holds Python code besides tensors and plain containers. An archive of torch.save carries checksums, which torch
-    leaves unread and this function compares. Safetensors and torch.save's format before 1.6 carry none: there only a
-    known sha256 tells a changed number.
+    `name` is the file's name in errors. Raises CheckpointError for one that is cut short, damaged, not of these formats
+    or holds Python code besides tensors and plain containers. This function compares the checksums in an archive of
+    torch.save, which torch ignores. Safetensors and torch.save's format before 1.6 have no checksums: only a known
+    sha256 reveals a changed number there.
     """
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
-        except Exception as error:  # whatever damaged bytes lead its reader to
+        except Exception as error:  # damaged bytes raise many kinds of errors
             raise _damaged(name, first_line(error)) from error
     with open(path, "rb") as stream:
         beginning = stream.read(4)
@@ -46,7 +46,7 @@ def read_weights(path: Path, name: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not any(words in str(error) for words in _CODE):
-            # Not torch's own words: they advise to load it without this protection.
+            # Torch's message is not passed on: it advises loading without this protection.
             raise _damaged(name, "its pickle cannot be read") from error
         doubt = "" if beginning == _ARCHIVE else " (or is damaged)"
         raise CheckpointError(
@@ -60,14 +60,15 @@ def read_weights(path: Path, name: str) -> Any:
 
 
 def read_checkpoint(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
-    """The weights of one of a checkpoint's files, with those that its stage does not change. Raises CheckpointError."""
+    """The weights in one of a checkpoint's files, together with the weights that the stage does not train. Raises
+    CheckpointError."""
     state: dict[str, Tensor] = fetch_weights(checkpoint.file(name))
     frozen = checkpoint.frozen_file()
     return state if frozen is None else {**fetch_weights(frozen), **state}
 
 
 def fetch_weights(file: CheckpointFile) -> Any:
-    """`read_weights` of a file anywhere, which is read from storage once. Raises CheckpointError."""
+    """`read_weights` for a URI, local or remote; the file is read from storage once. Raises CheckpointError."""
     with file.fetched() as path:
         return read_weights(path, file.uri)
 
@@ -102,7 +103,7 @@ def check_fit(target: nn.Module, state: Mapping[str, Tensor], what: str) -> None
 
 
 def portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, on the CPU and in plain order, whatever memory format they were trained in."""
+    """Copies of the tensors for saving: on the CPU, contiguous, sharing no memory."""
     return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
 
 
@@ -114,10 +115,11 @@ def _listing(what: str, entries: list[str]) -> str:
 
 
 def _check_archive(path: Path, name: str) -> None:
-    """Raise CheckpointError unless every record of torch.save's archive has its checksum, and is a plain record."""
+    """Raise CheckpointError unless every record of torch.save's archive is plain and matches its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
-            # torch.save compresses nothing and makes no folders; torch would read one as a record of any content.
+            # torch.save compresses nothing and makes no folders. Torch would accept a folder as a record of any
+            # content.
             odd = [
                 entry.filename
                 for entry in archive.infolist()

@@ -1,4 +1,4 @@
-"""The Prefect server as `piti` asks it: where it is, who we are to it, and what it answers."""
+"""Requests to the Prefect server: its address, the password, and its answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prefect_json(api_url: str, path: str, body: Any = None, timeout_seconds: flo
 
 
 def prefect_answers(api_url: str) -> bool:
-    """Whether a Prefect server is there and healthy, whoever asks."""
+    """Whether a Prefect server answers and is healthy; needs no password."""
     try:
         return prefect_json(api_url, "health") is True
     except OSError:
@@ -54,7 +54,7 @@ def prefect_answers(api_url: str) -> bool:
 
 
 def prefect_lets_in(api_url: str) -> bool:
-    """Whether the server at `api_url`, which answers, accepts who we are."""
+    """Whether the server at `api_url`, which answers, accepts our password."""
     try:
         prefect_json(api_url, "admin/version")
     except urllib.error.HTTPError as error:

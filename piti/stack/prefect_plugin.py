@@ -1,4 +1,5 @@
-"""Makes the `prefect` command at home on this machine: the checkout's prefect.toml and the profile `piti` switch it on.
+"""Connects the `prefect` command to the local stack. The checkout's prefect.toml and the profile `piti` switch the
+plugin on.
 
 It points Prefect at the local stack on whatever ports that runs, signs in there, and where no server answers it says so
 in one line instead of a traceback. Loaded with every `import prefect`, so it imports little itself.

@@ -1,4 +1,4 @@
-"""The four services of the local stack: how each is started, and how one sees that it answers."""
+"""The four services of the local stack: the command of each, and the check that it answers."""
 
 from __future__ import annotations
 

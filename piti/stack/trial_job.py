@@ -1,4 +1,4 @@
-"""The proof that the stack works: a job that does nothing, on the way that every job goes."""
+"""A trial job that does nothing, submitted like every job, to prove that the stack works."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from piti import storage
 from piti.config import BundledSourceConfig, Config
 from piti.data.conditions import label_colors
 from piti.data.decoding import decode_condition, decode_image
-from piti.data.geometry import CropBox
 from piti.data.items import RawCondition, RejectedItem
+from piti.data.resizing import CropBox
 from piti.data.shards import DamagedSample, ShardReader
 from piti.errors import ConfigError, DataError, PitiError, first_line
 from piti.evaluation.translation import Sampler, Translator, Wish, paint

@@ -24,7 +24,7 @@ class Batch:
 
 
 class Batches:
-    """From the step that `state` is at, without end. `keys` are those of the newest batch."""
+    """Endless batches from the step of `state` on. `keys` are those of the newest batch."""
 
     def __init__(self, context: JobContext, state: TrainingState) -> None:
         config, inputs, stage, workers = context.config, context.spec.inputs, state.stage, state.workers
@@ -55,7 +55,7 @@ class Batches:
             yield Batch(self.keys, self._state.stage.examples(loaded, self._state.workers.device))
 
     def why_waiting(self) -> str:
-        """What pictures are waited for, as far as can be seen, and what to do about it."""
+        """The likely cause of waiting for pictures, and its remedy."""
         spent = self._loader.spent
         reading, decoding = spent.reading_seconds, spent.decoding_seconds
         share = f"{100 * max(reading, decoding) / max(reading + decoding, 1e-9):.0f} % of the loader's time"
@@ -73,5 +73,5 @@ class Batches:
 
 
 def degraded_input(context: JobContext) -> Degraded:
-    """Companions that the degrade job stored, or the recipe by which pictures are degraded as they are read."""
+    """URI of the companions that the degrade job stored, or the config for degrading pictures while they are read."""
     return context.spec.inputs.get("degraded", context.config.degradation)

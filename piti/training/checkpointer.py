@@ -23,8 +23,8 @@ _SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
 class Checkpointer:
     """Writes a run's checkpoints, one after the other, and deletes old ones. For the first worker only.
 
-    While one is written, a newer one waits; a still newer one takes its place. One that cannot be written is tried
-    again until a newer one is due, and training goes on.
+    While a checkpoint is written, the newest other one waits. A failed write is repeated until a newer checkpoint is
+    due, and training goes on.
     """
 
     def __init__(self, context: JobContext, state: TrainingState, status: Status) -> None:
@@ -34,7 +34,7 @@ class Checkpointer:
         self._publisher = Publisher()
 
     def save(self) -> None:
-        """Take a snapshot and have it written."""
+        """Take a snapshot and start writing it."""
         state, progress, settings = self._state, self._state.progress, self._state.stage.settings
         spec = self._context.spec
         about: dict[str, Any] = {
@@ -47,7 +47,7 @@ class Checkpointer:
         self._publisher.put("a checkpoint", partial(self._write, state.snapshot(), about))
 
     def wait(self) -> None:
-        """Until the newest checkpoint is written. Raises the error of its last attempt, or TimeoutError."""
+        """Wait until the newest checkpoint is written. Raises the error of its last attempt, or TimeoutError."""
         failed_before = self._publisher.num_failed
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._publisher.flush(max(0.0, deadline - time.monotonic())):
@@ -60,7 +60,7 @@ class Checkpointer:
                 )
 
     def close(self) -> None:
-        """Finish what is being written, if storage takes it."""
+        """Finish the current write if storage accepts it."""
         self._publisher.close()
 
     def num_failed(self) -> int:
@@ -75,7 +75,7 @@ class Checkpointer:
                 f"{run} has {free / 1e9:.2f} GB free, a checkpoint needs {snapshot.num_bytes / 1e9:.2f} GB",
                 "free some space there, or lower keep_checkpoints",
             )
-        self._status.flush()  # a checkpoint should not be ahead of the metrics
+        self._status.flush()  # the metrics before a checkpoint should be stored first
         uri = self._state.save(snapshot, run, about)
         ends = [checkpoint_uri(run, step) for step in settings.phase_ends]
         prune_checkpoints(run, settings.keep_checkpoints, spared=ends, every_steps=settings.keep_every_steps)

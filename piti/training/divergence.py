@@ -1,8 +1,8 @@
-"""A run whose numbers are lost: recognised where it first shows, taken back once to what was good.
+"""Divergence: recognised where it first shows, and answered once by going back to a good checkpoint.
 
-It shows in too many steps in a row that had to be left out, in a validation, or in the weights that a checkpoint would
-hold. None of these is published. The run's next start goes on from the last good checkpoint, without the pictures from
-there to where it was lost: `<run>/diverged.json` says how many steps of them. The second time, the run ends.
+A run has diverged if too many steps in a row were skipped, or a validation or the weights of a checkpoint are not
+finite. None of these is published. The run's next start goes on from the last good checkpoint, without the pictures
+from there to where it was lost: `<run>/diverged.json` says how many steps of them. The second time, the run ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FILE = "diverged.json"
 
 
 def left_out_steps(run: str, step: int) -> int:
-    """How many steps' pictures a run that is at `step` has left out, because it was lost in them."""
+    """The number of steps whose pictures a run at `step` has left out because of divergence."""
     try:
         told = storage.read_json(storage.join(run, _FILE))
     except FileNotFoundError:
@@ -32,15 +32,15 @@ def left_out_steps(run: str, step: int) -> int:
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number in any of them is infinite or not a number."""
+    """Whether all numbers in them are finite."""
     numbers = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     return bool(torch.nn.utils.get_total_norm(numbers, norm_type=math.inf).isfinite())
 
 
 class Divergence:
-    """Looks at a run's numbers. They are equal on all workers, who all call this and all raise the same.
+    """Checks a run's numbers. All workers must call each method with equal numbers, and all raise the same error.
 
-    Each method raises DivergedError the first time that numbers are lost, PitiError the second.
+    Each method raises DivergedError at the first divergence, PitiError at the second.
     """
 
     def __init__(self, run: str, state: TrainingState) -> None:
@@ -48,24 +48,24 @@ class Divergence:
         self._state = state
 
     def check_steps(self) -> None:
-        """Whether the last steps could be used."""
+        """Check the last steps: raise if too many in a row were skipped."""
         if (num_skipped := int(self._state.progress.skipped_in_a_row)) >= MAX_SKIPPED_IN_A_ROW:
             raise self._lost(f"the last {num_skipped} steps gave numbers that are not finite")
 
     def check_validation(self, values: Mapping[str, float]) -> None:
-        """Whether a validation, before anybody hears of it, is of use."""
+        """Check a validation before it is published."""
         if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
             raise self._lost(f"the validation's {' and '.join(wrong)} came out as no finite number")
 
     def check_weights(self) -> None:
-        """Whether a checkpoint of the present state would be good."""
+        """Check the weights before a checkpoint is written."""
         state = self._state
         moments = [value for about in state.optimizer.state.values() for value in about.values()]
         if not are_finite([*state.model.parameters(), *state.ema.model.parameters(), *moments]):
             raise self._lost("weights or their averages are no finite numbers")
 
     def is_doubtful(self) -> bool:
-        """Whether the last step could not be used: a checkpoint now might keep what is being lost."""
+        """Whether the last step was skipped: a checkpoint now might hold a diverging state."""
         return bool(self._state.progress.skipped_in_a_row)
 
     def _lost(self, what: str) -> PitiError:
@@ -81,7 +81,8 @@ class Divergence:
         return PitiError(f"{stage} diverged at step {step}: {what}", remedy)
 
     def _go_back(self, step: int) -> int | None:
-        """Remember what to leave out, and give the step to go back to; None where that was tried, or is no help."""
+        """Store which steps to leave out, and return the step to go back to; None if that was tried already or cannot
+        help."""
         good = max(0, newest_step(self._run))
         if good >= step:
             return None

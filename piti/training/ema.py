@@ -1,4 +1,4 @@
-"""The averaged weights, which are what a stage hands on."""
+"""The averaged weights, which a stage passes to the next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ema_rate_at(step: int, rate: float, warmup: bool) -> float:
 class EMA:
     """An exponential moving average of a network's learnable parameters, kept as a network in evaluation mode.
 
-    Parameters that do not learn (a frozen decoder) are the network's own, not copies.
+    Parameters that are not trained (a frozen decoder) are shared with the network, not copied.
     """
 
     def __init__(self, model: PITIModel) -> None:
@@ -27,9 +27,9 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, rate: float, is_usable: Tensor) -> None:
-        """average <- rate * average + (1 - rate) * model, for every parameter of `model` that learns.
+        """average <- rate * average + (1 - rate) * model, for every trained parameter of `model`.
 
-        Nothing changes where `is_usable` () bool, on the parameters' device, is false.
+        If `is_usable`, () bool on the parameters' device, is false, nothing changes.
         """
         averages, current = self._learning(model)
         share = is_usable * torch.tensor(1.0 - rate)
@@ -42,7 +42,7 @@ class EMA:
         torch._foreach_copy_(current, averages)
 
     def _learning(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Averages, and the parameters of `model` that they are of."""
+        """Pairs of an average and its parameter of `model`."""
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         learning = [(average, parameter.detach()) for average, parameter in pairs if parameter.requires_grad]
         return [average for average, _ in learning], [parameter for _, parameter in learning]

@@ -1,4 +1,4 @@
-"""Why a training run failed: what a worker says of its error, which of several errors is the cause, whether to try again."""
+"""Why a training run failed: a worker's error in words, the cause among several errors, and whether to try again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from piti.errors import PitiError, first_line
 
 _LISTED_KEYS = 4
 _OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # Python's, torch's
-# How torch.distributed words that another worker is gone: an error that follows from that worker's own.
+# Words in torch.distributed's errors that follow from another worker's failure.
 _OTHERS_FAULT = ("connection closed by peer", "connection reset by peer", "gloo", "nccl", "processgroup", "store->get")
 
 
 class WorkerError(Exception):
-    """A worker's error with its circumstances, in one line. It goes from the worker to the driver, pickled.
+    """A worker's error with its circumstances, in one line. It is pickled from the worker to the driver.
 
-    `signature` is the error's type and place, equal where the same thing happened again. `is_others_fault` tells an
-    error that another worker's failure caused.
+    `signature`: the error's type and place, equal for a repeated error. `is_others_fault`: another worker's failure
+    caused the error.
     """
 
     def __init__(self, line: str, signature: str, remedy: str | None, is_others_fault: bool) -> None:
@@ -38,7 +38,7 @@ class WorkerError(Exception):
     def of(
         cls, error: Exception, stage: str, settings: StageConfig, rank: int, step: int, keys: Sequence[str]
     ) -> WorkerError:
-        """What to say of `error`, which worker `rank` met in step number `step` with the pictures `keys`."""
+        """The description of `error`, raised by worker `rank` in step number `step` with the pictures `keys`."""
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
         more = f" and {len(keys) - _LISTED_KEYS} more" if len(keys) > _LISTED_KEYS else ""
@@ -61,7 +61,8 @@ def _memory_remedy(stage: str, settings: StageConfig) -> str:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a run failed. `error` is a problem for the user to fix; `signature` None: a worker was lost, not in error."""
+    """Why a run failed. `error`: a problem for the user to fix. `signature` None: a worker was lost without an
+    error."""
 
     line: str
     error: PitiError | None = None
@@ -86,7 +87,7 @@ def root_cause(failures: Mapping[int, BaseException]) -> Cause:
 
 
 def _distance(error: BaseException) -> int:
-    """How far an error is from the cause."""
+    """Rank of an error among possible causes; the lowest is the cause."""
     if isinstance(error, PitiError):
         return 0
     if isinstance(error, WorkerError):
@@ -109,7 +110,7 @@ class Retries:
         self._signature: str | None = None
 
     def after(self, cause: Cause, step: int) -> bool:
-        """Take in a failure of a run whose newest checkpoint is of `step`. Whether to start it again."""
+        """Count a failure of a run whose newest checkpoint is of `step`. Returns whether to start the run again."""
         if step > self._step:
             self.num_failures, self._signature = 0, None
         self.num_failures += 1

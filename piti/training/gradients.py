@@ -20,9 +20,9 @@ from piti.training.workers import Workers, autocast, sent, without_synchronisati
 class StepLosses:
     """Losses of a step's B places, in the order of the stream, on the device, equal on all workers.
 
-    `is_there` (B,) is false at places that have no picture, whose numbers mean nothing. `t` (B,) timesteps and `weights`
-    (B,) importance weights; `terms` name -> (B,), without these weights, with "loss" their sum; `gradient_norm` () of the
-    averaged gradient. `is_finite` () is false where any of them is not a number or infinite.
+    `is_there` (B,) is false at places without a picture; ignore the numbers there. `t` (B,) timesteps and `weights`
+    (B,) importance weights; `terms` name -> (B,), without these weights, with "loss" their sum; `gradient_norm` () of
+    the averaged gradient. `is_finite` () is false where any of them is not a number or infinite.
     """
 
     is_there: Tensor
@@ -42,7 +42,7 @@ class StepLosses:
 
 
 @dataclass(frozen=True)
-class Draw:
+class RandomNumbers:
     """This step's random numbers for this worker's share of the batch: n pictures."""
 
     t: Tensor  # (n,) timesteps
@@ -52,7 +52,7 @@ class Draw:
     mix: Tensor  # (n,) in [0, 1), for the critic's gradient penalty
 
 
-def draw(state: TrainingState, examples: Examples) -> Draw:
+def random_numbers(state: TrainingState, examples: Examples) -> RandomNumbers:
     """Random numbers as functions of (seed, stage, step, position in the whole batch); see `randomness`."""
     stage, step, workers = state.stage, state.progress.step, state.workers
     settings, parts = stage.settings, (stage.config.seed, stage.name, step)
@@ -62,14 +62,14 @@ def draw(state: TrainingState, examples: Examples) -> Draw:
     noise = normal_pictures(positions, examples.pictures.shape[1:], *parts, "noise")
     dropped = uniform(positions, *parts, "condition") < settings.phase_at(step).condition_dropout
     mix = uniform(positions, *parts, "mix")
-    # Beyond the batch lies only what pads the last share.
+    # Places beyond the batch are padding of the last share.
     mine = sent(torch.tensor(positions).clamp(max=settings.batch_size - 1), workers.device)
     noise, keep, mix = (sent(values, workers.device) for values in (noise, ~dropped, mix))
-    return Draw(t[mine], weights[mine], noise, keep, mix)
+    return RandomNumbers(t[mine], weights[mine], noise, keep, mix)
 
 
 def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses:
-    """Leave the step's mean gradient in the learning parameters and return what it was made of.
+    """Accumulate the step's mean gradient in the trained parameters and return the losses.
 
     Every worker calls this with at least one picture. Where damaged samples made the batch smaller, or it does not divide
     into equal shares, the last picture fills the gap with weight 0, so that all workers take part in the same number of
@@ -80,11 +80,11 @@ def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses
     num_pictures, share = len(examples.pictures), -(-settings.batch_size // workers.world_size)
     mean_share = settings.batch_size / workers.world_size  # gradients are averaged over the workers afterwards
     examples = examples.padded(share)
-    drawn = draw(state, examples)
+    numbers = random_numbers(state, examples)
     is_there = torch.arange(share, device=workers.device) < num_pictures
     size = settings.microbatch_size or share
     parts = [
-        Microbatch(state, examples, drawn, slice(begin, min(begin + size, share))) for begin in range(0, share, size)
+        Microbatch(state, examples, numbers, slice(begin, min(begin + size, share))) for begin in range(0, share, size)
     ]
     picture_losses = state.picture_losses
     if picture_losses is not None and not picture_losses.starts_at(state.progress.step):
@@ -107,21 +107,21 @@ def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses
             if picture_losses is not None:
                 found |= picture_losses(losses["x0"], part.examples.pictures)
             loss = torch.stack(list(found.values())).sum(dim=0)
-            weights = (drawn.weights * is_there)[part.place]
+            weights = (numbers.weights * is_there)[part.place]
             ((loss * weights).sum() / mean_share).backward()  # type: ignore[no-untyped-call]
         terms.append({"loss": loss.detach(), **{name: value.detach() for name, value in found.items()}})
     joined = {name: torch.cat([entry[name] for entry in terms]) for name in terms[0]}
-    return _gathered(drawn, joined, num_pictures, state.parameters(), workers)
+    return _gathered(numbers, joined, num_pictures, state.parameters(), workers)
 
 
 class Microbatch:
     """The examples and random numbers at `place` of a worker's share of a step."""
 
-    def __init__(self, state: TrainingState, examples: Examples, drawn: Draw, place: slice) -> None:
+    def __init__(self, state: TrainingState, examples: Examples, numbers: RandomNumbers, place: slice) -> None:
         self.place = place
         self.examples = examples.slice(place.start, place.stop)
         self._stage = state.stage
-        self._drawn = Draw(*(getattr(drawn, field.name)[place] for field in fields(Draw)))
+        self._numbers = RandomNumbers(*(getattr(numbers, field.name)[place] for field in fields(RandomNumbers)))
         first = state.workers.share(state.stage.settings.batch_size).start + place.start
         self._dropout_seed = seed_of(
             state.stage.config.seed, state.stage.name, state.progress.step, "dropout", first, place.stop - place.start
@@ -130,7 +130,7 @@ class Microbatch:
     def losses(self, network: nn.Module) -> dict[str, Tensor]:
         """`GaussianDiffusion.training_losses` of each picture; with the same dropout whenever it is called."""
         torch.manual_seed(self._dropout_seed)
-        examples, drawn = self.examples, self._drawn
+        examples, numbers = self.examples, self._numbers
 
         def predict(x_t: Tensor, time: Tensor) -> Tensor:
             with autocast(x_t.device, self._stage.settings.precision):
@@ -139,25 +139,29 @@ class Microbatch:
                     time,
                     condition=examples.condition,
                     low_res=examples.low_res,
-                    condition_mask=drawn.keep_condition,
+                    condition_mask=numbers.keep_condition,
                 )
             return output
 
-        return self._stage.diffusion.training_losses(predict, examples.pictures, drawn.t, drawn.noise)
+        return self._stage.diffusion.training_losses(predict, examples.pictures, numbers.t, numbers.noise)
 
     def for_critic(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The real pictures, `mix`, and these pictures' part of the share's `weights`."""
-        return self.examples.pictures, self._drawn.mix, weights[self.place]
+        return self.examples.pictures, self._numbers.mix, weights[self.place]
 
 
 def _gathered(
-    drawn: Draw, terms: dict[str, Tensor], num_pictures: int, parameters: Iterable[nn.Parameter], workers: Workers
+    numbers: RandomNumbers,
+    terms: dict[str, Tensor],
+    num_pictures: int,
+    parameters: Iterable[nn.Parameter],
+    workers: Workers,
 ) -> StepLosses:
-    """What all workers found. Gradients are equal on all of them by now, so their norm is, too."""
+    """The losses of all workers. The averaged gradients, and so their norm, are equal on all workers."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    is_there = torch.arange(len(drawn.t), device=workers.device) < num_pictures
-    columns = [is_there.double(), drawn.t.double(), drawn.weights.double(), *(v.double() for v in terms.values())]
+    is_there = torch.arange(len(numbers.t), device=workers.device) < num_pictures
+    columns = [is_there.double(), numbers.t.double(), numbers.weights.double(), *(v.double() for v in terms.values())]
     there, t, weights, *columns = workers.gather(torch.stack(columns, dim=1)).unbind(dim=1)
     is_there = there == 1
     is_finite = norm.isfinite() & (torch.stack(columns).isfinite() | ~is_there).all()

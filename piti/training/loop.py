@@ -24,10 +24,10 @@ from piti.training.workers import Workers, use_precision
 def train(context: JobContext, workers: Workers) -> JobResult:
     """Train the stage that `context.spec` names, to its end, and return the job's result.
 
-    Every worker of the run calls this. A run that has a whole checkpoint goes on from the newest.
-    Raises PitiError: CheckpointError for weights, DataError for shards, and where steps keep being non-finite;
-    StoppedError, after a checkpoint, where the run was asked to end or nobody follows it any more. Any
-    other error of the loop is raised as a WorkerError that says where and when it happened.
+    Every worker of the run calls this. A run with a whole checkpoint resumes from the newest. Raises PitiError:
+    CheckpointError for weights, DataError for shards, and where steps keep being non-finite; StoppedError, after a
+    checkpoint, where the run was asked to end or nobody follows it any more. Any other error of the loop is raised as a
+    WorkerError that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)
     use_precision(stage.settings.precision)
@@ -67,7 +67,8 @@ def run(state: TrainingState, batches: Iterator[Batch], observers: Observers) ->
 
 
 def learn(state: TrainingState, losses: StepLosses) -> None:
-    """Change the weights by the gradients that lie in them. Where a number is not finite, the device leaves all out."""
+    """Update the weights with the accumulated gradients. If a number is not finite, the device skips the whole
+    update."""
     is_usable = losses.is_finite
     clip_gradients(state, losses.gradient_norm)
     step_where(is_usable, state.optimizer, state.learning_rate())
@@ -77,7 +78,7 @@ def learn(state: TrainingState, losses: StepLosses) -> None:
 
 
 def clip_gradients(state: TrainingState, norm: Tensor) -> None:
-    """Shorten the gradient, whose norm is known, to `gradient_clip` at most."""
+    """Scale the gradient, whose norm is known, to a norm of at most `gradient_clip`."""
     clip = state.stage.settings.gradient_clip
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(state.parameters(), clip, norm)

@@ -1,4 +1,4 @@
-"""What a run has to say in numbers: JSON lines for programs, trackers for people.
+"""A run's metrics: JSON lines for programs, trackers for people.
 
 A record is {"step", "time", "split": "train" | "validation", name: value, ...}; values are finite floats or null. The
 lines lie in `metrics.jsonl`, then `metrics-000001.jsonl` and so on, of which only the last is still written to. A
@@ -58,7 +58,7 @@ class MetricsLog:
             self._append({"step": first_step, "time": round(time.time(), 3), "split": "resumed"})
 
     def add(self, step: int, split: Split, values: Mapping[str, float]) -> None:
-        """One record. It reaches storage within seconds."""
+        """Add a record, which reaches storage within seconds."""
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         self._append({"step": step, "time": round(time.time(), 3), "split": split, **finite})
         for tracker in self._trackers:
@@ -67,12 +67,12 @@ class MetricsLog:
             self.publish()
 
     def add_picture(self, step: int, name: str, png: bytes) -> None:
-        """A picture for the trackers."""
+        """Add a picture for the trackers."""
         for tracker in self._trackers:
             tracker.add([(name, png, step)])
 
     def publish(self) -> None:
-        """Have every record so far written soon."""
+        """Start writing every record so far."""
         self._published_seconds = time.monotonic()
         for part in list(self._lines):
             self._publisher.put(_part_name(part), partial(self._write_part, part))

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training run: telling of them, validation, checkpoints, stopping."""
+"""What happens beside the steps of a training run: logging, validation, pictures, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from piti.training.validation import Validation
 
 
 class Observers:
-    """Every worker has them and calls each after every step; they look at the step's number for whether they are due.
+    """Every worker calls each method after every step; the step's number decides which are due.
 
-    What must be told or written is told and written by the first worker.
+    Only the first worker logs and writes.
     """
 
     def __init__(self, context: JobContext, state: TrainingState, batches: Batches) -> None:
@@ -41,12 +41,13 @@ class Observers:
         self._stop: StoppedError | None = None  # what the run is about to end with
 
     def begin(self) -> None:
-        """Before the first step of a run: measure what it begins with."""
+        """Before the first step of a run: validate the initial weights."""
         if not self._state.progress.initial_validation:
             self._validate()
 
     def log(self, losses: StepLosses, learning_rate: float) -> None:
-        """Take in a step; every `log_every_steps`, tell of the last ones. As `validate` and `checkpoint`, raises what Divergence does."""
+        """Count a step; every `log_every_steps`, log the last ones. Like `validate` and `checkpoint`, it raises the
+        errors of Divergence."""
         self._context.alive(self._state.progress.step)
         self._status.step(losses, learning_rate)
         if self._is_due(self._settings.log_every_steps) or self._state.progress.step == self._settings.total_steps:
@@ -70,9 +71,9 @@ class Observers:
         self._state.workers.agree(None)  # workers that draw nothing wait here, where it counts as time elsewhere
 
     def checkpoint(self) -> None:
-        """Every `checkpoint_every_steps`: have a checkpoint written beside the training.
+        """Every `checkpoint_every_steps`: start writing a checkpoint beside the training.
 
-        At the end of a phase, and of a run that is about to stop, wait for it too. Then raises its error.
+        At the end of a phase, and before a run stops, wait for the checkpoint and raise the error of a failed write.
         """
         must_be_written = self._ends_phase() or self._stop is not None
         if not must_be_written and (
@@ -91,7 +92,7 @@ class Observers:
         self._status.elsewhere(time.monotonic() - began_seconds)
 
     def stop(self) -> None:
-        """Raises StoppedError where the run was asked to end, or nobody follows it, and it is not at its end."""
+        """Raise StoppedError if the run was asked to end or is abandoned, and has steps left."""
         if self._stop is not None and self._state.progress.step < self._settings.total_steps:
             raise self._stop
 
@@ -102,7 +103,7 @@ class Observers:
         self._status.close()
 
     def result(self) -> dict[str, Any]:
-        """What the job leaves of a run that is finished."""
+        """The job's result for a finished run."""
         state, progress = self._state, self._state.progress
         return {
             "checkpoint": checkpoint_uri(self._context.spec.output, progress.step),

@@ -1,4 +1,4 @@
-"""Optimizers whose step is taken or left out on the device, so that the host need not look at each step's numbers."""
+"""Optimizers whose step is taken or skipped on the device, so that the host need not read each step's numbers."""
 
 from __future__ import annotations
 

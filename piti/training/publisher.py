@@ -1,4 +1,4 @@
-"""Writes to storage beside the training loop, which neither waits for them nor ends because of them."""
+"""Writes to storage beside the training loop. The loop does not wait for them, and their failure does not end it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ RETRY_SECONDS = 5.0
 
 
 class Publisher:
-    """One thread that makes writes. A write that fails is logged, counted and tried again.
+    """A thread that executes writes. A failed write is logged, counted and tried again.
 
-    Writes have names. A newer write takes the place of one of the same name that still waits, so a name must stand for
-    writes of which the newest says everything.
+    A newer write replaces a waiting one of the same name, so give the same name only to writes of which the newest
+    suffices.
     """
 
     def __init__(self) -> None:
@@ -31,20 +31,21 @@ class Publisher:
         self._thread.start()
 
     def put(self, name: str, write: Callable[[], None]) -> None:
-        """Have `write()` called soon. Returns at once."""
+        """Queue `write()`. Returns at once."""
         with self._changed:
             self._waiting[name] = write
             self._changed.notify_all()
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait until nothing waits, a write fails, or the time is over. Whether all is written."""
+        """Wait until the queue is empty, a write fails, or the time is over. Returns whether all is written."""
         with self._changed:
             before = self.num_failed
             self._changed.wait_for(lambda: self._is_idle() or self.num_failed > before, timeout_seconds)
             return self._is_idle()
 
     def close(self, timeout_seconds: float = 30.0) -> list[str]:
-        """Flush, with two more tries where a write fails, and end. Names of the writes that are lost, which are logged too."""
+        """Flush, with two more tries for failed writes, and end. Returns the names of lost writes, which are also
+        logged."""
         deadline = time.monotonic() + timeout_seconds
         for _ in range(3):
             if self.flush(max(0.0, deadline - time.monotonic())):

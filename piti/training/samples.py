@@ -1,4 +1,4 @@
-"""Pictures of the same validation conditions, drawn now and then while a stage learns: progress that people can see."""
+"""Pictures of the same validation conditions, drawn now and then during training to show its progress."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from eval.grid import PictureGrid, grid_png
 from piti.data.conditions import condition_picture
-from piti.data.geometry import base_pictures
 from piti.data.loader import validation_batches
+from piti.data.resizing import base_pictures
 from piti.diffusion import GaussianDiffusion, guided
 from piti.job import JobContext
 from piti.models import PITIModel

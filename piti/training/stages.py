@@ -1,4 +1,4 @@
-"""What each stage learns: from which weights it begins, what it sees, and which parameters change.
+"""The training stages: initial weights, inputs, and trained parameters of each.
 
 pretrain   the whole base network from scratch, on a stand-in for GLIDE's semantics (`semantic_thumbnails`);
            only where no pretrained base is configured
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from piti.checkpoints import final_checkpoint
 from piti.config import Config, ModelConfig, ScheduleConfig, Stage, StageConfig
 from piti.data.conditions import unit_range
-from piti.data.geometry import base_pictures
+from piti.data.resizing import base_pictures
 from piti.diffusion import GaussianDiffusion
 from piti.errors import ConfigError
 from piti.models import PITIModel, build_model
@@ -76,7 +76,7 @@ class TrainingStage:
         self.diffusion = GaussianDiffusion(schedule.schedule, schedule.steps, prediction=schedule.prediction)
 
     def examples(self, batch: Mapping[str, Any], device: torch.device) -> Examples:
-        """A loader's batch as this stage sees it, on `device`."""
+        """This stage's inputs from a loader's batch, on `device`."""
 
         def moved(name: str) -> Tensor:
             return unit_range(sent(cast(Tensor, batch[name]), device))
@@ -93,14 +93,14 @@ class TrainingStage:
         return Examples(base_pictures(images, self.model_config.image_size), condition, None)
 
     def learnable(self, model: PITIModel) -> nn.Module:
-        """The part of `model` that this stage changes. In stage 1 it is the encoder, as published.
+        """The part of `model` that this stage trains. In stage 1 it is the encoder, as published.
 
         The published loop leaves the frozen decoder in training mode, so its dropout stays active; so does ours.
         """
         return model.encoder if self.name == "stage1" else model
 
     def initial_model(self, inputs: Mapping[str, str]) -> tuple[PITIModel, dict[str, Any]]:
-        """The network a fresh run begins with, and where its weights come from (JSON-able).
+        """The initial network of a fresh run, and the origin of its weights (JSON-able).
 
         `inputs` are the job's: the run folders `pretrain` and `stage1`. Raises CheckpointError.
         """

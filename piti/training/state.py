@@ -1,4 +1,4 @@
-"""Everything that must survive a crash, registered in one place."""
+"""The training state that checkpoints hold, registered in one place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from piti.training.workers import Workers
 
 
 class Survivor(Protocol):
-    """Something with a state of its own: numbers, strings, tensors and containers of these."""
+    """An object whose state is stored: numbers, strings, tensors and containers of these."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -33,7 +33,7 @@ class Survivor(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run is. `step` counts optimizer steps taken, skipped ones included; `seconds` of all attempts.
+    """Progress of a run. `step` counts optimizer steps, skipped ones included; `seconds` of all attempts.
 
     `last_validation` is of the weights after `last_validation_step` steps. The counts of skipped steps () int64 lie on the
     device.
@@ -63,7 +63,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The contents of a checkpoint after `step` steps, in memory of its own."""
+    """A copy in memory of a checkpoint's content after `step` steps."""
 
     step: int
     model: dict[str, Tensor]
@@ -100,9 +100,9 @@ class TrainingState:
         return self.workers.wrap(self.model)
 
     def begin_phase(self) -> None:
-        """Where a phase begins: go on from the averaged weights with a fresh optimizer and timestep sampler.
+        """Begin a phase: continue from the averaged weights with a fresh optimizer and timestep sampler.
 
-        So do the published runs. The upsampler's critic goes on as it is.
+        The published runs do the same. The upsampler's critic is kept.
         """
         if self.progress.step in self.stage.settings.phase_ends:
             self.ema.copy_to(self.model)
@@ -128,11 +128,11 @@ class TrainingState:
         return LossSecondMomentSampler(steps, device=self.workers.device)
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that learn."""
+        """The trained parameters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def survivors(self) -> dict[str, Survivor]:
-        """All that a checkpoint's trainer.pt holds; the weights themselves lie beside it."""
+        """The content of a checkpoint's trainer.pt; the weights are in files of their own."""
         entries: dict[str, Survivor] = {
             "optimizer": self.optimizer,
             "timesteps": self.timesteps,
@@ -144,7 +144,7 @@ class TrainingState:
 
     @classmethod
     def begin(cls, stage: TrainingStage, inputs: dict[str, str], workers: Workers, run: str) -> TrainingState:
-        """As the newest whole checkpoint of `run` has it, exactly, or else `fresh`. Raises CheckpointError.
+        """Restore the newest whole checkpoint of `run` exactly; without one, `fresh`. Raises CheckpointError.
 
         The first worker reads, and sends the others what it found.
         """
@@ -172,7 +172,7 @@ class TrainingState:
         return cls(stage, model_of(stage.model_config, weights, "what it begins with"), workers, origin)
 
     def snapshot(self) -> Snapshot:
-        """A copy of everything that survives, on the CPU, as it is now."""
+        """A copy of the present state on the CPU."""
         frozen = self._frozen_weights()
         trainer: dict[str, Any] = {name: survivor.state_dict() for name, survivor in self.survivors().items()}
         trainer |= {"stage": self.stage.name, "origin": self.origin}
@@ -186,9 +186,9 @@ class TrainingState:
         return Snapshot(self.progress.step, **copied)
 
     def save(self, snapshot: Snapshot, run: str, about: dict[str, Any]) -> str:
-        """Publish a checkpoint below `run`; its URI. Training may go on meanwhile. For the first worker only.
+        """Publish a checkpoint below `run` and return its URI. Training may go on meanwhile. For the first worker only.
 
-        Weights that do not learn are stored once for the run.
+        Weights that are not trained are stored once for the run.
         """
         uri = checkpoint_uri(run, snapshot.step)
         frozen = self._frozen_weights()
@@ -202,7 +202,7 @@ class TrainingState:
         return uri
 
     def _frozen_weights(self) -> dict[str, Tensor]:
-        """The weights that do not learn."""
+        """The weights that are not trained."""
         learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         return {key: value for key, value in self.model.state_dict().items() if key not in learning}
 

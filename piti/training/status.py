@@ -1,4 +1,4 @@
-"""How a run is doing, for people and programs: log lines, job progress, `metrics.jsonl`, trackers."""
+"""Reports of a run's progress: log lines, job progress, `metrics.jsonl`, trackers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Status:
             context.info(f"{state.stage.name}: {_size(state)}, {self._where()}")
 
     def step(self, losses: StepLosses, learning_rate: float) -> None:
-        """Take in one optimizer step, which `state.progress` counts already; report where one is due."""
+        """Count an optimizer step, which `state.progress` includes already, and report if due."""
         if self._log is None:
             return
         step = self._state.progress.step
@@ -80,7 +80,7 @@ class Status:
             self._publisher.put("progress", write)
 
     def validation(self, values: Mapping[str, float], seconds: float) -> None:
-        """Take in a validation, which took `seconds`."""
+        """Report a validation, which took `seconds`."""
         self.elsewhere(seconds)
         if self._log is None:
             return
@@ -113,7 +113,7 @@ class Status:
         self._elsewhere_seconds += seconds
 
     def publish(self) -> None:
-        """Have all metrics so far written soon."""
+        """Start writing all metrics so far."""
         if self._log is not None:
             self._log.publish()
 
@@ -123,7 +123,7 @@ class Status:
             self._publisher.flush(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """Publish what is left."""
+        """Publish the remaining reports."""
         if self._log is not None and self._publisher is not None:
             self._log.publish()
             self._lost = self._publisher.close() + [name for tracker in self._trackers for name in tracker.close()]

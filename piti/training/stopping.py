@@ -1,4 +1,4 @@
-"""Whether a run is to end before its last step: it was stopped, nobody follows it, or its machine is about to go."""
+"""Whether a run must end before its last step: it was stopped, it is abandoned, or its machine will be taken away."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ CHECK_SECONDS = 5.0
 
 
 class StopSign:
-    """Asked after every step by every worker; all get the same answer at the same step.
+    """Every worker asks after every step; all get the same answer at the same step.
 
-    The workers look together, about every `CHECK_SECONDS`: the first one says after how many steps they look again.
+    The workers check together, about every `CHECK_SECONDS`; the first worker decides after how many steps they check
+    again.
     """
 
     def __init__(self, context: JobContext, workers: Workers, step: int) -> None:
@@ -24,7 +25,7 @@ class StopSign:
         self._num_steps = 1  # until the next look
 
     def after(self, step: int) -> StoppedError | None:
-        """What a run that took `step` steps should end with, after a checkpoint; None: go on."""
+        """The error with which a run that took `step` steps should end, after a checkpoint; None: go on."""
         if step < self._looked_step + self._num_steps:
             return None
         is_preempted = self._context.is_preempted()  # all workers ask together

@@ -1,4 +1,4 @@
-"""A worker that hangs says where, and ends, so that the run can be started again."""
+"""Ends a worker that hangs, after logging its stacks, so that the run can be started again."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ EXIT_CODE = 70
 class Watchdog:
     """Ends this process where no step is `fed` for `seconds`; the stacks of all its threads go to the log before.
 
-    Until steps follow each other, for `START_SECONDS` if that is longer. `last_words` is called with one line that says what
-    happened; an error or a hang of it changes nothing. Where Python itself hangs (a call that holds the interpreter's lock),
-    C code writes the stacks and ends the process.
+    Until steps follow each other, for `START_SECONDS` if that is longer. `last_words` is called with one line about
+    what happened; if it fails or hangs, the process ends all the same. Where Python itself hangs (a call that holds the
+    interpreter's lock), C code writes the stacks and ends the process.
     """
 
     def __init__(self, seconds: float, what: str, last_words: Callable[[str], None]) -> None:
@@ -36,7 +36,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="piti-watchdog", daemon=True).start()
 
     def fed(self, step: int) -> None:
-        """Take note of a sign of life after so many steps. Cheap."""
+        """Record that so many steps are done. Cheap."""
         steps_follow = self._step is not None and step > self._step
         self._step, self._fed_seconds = step, time.monotonic()
         if steps_follow and self._limit_seconds != self._seconds:
@@ -58,7 +58,7 @@ class Watchdog:
         return time.monotonic() - self._fed_seconds
 
     def _arm(self) -> None:
-        """Have C code end the process later, in case that no Python thread gets to run any more."""
+        """Schedule C code that ends the process later, in case that no Python thread runs any more."""
         faulthandler.dump_traceback_later(self._limit_seconds - self._silent_seconds() + 3 * LINGER_SECONDS, exit=True)
 
     def _end(self) -> None:
@@ -81,7 +81,7 @@ def stacks() -> str:
 
 
 def leave_stall(folder: str, attempt: str, rank: int, line: str) -> None:
-    """Leave a stalled worker's last words in a job's folder, for the driver to find."""
+    """Write a stalled worker's last words into the job's folder, for the driver."""
     storage.write_json(storage.join(folder, f"stall-{rank}.json"), {"attempt": attempt, "line": line})
 
 

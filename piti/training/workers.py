@@ -1,4 +1,4 @@
-"""The training workers of a run as one thing: who am I, and what do all of us know together.
+"""The training workers of a run: this worker's rank, and communication between all of them.
 
 Works with torch.distributed's default group where there is one (Ray Train makes it: NCCL on GPUs, gloo on CPUs),
 and alone where there is none.
@@ -25,7 +25,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 @dataclass(frozen=True)
 class Workers:
-    """This worker's place among all. `rank` counts from 0 to `world_size` - 1."""
+    """This worker's `rank`, from 0 to `world_size` - 1, and operations over all workers."""
 
     rank: int = 0
     world_size: int = 1
@@ -40,7 +40,7 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Whether this worker does what must be done once: writing files, saying how far the run is."""
+        """Whether this worker does what must be done once, such as writing files and logs."""
         return self.rank == 0
 
     def share(self, num_pictures: int) -> range:

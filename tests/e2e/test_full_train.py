@@ -38,6 +38,7 @@ class Asked:
     other_grid: FlowRun
     imported: FlowRun
     triggered: FlowRun
+    study: FlowRun
     other_guidance: CompletedProcess[str]
 
 
@@ -73,17 +74,29 @@ def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, 
     prefect.start("train", config="demo-sketch", overrides=announced)
     other = json.dumps(tiny_overrides(root, sampling__guidance_scale=2.5))
     told = stack.piti("run", "evaluate", "--config", "demo-sketch", "--param", f"overrides={other}")
+    variants = [{"name": "as configured"}, {"name": "stronger", "overrides": {"sampling.guidance_scale": 2.5}}]
+    asked_for = {
+        "name": "tiny",
+        "question": "Which?",
+        "config": "demo-sketch",
+        "overrides": overrides,
+        "variants": variants,
+    }
+    study = stack.home / "tiny.yaml"
+    study.write_text(json.dumps({**asked_for, "axis": "sampling.guidance_scale"}))  # JSON is YAML, too
+    compared = prefect.start("study", study=str(study))
     triggered = wait_for("the evaluation", lambda: prefect.run_with("evaluate", {"overrides": announced}), 480)
-    runs = (again, nothing_new, other_grid, published, triggered)
+    runs = (again, nothing_new, other_grid, published, triggered, compared)
     return Asked(*(prefect.wait(run) for run in runs), told)
 
 
 def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect: Prefect) -> None:
     assert finished.state == "COMPLETED", finished.message
     assert {finished.tasks[name] for name in HEAVY} == {"Completed"}
-    (report,) = (found for found in (root / "reports").iterdir() if found.is_dir())  # beside them: the leaderboard
+    (report,) = (found.parent for found in (root / "reports").glob("*/report.html"))
     metrics = json.loads((report / "metrics.json").read_text())
-    assert {f"{kind}_efficientnet_lite0" for kind in ("fd", "kd", "pd", "pd_diversity")} == set(metrics["metrics"])
+    of_network = {f"{kind}_efficientnet_lite0" for kind in ("fd", "kd", "pd", "pd_diversity")}
+    assert set(metrics["metrics"]) == of_network | {"edge_f1_canny"}
     assert metrics["num_samples"] == 8
     assert {"step", "checkpoint", "provenance"} <= set(metrics)
     assert "cannot be compared with published" in (report / "report.html").read_text()
@@ -117,7 +130,7 @@ def test_again_does_nothing_twice(asked: Asked, root: Path) -> None:
     jobs = Counter(name.split("-")[1] for name in storage.list_names(str(root / "jobs")))
     assert jobs == {
         **dict.fromkeys(("shard", "degrade", "pretrain", "stage1", "stage2", "upsampler"), 1),
-        "sample": 2, "score": 2, "report": 4,
+        "sample": 2, "score": 2, "report": 4, "study": 1,
     }, "drawn and scored for two guidances, reported for two other grids, too; everything else once"  # fmt: skip
 
 
@@ -156,6 +169,22 @@ def test_a_finished_training_makes_its_evaluation_run_by_itself(asked: Asked) ->
     run = asked.triggered
     assert run.state == "COMPLETED", run.message
     assert run.tasks["report step-00000004"] == "Completed"
+
+
+def test_a_study_compares_what_is_there_and_makes_nothing_twice(asked: Asked, root: Path) -> None:
+    """Two variants of guidance whose reports there are already: one job, which writes the page."""
+    run = asked.study
+    assert run.state == "COMPLETED", run.message
+    states = {name: state for name, state in run.tasks.items() if not name.startswith(("preflight", "wait"))}
+    assert states.pop("compare the variants") == "Completed"
+    assert set(states.values()) == {"Cached"}
+    (page,) = (root / "reports").glob("*/study.html")
+    shown = page.read_text()
+    assert (
+        shown.count("<figcaption>stronger</figcaption>") == shown.count("<figcaption>as configured</figcaption>") == 6
+    )
+    told = json.loads((page.parent / "study.json").read_text())
+    assert [one["position"] for one in told["runs"]] == [1.3, 2.5]
 
 
 def test_published_weights_need_no_training_and_no_training_data(asked: Asked, imported: dict[str, Any]) -> None:

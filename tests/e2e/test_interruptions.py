@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import psutil
 import pytest
@@ -129,6 +130,7 @@ class Endless:
 def endless(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path) -> Endless:
     shared = endless_overrides(root, training__pretrain__ema_rate=0.5)
     other = endless_overrides(root, training__pretrain__checkpoint_every_steps=1_000_000)
+    allow_trainings(stack, prefect, 3)  # one that was killed above may hold its turn for a minute more
     first, second, lone = (
         prefect.start("train", config="demo-sketch", overrides=overrides) for overrides in (shared, shared, other)
     )
@@ -136,6 +138,14 @@ def endless(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path
     (job,), (lone_job,) = (job_folders(root, pretraining(overrides)) for overrides in (shared, other))
     wait_for("pretraining", lambda: driver_of(job) and driver_of(lone_job) and len(training_workers(stack)) == 2)
     return Endless(first, second, job, lone, lone_job)
+
+
+def allow_trainings(stack: RunningStack, prefect: Prefect, number: int) -> None:
+    """So many side by side, as a person sets it in the UI; one where nobody does."""
+    name = f"piti training on {urlsplit(stack.ray_url).netloc}"
+    limits = prefect.request("POST", "/v2/concurrency_limits/filter", {})
+    assert {limit["name"]: limit["limit"] for limit in limits}[name] == 1
+    prefect.request("PATCH", f"/v2/concurrency_limits/{quote(name)}", {"limit": number})
 
 
 def progress(prefect: Prefect, flow_run: str) -> list[dict[str, object]]:

@@ -63,18 +63,9 @@ def test_config_list_names_the_presets() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["config", "show", "dmeo"], "did you mean 'demo'"),
-        (["config", "show", "demo", "--set", "training.stage1.batch_sise=3"], "did you mean 'training.stage1.batch_size'"),
-        (["config", "show", "demo", "--set", "seed=often"], "seed"),
-        (["config", "show", "demo", "--set", "seed"], "key=value"),
-        (["config", "show", "demo", "--set", "seed=[1"], "not valid YAML"),
-        (["config", "show", "nowhere/my.yaml"], "no config file"),
         (["shards", "verify", "/nowhere/shards"], "/nowhere/shards"),
-        (["checkpoints", "inspect", "/nowhere/base.pt"], "/nowhere/base.pt"),
         (["checkpoints", "export", "/nowhere/step-1", "/nowhere/out.pt", "--config", "demo-sketch"], "/nowhere/step-1"),
         (["checkpoints", "import", "/nowhere/base.pt", "/nowhere/out", *TINY_OPTIONS], "/nowhere/base.pt"),
-        (["run", "full-train"], "piti up"),
-        (["run", "full-train", "-p", "start_from"], "piti up"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_one_line_and_exit_code_1(arguments: list[str], says: str) -> None:

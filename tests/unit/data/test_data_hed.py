@@ -138,8 +138,8 @@ def test_each_sample_says_how_its_sketch_was_made(
 def test_config_and_preflight_look_at_the_detector(ref: WeightsRef, tmp_path: Path) -> None:
     for overrides, message in (
         ({"data.sketch.detector": "hed"}, "detector hed needs weights"),
-        ({"data.sketch.weights.path": "x"}, "do nothing with detector canny"),
-        ({"data.sketch.threshold": 0.5}, "do nothing with detector canny"),
+        ({"data.sketch.weights.path": "x"}, "have no effect with detector canny"),
+        ({"data.sketch.threshold": 0.5}, "have no effect with detector canny"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config("demo-sketch", overrides)

@@ -13,8 +13,8 @@ from degradations import Recipe, apply_recipe
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.decoding import decode_image, decode_variant
-from piti.data.geometry import crop_photograph
 from piti.data.manifest import stats_uri
+from piti.data.resizing import crop_photograph
 from piti.data.shards import ShardSet
 from piti.data.verify import verify_shards
 from piti.errors import DataError

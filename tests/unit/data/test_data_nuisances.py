@@ -17,7 +17,7 @@ from skimage import data as photographs
 
 from piti.config import DataConfig
 from piti.data.decoding import decode_condition, decode_image
-from piti.data.geometry import resize_photograph
+from piti.data.resizing import resize_photograph
 from piti.data.shards import ShardSet
 from piti.data.sources import SPLITS, open_source
 from piti.data.verify import verify_shards

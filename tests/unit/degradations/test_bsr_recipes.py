@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -74,20 +71,6 @@ def test_replays_bit_for_bit_through_json(recipe: str, scale: int) -> None:
         assert again == drawn
         assert again.to_json() == text
         assert np.array_equal(apply_recipe(PHOTOGRAPH, drawn), apply_recipe(PHOTOGRAPH, again))
-
-
-def test_replays_in_another_process() -> None:
-    rng = np.random.default_rng(6)
-    recipes = [draw_recipe(rng, 4, name) for name in ("light", "full") for _ in range(6)]
-    program = (
-        "import sys, hashlib; from skimage import data; from degradations import Recipe, apply_recipe\n"
-        "picture = data.astronaut()[100:196, 180:260]\n"
-        "for line in sys.stdin: print(hashlib.sha256(apply_recipe(picture, Recipe.from_json(line)).tobytes()).hexdigest())"
-    )
-    lines = "\n".join(recipe.to_json() for recipe in recipes)
-    output = subprocess.run([sys.executable, "-c", program], input=lines, capture_output=True, text=True, check=True)
-    here = [hashlib.sha256(apply_recipe(PHOTOGRAPH, recipe).tobytes()).hexdigest() for recipe in recipes]
-    assert output.stdout.split() == here
 
 
 def test_bsr_degrade_is_draw_then_apply_and_depends_on_the_generator_alone() -> None:

@@ -71,20 +71,6 @@ def test_the_variance_stays_the_conditional_one(outputs: Outputs) -> None:
         assert torch.equal(guided(outputs, 3.0, normalized)(X_T, T)[:, 3:], outputs.conditional[:, 3:])
 
 
-def test_pictures_do_not_influence_each_other(outputs: Outputs) -> None:
-    together = guided(outputs, 2.0)(X_T, T)
-    outputs.conditional, outputs.null = outputs.conditional[1:2], outputs.null[1:2]
-    alone = guided(outputs, 2.0)(X_T[:1], T[:1])
-    assert torch.allclose(together[1:2], alone, atol=1e-6)
-
-
-def test_equal_predictions_need_no_guidance(outputs: Outputs) -> None:
-    outputs.null = outputs.conditional
-    for normalized in (False, True):
-        noise = guided(outputs, 5.0, normalized)(X_T, T)
-        assert torch.allclose(noise, outputs.conditional, atol=1e-5)
-
-
 def test_a_constant_prediction_does_not_divide_by_zero(outputs: Outputs) -> None:
     outputs.conditional = torch.full((3, 6, 16, 16), 0.5)
     outputs.null = torch.full((3, 6, 16, 16), -0.5)

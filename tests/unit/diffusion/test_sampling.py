@@ -123,14 +123,6 @@ def test_a_single_step_goes_straight_to_the_prediction() -> None:
         assert torch.allclose(drawn, diffusion.predict(stand_in(noise, noise), noise, torch.tensor([0]), True).x0)
 
 
-def test_the_picture_follows_from_its_noise() -> None:
-    diffusion = GaussianDiffusion()
-    t = torch.tensor([0, 400, 900])
-    x0, noise = torch.rand(3, *SHAPE, dtype=torch.float64), torch.randn(3, *SHAPE, dtype=torch.float64)
-    x_t = diffusion.q_sample(x0, t, noise)
-    assert torch.allclose(diffusion.x0_from_noise(x_t, t, noise), x0, atol=1e-9)
-
-
 def test_training_losses_leave_the_predicted_picture_its_gradient() -> None:
     """vb trains the variance only; x0, for the picture losses, trains the noise only."""
     diffusion = GaussianDiffusion()

@@ -147,7 +147,7 @@ def test_preflight_names_what_does_not_fit(stored: Callable[[nn.Module], tuple[P
     assert network_problems(load_config("demo", fits)) == []
     assert open_aligner(load_config("demo", fits)) is not None
     assert open_aligner(load_config("demo")) is None
-    with pytest.raises(ConfigError, match="does nothing with sketches"):
+    with pytest.raises(ConfigError, match="has no effect with sketches"):
         load_config("demo-sketch", fits)
     with pytest.raises(ConfigError, match=r"sha256"):
         load_config("demo", {"evaluation.alignment": {"network": {"path": str(path)}}})

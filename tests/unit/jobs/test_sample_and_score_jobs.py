@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
+from piti.data.examples import Example, ExampleReader
 from piti.errors import CheckpointError, DataError
 from piti.evaluation import networks
 from piti.evaluation.measurement import Evaluation
@@ -150,12 +152,18 @@ def test_scoring_writes_metrics_and_the_report_shows_them(
     sampled: JobSpec, job_spec: SpecMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = job_spec("score", **score_inputs(sampled))
+    claims = [
+        storage.join(run, "claims", step, f"{storage.name(sampled.output)}.json")
+        for run, _, step in (spec.inputs[role].rpartition("/") for role in ("checkpoint", "upsampler", "stage1"))
+    ]
+    assert all(storage.exists(claim) for claim in claims), "their runs may delete them before the report is made"
     scored = score.run(JobContext(spec))
     monkeypatch.setattr(networks, "open_extractor", None)  # a report needs no network
     monkeypatch.setattr(networks, "open_perceptual_network", None)
     reported = job_spec("report", **spec.inputs, score=spec.output)
     reported = reported.model_copy(update={"output": f"{spec.config.root}/reports/0123456789abcdef"})
     result = report.run(JobContext(reported))
+    assert not any(storage.exists(claim) for claim in claims)
     metrics = json.loads(storage.read_text(storage.join(spec.output, "metrics.json")))
     through_the_stand_in = [f"{name}_efficientnet_lite0" for name in ("fd", "kd", "pd", "pd_diversity")]
     assert list(metrics["metrics"]) == [*through_the_stand_in, "psnr_upsampler", "ssim_upsampler", "edge_f1_canny"]
@@ -244,6 +252,27 @@ def test_damaged_stored_features_are_computed_again(sampled: JobSpec, job_spec: 
     second = score.run(JobContext(spec))
     assert second["arrays_computed"] > 0
     assert second["metrics"] == first["metrics"]
+
+
+def test_every_picture_of_the_truth_is_decoded_once(
+    sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever looks at it: features, distances of three sets, edges, PSNR. With all that stored, none is decoded."""
+    config = sampled.config.model_copy(update={"root": str(tmp_path / "root")})
+    decoded: Counter[int] = Counter()
+    example = ExampleReader.example
+
+    def counted(reader: ExampleReader, number: int, seed: int | None) -> Example:
+        decoded[number] += 1
+        return example(reader, number, seed)
+
+    monkeypatch.setattr(ExampleReader, "example", counted)
+    spec = job_spec("score", config=config, **score_inputs(sampled))
+    first = score.score(JobContext(spec))
+    assert decoded == dict.fromkeys(range(6), 1)
+    decoded.clear()
+    again = score.score(JobContext(spec))
+    assert (again["metrics"], again["arrays_computed"], decoded) == (first["metrics"], 0, {})
 
 
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:

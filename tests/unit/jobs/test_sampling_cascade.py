@@ -15,7 +15,7 @@ from piti import storage
 from piti.config import Config
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
-from piti.data.geometry import base_pictures
+from piti.data.resizing import base_pictures
 from piti.errors import CheckpointError, DataError
 from piti.evaluation import cascade
 from piti.evaluation.cascade import Cascade, Order, picture_seed

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from piti.errors import ConfigError
 from piti.models import ModelConfig, PatchDiscriminator, PITIModel, build_model, round_weights
+from piti.models.unet import GroupNorm
 
 Fill = Callable[[nn.Module], nn.Module]
 SMALL = ModelConfig(
@@ -180,3 +181,17 @@ def test_discriminator_judges_patches_of_70_pixels() -> None:
         seen = (seen - 1) * layer.stride[0] + layer.kernel_size[0]
     assert seen == 70
     assert [layer.out_channels for layer in convolutions] == [64, 128, 256, 512, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_norms_on_a_gpu_keep_the_layout_that_convolutions_read(dtype: torch.dtype) -> None:
+    """Told without a GPU by the meta device, where torch's own norm answers contiguous maps as on CUDA."""
+    with torch.device("meta"):
+        norm, x = GroupNorm(64), torch.empty(2, 64, 8, 8, dtype=dtype)
+    last = x.to(memory_format=torch.channels_last)
+    assert nn.GroupNorm.forward(norm, last.float()).is_contiguous()
+    found = norm(last)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert norm(x).is_contiguous()
+    assert norm(x.flatten(2)).shape == (2, 64, 64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from piti.diffusion import LossSecondMomentSampler
-from piti.training.gradients import Draw, _gathered
+from piti.training.gradients import RandomNumbers, _gathered
 from piti.training.workers import Workers
 from tests.worker_processes import WORLD_SIZE, run_workers
 
@@ -33,8 +33,8 @@ def work(rank: int, folder: Path) -> None:
     workers, sampler = Workers.current(), LossSecondMomentSampler(NUM_TIMESTEPS)
     for number in range(ROUNDS):
         t, losses, num_pictures = losses_of(rank, number)
-        drawn = Draw(t, *(torch.zeros(SHARE) for _ in range(4)))
-        gathered = _gathered(drawn, {"loss": losses}, num_pictures, (), workers)
+        numbers = RandomNumbers(t, *(torch.zeros(SHARE) for _ in range(4)))
+        gathered = _gathered(numbers, {"loss": losses}, num_pictures, (), workers)
         sampler.update(gathered.t, gathered.terms["loss"], gathered.is_there)
     torch.save(sampler.state_dict(), folder / f"rank-{rank}.pt")
 

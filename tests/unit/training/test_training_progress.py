@@ -6,6 +6,7 @@ import io
 import math
 import re
 import time
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.utils import counters
 
 from piti import storage
 from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, claim_checkpoint, release_checkpoint
 from piti.config import PhaseConfig
 from piti.data.shards import ShardReader
+from piti.models import PITIModel
 from piti.training import samples
 from piti.training.batches import Batches
 from piti.training.loop import train
@@ -26,6 +29,7 @@ from piti.training.metrics import read_metrics
 from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers, use_precision
+from tests.unit.training.test_training_resume import differences, everything
 
 
 def test_pictures_are_drawn_while_the_upsampler_learns(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +134,19 @@ def test_precision_sets_how_a_gpu_multiplies() -> None:
             torch.export.export(torch.nn.Conv2d(3, 3, 3), (torch.zeros(1, 3, 8, 8),))
     finally:
         products.allow_tf32, networks.allow_tf32 = before
+
+
+def test_a_compiled_network_learns_the_same(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch.compile's tracing, with the backend that runs what was traced as it is: to the bit."""
+    monkeypatch.setattr(PITIModel, "compile", partialmethod(PITIModel.compile, backend="eager"))
+    torch.compiler.reset()
+    contexts = [pipeline.context("pretrain", run=f"{c}", training__pretrain__compile=c) for c in (False, True)]
+    found = []
+    for context, num_traced in zip(contexts, (False, True), strict=True):
+        counters.clear()
+        found.append(everything(train(context, Workers())["checkpoint"], context))
+        assert bool(counters["stats"]["unique_graphs"]) is num_traced
+    assert differences(*found) == []
 
 
 def test_claimed_and_round_checkpoints_outlive_newer_ones(pipeline: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_records_of_steps_to_be_redone_are_dropped(tmp_path: Path) -> None:
     with Recorded(run) as log:
         for step in (1, 2, 3):
             log.add(step, "train", {"loss": 1 / step})
+    time.sleep(1.1)  # TensorBoard reads its files in the order of the second that they were begun in
     with Recorded(run, 2) as resumed:
         resumed.add(3, "train", {"loss": 7.0})
     assert [(record["step"], record["loss"]) for record in read_metrics(run)] == [(1, 1.0), (2, 0.5), (3, 7.0)]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from piti.config import Config
-from piti.data.geometry import base_pictures
+from piti.data.resizing import base_pictures
 from piti.errors import CheckpointError, ConfigError
 from piti.models import build_model
 from piti.models.checkpoints import load_model

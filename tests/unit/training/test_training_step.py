@@ -15,7 +15,7 @@ from piti.seeds import seed_of
 from piti.training import loop
 from piti.training.divergence import MAX_SKIPPED_IN_A_ROW
 from piti.training.ema import EMA, ema_rate_at
-from piti.training.gradients import Microbatch, StepLosses, accumulate_gradients, draw
+from piti.training.gradients import Microbatch, StepLosses, accumulate_gradients, random_numbers
 from piti.training.loop import train
 from piti.training.metrics import read_metrics
 from piti.training.randomness import generator, normal_pictures, uniform
@@ -56,12 +56,12 @@ def test_numbers_are_functions_of_their_names() -> None:
 def test_workers_draw_parts_of_the_same_numbers(pipeline: Any, uniform: Any, world_size: int) -> None:
     """What one worker draws for a batch of 4, two or four draw between them."""
     state = state_of(pipeline)
-    whole = draw(state, examples_of(4, uniform))
+    whole = random_numbers(state, examples_of(4, uniform))
     share = 4 // world_size
     parts = []
     for rank in range(world_size):
         state.workers = Workers(rank, world_size)
-        parts.append(draw(state, examples_of(share, uniform)))
+        parts.append(random_numbers(state, examples_of(share, uniform)))
     for name in ("t", "weights", "noise", "keep_condition", "mix"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
 
@@ -72,7 +72,7 @@ def test_conditions_are_dropped_as_often_as_configured(pipeline: Any, uniform: A
     kept = []
     for step in range(400):
         state.progress.step = step
-        kept.append(draw(state, examples_of(4, uniform)).keep_condition.float().mean())
+        kept.append(random_numbers(state, examples_of(4, uniform)).keep_condition.float().mean())
     assert torch.stack(kept).mean() == pytest.approx(0.7, abs=0.04)  # 1600 draws: 3.5 standard deviations
 
 
@@ -135,7 +135,7 @@ def test_dropout_follows_the_microbatch_not_the_worker(pipeline: Any, uniform: A
         share = 4 // workers.world_size
         mine = whole.slice(workers.rank * share, (workers.rank + 1) * share)
         state.workers = workers
-        drawn = draw(state, mine)
+        drawn = random_numbers(state, mine)
         places = [slice(begin, begin + 2) for begin in range(0, share, 2)]
         return [Microbatch(state, mine, drawn, place).losses(state.model)["mse"] for place in places]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from piti.data.geometry import CropBox, crop_photograph, resize_edges, shrink_photograph
+from piti.data.resizing import CropBox, crop_photograph, resize_edges, shrink_photograph
 
 
 @pytest.mark.parametrize("side", [40, 64, 97, 300])

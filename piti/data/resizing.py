@@ -33,7 +33,7 @@ class CropBox:
     side: int
 
     @classmethod
-    def draw(cls, chance: Callable[[], float], height: int, width: int) -> CropBox:
+    def random(cls, chance: Callable[[], float], height: int, width: int) -> CropBox:
         """A random square: side uniform in 60 % to 100 % of the short side, then its place uniform.
 
         `chance` gives numbers uniform in [0, 1), of which three are taken.
