@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUNS := $(VENV)/.runs
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NEEDED_DISK_GIB := 8
 # Two of them drive a real stack and mostly wait.
 TEST_PROCESSES ?= 2
@@ -14,27 +16,32 @@ SHELL := /bin/bash
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-setup: $(STAMP) ## make .venv with the pinned dependencies
+setup: $(STAMP) ## make .venv with the pinned dependencies, those of the tests included
 
-$(STAMP): requirements.lock pyproject.toml
+$(RUNS): requirements.lock pyproject.toml
 	@PYTHON="$(PYTHON)" NEEDED_DISK_GIB=$(NEEDED_DISK_GIB) ./scripts/check-machine
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@rm -rf *.egg-info  # an old one would hide newer entry points from programs that run in this folder
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) --constraint requirements.lock setuptools
+	@$(PIP) --constraint requirements.lock --no-build-isolation --editable .
+	@touch $(RUNS)
+
+$(STAMP): $(RUNS)
+	@echo "installing what tests and checks need"
+	@$(PIP) --requirement requirements.lock
 	@touch $(STAMP)
 
-demo: setup ## the whole pipeline on bundled photographs, then the addresses to look at
+demo: $(RUNS) ## the whole pipeline on bundled photographs, then the addresses to look at
 	@echo "make demo: starts Prefect and Ray (half a minute), then shards photographs, trains three stages from a shipped prior,"
 	@echo "draws and scores: some minutes on two idle cores; a second time, seconds. Ctrl-C leaves it running; make down stops all."
 	@$(BIN)/piti up
 	@$(BIN)/piti run full-train --config demo
 
-demo-study: setup ## does the demo's prior pay? As many steps from it and from random weights, some minutes of one core
+demo-study: $(RUNS) ## does the demo's prior pay? As many steps from it and from random weights, some minutes of one core
 	@$(BIN)/python benchmarks/demo_prior_pays.py --folder data/demo-study
 
-down: setup ## stop what `make demo` or `piti up` started
+down: $(RUNS) ## stop what `make demo` or `piti up` started
 	@$(BIN)/piti down
 
 test: setup lint ## lint, types, and the whole test suite
