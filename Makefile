@@ -34,7 +34,7 @@ $(STAMP): $(RUNS)
 
 demo: $(RUNS) ## the whole pipeline on bundled photographs, then the addresses to look at
 	@echo "make demo: starts Prefect and Ray (half a minute), then shards photographs, trains three stages from a shipped prior,"
-	@echo "draws and scores: some minutes on two idle cores; a second time, seconds. Ctrl-C leaves it running; make down stops all."
+	@echo "draws and scores: six minutes on two idle cores; a second time, seconds. Ctrl-C leaves it running; make down stops all."
 	@$(BIN)/piti up
 	@$(BIN)/piti run full-train --config demo
 
