@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
 
 from flows import steps
 from flows.cancellation import stop_jobs
@@ -35,7 +36,11 @@ def study(study: StudyName, config: AnotherConfig = None, overrides: Overrides =
         + (["-p", f"config={config}"] if config else [])
         + (["-p", f"overrides={json.dumps(overrides)}"] if overrides else [])
     )
-    return str(steps.study(*study_step(asked, plans, evaluations, command)))
+    plan, step, about = study_step(asked, plans, evaluations, command)
+    steps.study(plan, step, about)  # gives a state where the page was there
+    page = str(step.require_result()["page"])
+    create_table_artifact([{"study": asked.name, "report": page}], key="reports", description=f"study {asked.name}")
+    return page
 
 
 def plan_variants(asked: StudyConfig, config: str | None, overrides: Overrides) -> list[Plan]:

@@ -157,9 +157,10 @@ class Follower:
         return run["state"] or {"type": "PENDING"}
 
     def _reports(self) -> list[str]:
-        """The column `report` of the run's table artifact `reports` (flows/evaluate.py)."""
-        tables = self._ask("artifacts", {"artifacts": {"type": {"any_": ["table"]}, "key": {"any_": ["reports"]}}})
-        return [row["report"] for table in tables for row in json.loads(table["data"])]
+        """The column `report` of the run's table artifacts `reports` (flows/evaluate.py, flows/study.py), oldest first."""
+        kind = {"type": {"any_": ["table"]}, "key": {"any_": ["reports"]}}
+        tables = self._ask("artifacts", {"artifacts": kind, "sort": "CREATED_DESC"})
+        return [row["report"] for table in reversed(tables) for row in json.loads(table["data"])]
 
     def _ask(self, what: str, query: dict[str, Any]) -> list[dict[str, Any]]:
         query = {**query, "flow_runs": {"id": {"any_": [self._id]}}}

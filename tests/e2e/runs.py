@@ -89,6 +89,11 @@ class Prefect:
         )
         return found
 
+    def reports(self, flow_run_id: str) -> set[str]:
+        """What `piti run` names at a run's end."""
+        tables = [found for found in self.artifacts(flow_run_id) if found["key"] == "reports"]
+        return {row["report"] for table in tables for row in json.loads(table["data"])}
+
     def page(self, address: str) -> bytes:
         """What a signed-in browser shows."""
         response = httpx.get(address, auth=self._auth, timeout=30)

@@ -122,9 +122,11 @@ def test_the_graph_of_the_run_follows_the_data(finished: FlowRun, prefect: Prefe
     }  # fmt: skip
 
 
-def test_again_does_nothing_twice(asked: Asked, root: Path) -> None:
+def test_again_does_nothing_twice(asked: Asked, finished: FlowRun, prefect: Prefect, root: Path) -> None:
     run = asked.again
     assert run.state == "COMPLETED", run.message
+    assert prefect.reports(run.id) == prefect.reports(finished.id)
+    assert all(Path(report).is_file() for report in prefect.reports(run.id))
     assert {run.tasks[name] for name in HEAVY} == {"Cached"}
     assert {state for name, state in run.tasks.items() if name.startswith(("draw", "score", "report"))} == {"Cached"}
     jobs = Counter(name.split("-")[1] for name in storage.list_names(str(root / "jobs")))
@@ -171,7 +173,7 @@ def test_a_finished_training_makes_its_evaluation_run_by_itself(asked: Asked) ->
     assert run.tasks["report step-00000004"] == "Completed"
 
 
-def test_a_study_compares_what_is_there_and_makes_nothing_twice(asked: Asked, root: Path) -> None:
+def test_a_study_compares_what_is_there_and_makes_nothing_twice(asked: Asked, prefect: Prefect, root: Path) -> None:
     """Two variants of guidance whose reports there are already: one job, which writes the page."""
     run = asked.study
     assert run.state == "COMPLETED", run.message
@@ -179,6 +181,8 @@ def test_a_study_compares_what_is_there_and_makes_nothing_twice(asked: Asked, ro
     assert states.pop("compare the variants") == "Completed"
     assert set(states.values()) == {"Cached"}
     (page,) = (root / "reports").glob("*/study.html")
+    assert str(page) in prefect.reports(run.id)
+    assert all(Path(report).is_file() for report in prefect.reports(run.id))
     shown = page.read_text()
     assert (
         shown.count("<figcaption>stronger</figcaption>") == shown.count("<figcaption>as configured</figcaption>") == 6
