@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,15 @@ class RunningStack:
     def processes(self) -> list[psutil.Process]:
         """Everything that belongs to the stack."""
         return family(self.record.processes.values(), self.record.id)
+
+    def training_workers(self) -> list[psutil.Process]:
+        """Ray Train's worker processes, each of which holds its CPU until it is gone."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def kill(self, service: str) -> None:
         """SIGKILL to a service and all that descends from it, as when its container is lost."""

@@ -99,32 +99,27 @@ class TensorBoard(Tracker):
         self._uploaded: dict[str, int] = {}
 
     def _write(self, events: Sequence[Event]) -> None:
-        try:
-            self._write_file(events)
-        except Exception:
-            self._writer = None
-            raise
-
-    def _write_file(self, events: Sequence[Event]) -> None:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp())
-        if self._writer is not None and self._num_events >= EVENTS_PER_FILE:
-            self._writer.close()
-            self._writer = None
-        if self._writer is None:
+        writer, self._writer = self._writer, None  # after an error here the events begin a new file
+        if writer is not None and self._num_events >= EVENTS_PER_FILE:
+            writer.close()
+            writer = None
+        if writer is None:
             self._num_files += 1
             suffix = f".{self._num_files}"
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, filename_suffix=suffix)
+            writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, filename_suffix=suffix)
             self._purge_step, self._num_events = None, 0
         for name, value, step in events:
             if isinstance(value, bytes):
-                self._writer.add_image(name, np.asarray(_picture(value)), step, dataformats="HWC")
+                writer.add_image(name, np.asarray(_picture(value)), step, dataformats="HWC")
             else:
-                self._writer.add_scalar(name, value, step)
+                writer.add_scalar(name, value, step)
         self._num_events += len(events)
-        self._writer.flush()
+        writer.flush()
         if self._remote_folder is not None:
             self._upload(self._folder, self._remote_folder)
+        self._writer = writer
 
     def _upload(self, folder: Path, remote: str) -> None:
         """Copy the files that have grown."""

@@ -23,7 +23,7 @@ from piti.plan import Plan, Step
 from piti.stack.ports import is_free
 from piti.stack.processes import lives
 from tests.e2e.runs import Prefect, wait_for
-from tests.e2e.test_interruptions import driver_of, job_folders, training_workers
+from tests.e2e.test_interruptions import driver_of, job_folders
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
 
@@ -84,7 +84,7 @@ class Chaos:
         def found() -> list[psutil.Process]:
             jobs = {name for step in self.plan.training for name in job_folders(self.root, step)}
             drivers = [driver for job in jobs if (driver := driver_of(job)) is not None]
-            workers = training_workers(self.stack)
+            workers = self.stack.training_workers()
             return [*drivers, *workers] if drivers and workers else []
 
         return list(wait_for("training", found, PATIENCE_SECONDS))
@@ -113,7 +113,7 @@ class Chaos:
 
 def worker(chaos: Chaos) -> None:
     chaos.training()
-    training_workers(chaos.stack)[0].kill()
+    chaos.stack.training_workers()[0].kill()
 
 
 def driver(chaos: Chaos) -> None:

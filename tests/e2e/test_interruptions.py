@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +33,6 @@ def driver_of(job: str) -> psutil.Process | None:
         if "piti.jobs" in command and any(job in part for part in command) and "python" in command[0]:
             return process
     return None
-
-
-def training_workers(stack: RunningStack) -> list[psutil.Process]:
-    """Ray Train's worker processes, each of which holds its CPU until it is gone."""
-    found = []
-    for process in stack.processes():
-        with contextlib.suppress(psutil.Error):
-            if "TrainWorker" in "".join(process.cmdline()):
-                found.append(process)
-    return found
 
 
 def kill_driver(root: Path, step: Step, when: Callable[[], object]) -> None:
@@ -136,7 +125,7 @@ def endless(stack: RunningStack, prefect: Prefect, finished: FlowRun, root: Path
     )
     wait_for("all to follow", lambda: all(len(progress(prefect, run)) == 1 for run in (first, second, lone)))
     (job,), (lone_job,) = (job_folders(root, pretraining(overrides)) for overrides in (shared, other))
-    wait_for("pretraining", lambda: driver_of(job) and driver_of(lone_job) and len(training_workers(stack)) == 2)
+    wait_for("pretraining", lambda: driver_of(job) and driver_of(lone_job) and len(stack.training_workers()) == 2)
     return Endless(first, second, job, lone, lone_job)
 
 
@@ -170,7 +159,7 @@ def test_cancelling_a_run_stops_its_job_and_no_other(
     wait_for("the job's end", lambda: driver_of(endless.lone_job) is None, 60)
     assert checkpoints_of(pretraining(endless_overrides(root)).output), "it left no last checkpoint"
     wait_for("the cancelled state", lambda: prefect.inspect(endless.lone).state == "CANCELLED", 60)
-    wait_for("the end of its worker", lambda: len(training_workers(stack)) == 1, 60)
+    wait_for("the end of its worker", lambda: len(stack.training_workers()) == 1, 60)
     assert driver_of(endless.job) is not None
 
 

@@ -73,18 +73,6 @@ class Driver:
         return cast(JobResult, storage.read_json(storage.join(self.spec.output, storage.MARKER)))
 
 
-def train_workers(stack: RunningStack) -> list[psutil.Process]:
-    """Processes of Ray Train's workers."""
-    found = []
-    for process in stack.processes():
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 # Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
 OPTIONS: dict[str, Any] = {
     "diffusion__base__steps": 2,
@@ -133,7 +121,7 @@ def test_after_a_killed_worker_and_a_killed_driver_the_run_ends_the_same(
     optimizer and logged losses are those of the undisturbed run, bit for bit.
     """
     driver = Driver(stack, tmp_path, shards, cluster__num_workers=2, **OPTIONS)
-    workers: list[psutil.Process] = wait_for("two workers", lambda: both(train_workers(stack)))
+    workers: list[psutil.Process] = wait_for("two workers", lambda: both(stack.training_workers()))
     marker = Path(driver.spec.output, "step-00000004", storage.MARKER)
     wait_for("the first checkpoint", marker.exists, poll_seconds=0.005)
     workers[-1].kill()

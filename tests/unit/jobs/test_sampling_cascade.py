@@ -201,7 +201,7 @@ def test_remote_weights_are_targets_that_draw_as_the_local_ones(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path, bucket: str
 ) -> None:
     """A checkpoint folder and a file of weights in a bucket, with picture sets there too: the same hashes and pictures."""
-    local, config = small_inputs["checkpoint"], small_config.model_copy(update={"root": f"{bucket}/root"})
+    local, config = small_inputs["checkpoint"], small_config.model_copy(update={"root": f"{bucket}/project"})
     folder = f"{bucket}/runs/stage2/{storage.name(local)}"
     for name in storage.list_names(local):
         storage.write_bytes(f"{folder}/{name}", storage.read_bytes(f"{local}/{name}"))
@@ -211,7 +211,7 @@ def test_remote_weights_are_targets_that_draw_as_the_local_ones(
     target = make_target(Plan(config), folder, f"{bucket}/upsampler.pt")
     assert target.base.sha256 == Network.at(local).sha256
     assert target.upsampler.sha256 == {"file": storage.sha256_file(file)}
-    assert EvaluationPlan(Plan(config), target).sets["final"].folder.startswith(f"{bucket}/root/pictures/")
+    assert EvaluationPlan(Plan(config), target).sets["final"].folder.startswith(f"{bucket}/project/pictures/")
     part = Part("final", 0, 2)
     ours = drawn(small_config, small_inputs, tmp_path / "ours", part)["final"]
     inputs = small_inputs | {"checkpoint": target.base.uri, "upsampler": target.upsampler.uri}
