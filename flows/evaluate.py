@@ -127,5 +127,5 @@ def evaluate_target(evaluation: EvaluationPlan, after: steps.After = ()) -> str:
     name = evaluation.target.name
     pictures = steps.draw_sets(evaluation, name, after)
     scores = steps.score(evaluation, name, after=pictures)
-    steps.report(evaluation, name, after=[scores])  # gives a state where the report was there
+    steps.report(evaluation, name, after=[scores])
     return str(evaluation.report.require_result()["report"])

@@ -115,17 +115,15 @@ def score(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -
 
 
 @task(name="report", task_run_name="report {checkpoint_name}", cache_policy=NO_CACHE)
-def report(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | str:
-    """Figures and pictures -> report.html, shown where the UI shows it. Returns the report's URI."""
-    step = evaluation.report
-    was_there = step.result() is not None
-    run_step(step, evaluation.target.config)
-    uri = _show_report(step, evaluation.target.config.name, checkpoint_name)
-    return Completed(name="Cached", message=f"already done: {step.output}", data=uri) if was_there else uri
+def report(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) -> State | Output:
+    """Figures and pictures -> report.html, shown where the UI shows it."""
+    made = run_step(evaluation.report, evaluation.target.config)
+    _show_report(evaluation.report, evaluation.target.config.name, checkpoint_name)
+    return made
 
 
-def _show_report(step: Step, config_name: str, checkpoint_name: str) -> str:
-    """Put metrics and sample grid of an evaluation where the UI shows them. Returns the report's URI."""
+def _show_report(step: Step, config_name: str, checkpoint_name: str) -> None:
+    """Put metrics and sample grid of an evaluation where the UI shows them."""
     result = step.require_result()
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
     rows = [_metric_row(name, metric) for name, metric in result["metrics"].items()]
@@ -144,22 +142,20 @@ def _show_report(step: Step, config_name: str, checkpoint_name: str) -> str:
         link, link_text=f"report of {checkpoint_name}", key=_key(config_name, checkpoint_name, "report-link")
     )
     get_run_logger().info("report: %s", result["report"])
-    return str(result["report"])
 
 
 @task(name="study", task_run_name="compare the variants", cache_policy=NO_CACHE)
-def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> State | str:
-    """Reports of variants -> one page, with a link in the UI. Returns the page's URI."""
-    was_there = step.result() is not None
-    if not was_there:
+def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> State | Output:
+    """Reports of variants -> one page, with a link in the UI."""
+    if step.result() is None:
         storage.write_json(step.inputs["study"], about)
-    run_step(step, plan.config)
+    made = run_step(step, plan.config)
     page = str(step.require_result()["page"])
     folder, _, name = step.output.rpartition("/")
     link = reports.link(folder, f"{name}/{storage.name(page)}")
     create_link_artifact(link, link_text=f"study {about['name']}", key=_key("study", about["name"]))
     get_run_logger().info("study: %s", page)
-    return Completed(name="Cached", message=f"already done: {step.output}", data=page) if was_there else page
+    return made
 
 
 def run_step(step: Step, config: Config, announcer: Announcer | None = None) -> State | Output:

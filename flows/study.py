@@ -37,7 +37,7 @@ def study(study: StudyName, config: AnotherConfig = None, overrides: Overrides =
         + (["-p", f"overrides={json.dumps(overrides)}"] if overrides else [])
     )
     plan, step, about = study_step(asked, plans, evaluations, command)
-    steps.study(plan, step, about)  # gives a state where the page was there
+    steps.study(plan, step, about)
     page = str(step.require_result()["page"])
     create_table_artifact([{"study": asked.name, "report": page}], key="reports", description=f"study {asked.name}")
     return page
