@@ -359,6 +359,9 @@ class ClusterConfig(Section):
     nodes. A worker that makes no step for `stall_seconds` (for its first step at least 600) writes its stacks to the
     log and ends; the run is tried again.
 
+    `strategy`: with `ddp` every worker holds the whole network, its average and its optimizer; with `fsdp` a part of what
+    is trained, for networks that do not fit one GPU otherwise.
+
     A job that no run has followed for `abandoned_job_seconds` writes a last checkpoint and ends; `never` keeps it
     running.
     """
@@ -366,6 +369,7 @@ class ClusterConfig(Section):
     num_workers: Annotated[
         Annotated[Positive, Tag("number")] | Annotated[WorkerRange, Tag("WorkerRange")], Discriminator(_is_range)
     ] = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
     max_cpus: Positive | None = None

@@ -33,8 +33,8 @@ class Checkpointer:
         self._status = status
         self._publisher = Publisher()
 
-    def save(self) -> None:
-        """Take a snapshot and start writing it."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Start writing a snapshot of the present state."""
         state, progress, settings = self._state, self._state.progress, self._state.stage.settings
         spec = self._context.spec
         about: dict[str, Any] = {
@@ -44,7 +44,7 @@ class Checkpointer:
             "origin": state.origin, "code": code_versions(),
         }  # fmt: skip
         self._status.publish()
-        self._publisher.put("a checkpoint", partial(self._write, state.snapshot(), about))
+        self._publisher.put("a checkpoint", partial(self._write, snapshot, about))
 
     def wait(self) -> None:
         """Wait until the newest checkpoint is written. Raises the error of its last attempt, or TimeoutError."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from piti import storage
 from piti.checkpoints import newest_step
 from piti.errors import DivergedError, PitiError
+from piti.training.sharding import mine
 from piti.training.state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -32,8 +33,9 @@ def left_out_steps(run: str, step: int) -> int:
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers in them are finite."""
-    numbers = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    """Whether all numbers in them are finite; of divided ones, in this worker's parts."""
+    parts = [mine(tensor) for tensor in tensors]
+    numbers = [part for part in parts if part.is_floating_point() and part.numel()]
     return bool(torch.nn.utils.get_total_norm(numbers, norm_type=math.inf).isfinite())
 
 
@@ -61,7 +63,8 @@ class Divergence:
         """Check the weights before a checkpoint is written."""
         state = self._state
         moments = [value for about in state.optimizer.state.values() for value in about.values()]
-        if not are_finite([*state.model.parameters(), *state.ema.model.parameters(), *moments]):
+        finite = are_finite([*state.model.parameters(), *state.ema.averages.values(), *moments])
+        if not all(state.workers.tell_all(finite)):
             raise self._lost("weights or their averages are no finite numbers")
 
     def is_doubtful(self) -> bool:

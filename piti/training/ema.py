@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from piti.models import PITIModel
+from piti.models.encoder import laid_out
+from piti.training.sharding import mine, placed, whole
 
 
 def ema_rate_at(step: int, rate: float, warmup: bool) -> float:
@@ -16,14 +16,13 @@ def ema_rate_at(step: int, rate: float, warmup: bool) -> float:
 
 
 class EMA:
-    """An exponential moving average of a network's learnable parameters, kept as a network in evaluation mode.
+    """An exponential moving average of a network's trained parameters: `averages`, by name, divided over the workers where
+    these are."""
 
-    Parameters that are not trained (a frozen decoder) are shared with the network, not copied.
-    """
-
-    def __init__(self, model: PITIModel) -> None:
-        frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
-        self.model = copy.deepcopy(model, memo=dict(frozen)).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module) -> None:
+        self.averages = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module, rate: float, is_usable: Tensor) -> None:
@@ -31,18 +30,32 @@ class EMA:
 
         If `is_usable`, () bool on the parameters' device, is false, nothing changes.
         """
-        averages, current = self._learning(model)
+        averages, current = self._pairs(model)
         share = is_usable * torch.tensor(1.0 - rate)
         torch._foreach_lerp_(averages, current, [share] * len(averages))
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Give `model` the averaged weights."""
-        averages, current = self._learning(model)
+        averages, current = self._pairs(model)
         torch._foreach_copy_(current, averages)
 
-    def _learning(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Pairs of an average and its parameter of `model`."""
-        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
-        learning = [(average, parameter.detach()) for average, parameter in pairs if parameter.requires_grad]
-        return [average for average, _ in learning], [parameter for _, parameter in learning]
+    def network(self, model: PITIModel) -> PITIModel:
+        """A network in evaluation mode with the averages and, shared with `model`, the weights that are not trained.
+
+        Its weights are whole, those of divided averages are copies. Every worker must call this.
+        """
+        weights = {name: whole(self.averages.get(name, value)) for name, value in model.state_dict().items()}
+        with torch.device("meta"):
+            averaged = PITIModel(model.config)
+        averaged.load_state_dict(weights, strict=True, assign=True)
+        return laid_out(averaged).eval().requires_grad_(False)
+
+    def load(self, averages: dict[str, Tensor]) -> None:
+        """Take over stored averages, whole ones."""
+        self.averages = {name: placed(averages[name], like=average) for name, average in self.averages.items()}
+
+    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """This worker's averages, and in the same order the parameters of `model`."""
+        current = [mine(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        return [mine(average) for average in self.averages.values()], current

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from piti.seeds import seed_of
 from piti.training.randomness import generator, normal_pictures, uniform
+from piti.training.sharding import whole
 from piti.training.stages import Examples
 from piti.training.state import TrainingState
 from piti.training.workers import Workers, autocast, sent, without_synchronisation
@@ -159,7 +160,7 @@ def _gathered(
 ) -> StepLosses:
     """The losses of all workers. The averaged gradients, and so their norm, are equal on all workers."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     is_there = torch.arange(len(numbers.t), device=workers.device) < num_pictures
     columns = [is_there.double(), numbers.t.double(), numbers.weights.double(), *(v.double() for v in terms.values())]
     there, t, weights, *columns = workers.gather(torch.stack(columns, dim=1)).unbind(dim=1)

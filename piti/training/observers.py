@@ -65,7 +65,8 @@ class Observers:
         if every_steps is None or not self._is_due(every_steps):
             return
         began_seconds = time.monotonic()
-        png = None if self._samples is None else self._samples.draw(self._state.ema.model)
+        averaged = self._state.averaged()
+        png = None if self._samples is None else self._samples.draw(averaged)
         if png is not None:
             self._status.samples(png, time.monotonic() - began_seconds)
         self._state.workers.agree(None)  # workers that draw nothing wait here, where it counts as time elsewhere
@@ -83,8 +84,9 @@ class Observers:
         self._divergence.check_weights()
         began_seconds = time.monotonic()
         self._state.progress.seconds = began_seconds - self._began_seconds
+        snapshot = self._state.snapshot()
         if self._checkpointer is not None:
-            self._checkpointer.save()
+            self._checkpointer.save(snapshot)
             if must_be_written:
                 self._checkpointer.wait()
         if must_be_written:
@@ -129,7 +131,7 @@ class Observers:
 
     def _validate(self) -> None:
         progress, began_seconds = self._state.progress, time.monotonic()
-        values = self._validation(self._state.ema.model)
+        values = self._validation(self._state.averaged())
         self._divergence.check_validation(values)
         progress.last_validation = values
         progress.last_validation_step = progress.step

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from piti.training.sharding import placed
+
+Adam = TypeVar("Adam", bound=torch.optim.Optimizer)
+
 
 def adamw(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
     """AdamW for `step_where`; the learning rate is given with each step."""
-    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay, fused=True)
+    return _loading(torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay, fused=True))
 
 
 def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float) -> torch.optim.Adam:
     """Adam for `step_where`."""
-    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    return _loading(torch.optim.Adam(parameters, lr=learning_rate, fused=True))
 
 
 def step_where(is_usable: Tensor, optimizer: torch.optim.Optimizer, learning_rate: float | None = None) -> None:
@@ -32,7 +36,17 @@ def step_where(is_usable: Tensor, optimizer: torch.optim.Optimizer, learning_rat
     optimizer.zero_grad(set_to_none=True)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` that keeps the optimizer fused, whatever made `state`."""
+def _loading(optimizer: Adam) -> Adam:
+    """`optimizer` such that it takes any state: it stays fused, and its moments lie as its parameters do."""
+    optimizer.register_load_state_dict_pre_hook(_fitted)
+    return optimizer
+
+
+def _fitted(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {name: value if name == "step" else placed(value, parameters[index]) for name, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
     groups = [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]
-    optimizer.load_state_dict({**state, "param_groups": groups})
+    return {**state, "state": moments, "param_groups": groups}

@@ -17,7 +17,7 @@ from piti.errors import CheckpointError, ConfigError
 from piti.models import PatchDiscriminator
 from piti.models.weight_files import read_weights
 from piti.seeds import seed_of
-from piti.training.optimizers import adam, load_optimizer, step_where
+from piti.training.optimizers import adam, step_where
 from piti.training.workers import Workers
 from piti.weights import open_weights
 
@@ -191,4 +191,4 @@ class PictureLosses:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._critic.load_state_dict(state["critic"], strict=True)
-        load_optimizer(self._optimizer, state["optimizer"])
+        self._optimizer.load_state_dict(state["optimizer"])

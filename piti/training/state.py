@@ -19,6 +19,7 @@ from piti.models.checkpoints import aside_of, model_of, publish_frozen, read_new
 from piti.training.ema import EMA, ema_rate_at
 from piti.training.optimizers import adamw
 from piti.training.picture_losses import PictureLosses
+from piti.training.sharding import shard, whole
 from piti.training.stages import TrainingStage
 from piti.training.workers import Workers
 
@@ -84,8 +85,14 @@ class TrainingState:
         self.stage = stage
         self.workers = workers
         self.origin = origin
-        self.model = model.to(workers.device).train().requires_grad_(False)
+        self.model = model.train().requires_grad_(False)
         stage.learnable(self.model).requires_grad_(True)
+        self._is_sharded = stage.config.cluster.strategy == "fsdp" and workers.world_size > 1
+        if self._is_sharded:
+            shard(self.model, workers)
+        self.model.to(workers.device)
+        learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self._frozen_weights = {key: value for key, value in self.model.state_dict().items() if key not in learning}
         self.ema = EMA(self.model)
         self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
         self.picture_losses = PictureLosses(stage.config, workers) if stage.is_upsampler else None
@@ -97,7 +104,11 @@ class TrainingState:
     @cached_property
     def network(self) -> nn.Module:
         """`model` such that its backward pass averages gradients over the workers."""
-        return self.workers.wrap(self.model)
+        return self.model if self._is_sharded else self.workers.wrap(self.model)
+
+    def averaged(self) -> PITIModel:
+        """A network with the averaged weights, in evaluation mode. Every worker must call this."""
+        return self.ema.network(self.model)
 
     def begin_phase(self) -> None:
         """Begin a phase: continue from the averaged weights with a fresh optimizer and timestep sampler.
@@ -155,7 +166,7 @@ class TrainingState:
         if trainer["stage"] != stage.name:
             raise CheckpointError(f"{uri} is a checkpoint of {trainer['stage']}, not of {stage.name}", "remove it")
         state = cls(stage, model_of(stage.model_config, stored["model"], uri), workers, trainer["origin"])
-        state.ema.model.load_state_dict({**state._frozen_weights(), **stored["ema"]}, strict=True)
+        state.ema.load(stored["ema"])
         state._frozen = stored["frozen"]
         for name, survivor in state.survivors().items():
             survivor.load_state_dict(trainer[name])
@@ -172,15 +183,12 @@ class TrainingState:
         return cls(stage, model_of(stage.model_config, weights, "what it begins with"), workers, origin)
 
     def snapshot(self) -> Snapshot:
-        """A copy of the present state on the CPU."""
-        frozen = self._frozen_weights()
+        """A copy of the present state on the CPU of the first worker. Every worker must call this; others get nothing."""
         trainer: dict[str, Any] = {name: survivor.state_dict() for name, survivor in self.survivors().items()}
         trainer |= {"stage": self.stage.name, "origin": self.origin}
-        model, ema = (
-            {key: value for key, value in network.state_dict().items() if key not in frozen}
-            for network in (self.model, self.ema.model)
-        )
-        copied = tree_map_only(Tensor, _copied, {"model": model, "ema": ema, "trainer": trainer})
+        model = {key: value for key, value in self.model.state_dict().items() if key not in self._frozen_weights}
+        content = {"model": model, "ema": self.ema.averages, "trainer": trainer}
+        copied = tree_map_only(Tensor, self._copied, content)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return Snapshot(self.progress.step, **copied)
@@ -191,9 +199,8 @@ class TrainingState:
         Weights that are not trained are stored once for the run.
         """
         uri = checkpoint_uri(run, snapshot.step)
-        frozen = self._frozen_weights()
-        if frozen and self._frozen is None:
-            self._frozen = publish_frozen(frozen, run)
+        if self._frozen_weights and self._frozen is None:
+            self._frozen = publish_frozen(self._frozen_weights, run)
         with aside_of(run) as aside:
             about = {**about, "frozen": self._frozen}
             write_checkpoint(aside, model=snapshot.model, ema=snapshot.ema, trainer=snapshot.trainer, about=about)
@@ -201,15 +208,12 @@ class TrainingState:
             storage.publish_folder(aside, uri)
         return uri
 
-    def _frozen_weights(self) -> dict[str, Tensor]:
-        """The weights that are not trained."""
-        learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        return {key: value for key, value in self.model.state_dict().items() if key not in learning}
-
-
-def _copied(value: Tensor) -> Tensor:
-    """A copy on the CPU: from a GPU into pinned memory, without waiting."""
-    if not value.is_cuda:
-        return value.detach().clone()
-    copy = torch.empty_like(value, device="cpu", pin_memory=True, requires_grad=False)
-    return copy.copy_(value.detach(), non_blocking=True)
+    def _copied(self, tensor: Tensor) -> Tensor:
+        """For the first worker, a copy on the CPU: from a GPU into pinned memory, without waiting."""
+        tensor = whole(tensor)
+        if not self.workers.is_first:
+            return torch.empty(0)
+        if not tensor.is_cuda:
+            return tensor.detach().clone()
+        copy = torch.empty_like(tensor, device="cpu", pin_memory=True, requires_grad=False)
+        return copy.copy_(tensor.detach(), non_blocking=True)

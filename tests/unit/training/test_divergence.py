@@ -108,7 +108,7 @@ def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
     def spoil(average: ema.EMA) -> None:
         with torch.no_grad():
-            next(parameter for parameter in average.model.parameters() if parameter.ndim > 1).fill_(torch.nan)
+            next(value for value in average.averages.values() if value.ndim > 1).fill_(torch.nan)
 
     def spoiling_begin(self: ema.EMA, *arguments: Any) -> None:
         begin(self, *arguments)

@@ -127,7 +127,7 @@ def test_averages_share_the_frozen_decoder(pipeline: Any) -> None:
     pipeline.finish("pretrain")
     stage = TrainingStage("stage1", pipeline.config())
     state = TrainingState.fresh(stage, pipeline.context("stage1").spec.inputs, Workers())
-    for average, parameter in zip(state.ema.model.parameters(), state.model.parameters(), strict=True):
+    for average, parameter in zip(state.averaged().parameters(), state.model.parameters(), strict=True):
         assert (average.data_ptr() == parameter.data_ptr()) != parameter.requires_grad
 
 

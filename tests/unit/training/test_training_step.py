@@ -207,9 +207,10 @@ def test_average_in_closed_form(pipeline: Any) -> None:
     for _ in range(5):
         ema.update(model, 0.9, torch.tensor(True))
     ema.update(model, 0.5, torch.tensor(False))  # a step that was left out
-    for average in ema.model.encoder.parameters():
+    averaged = ema.network(model)
+    for average in averaged.encoder.parameters():
         assert torch.allclose(average, torch.full_like(average, 1 - 0.9**5), atol=1e-6)
-    for average, parameter in zip(ema.model.decoder.parameters(), model.decoder.parameters(), strict=True):
+    for average, parameter in zip(averaged.decoder.parameters(), model.decoder.parameters(), strict=True):
         assert average.data_ptr() == parameter.data_ptr()
 
 

@@ -1,0 +1,160 @@
+"""`cluster.strategy: fsdp`: workers that hold a part of the weights each train as one that holds all of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from piti.checkpoints import checkpoint_uri
+from piti.config import Config, Stage
+from piti.job import JobContext, JobSpec
+from piti.models import build_model
+from piti.training.gradients import accumulate_gradients
+from piti.training.loop import learn, train
+from piti.training.metrics import read_metrics
+from piti.training.sharding import mine, whole
+from piti.training.stages import Examples, TrainingStage
+from piti.training.state import TrainingState
+from piti.training.workers import Workers
+from tests.unit.training.test_changing_workers import go_on
+from tests.unit.training.test_training_resume import differences, everything
+from tests.worker_processes import run_workers
+
+TOLERANCE = 1e-5
+BATCH = 3  # which two workers divide into one and two, so that the first pads its share
+STEPS = 4
+STAGES: tuple[Stage, ...] = ("pretrain", "stage1", "upsampler")
+
+
+def options(stage: Stage, **more: Any) -> dict[str, Any]:
+    settings = {
+        "batch_size": BATCH, "microbatch_size": 1, "sample_every_steps": 3, "checkpoint_every_steps": 100,
+        "phases": [{"steps": STEPS, "learning_rate": 1e-4, "condition_dropout": 0.3}], **more,
+    }  # fmt: skip
+    found = {f"training__{stage}__{name}": value for name, value in settings.items()}
+    return {"cluster__strategy": "fsdp", "models__base__dropout": 0.0, **found}
+
+
+def begun(config: Config, stage: Stage, workers: Workers) -> TrainingState:
+    """A state whose gradients reach every weight and whose losses have different weights."""
+    of_stage = TrainingStage(stage, config)
+    model, generator = build_model(of_stage.model_config, seed=1), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # as branches begin, through which nothing passes
+                parameter.normal_(std=0.05, generator=generator)
+    state = TrainingState(of_stage, model, workers, {})
+    if stage != "upsampler":
+        histories = {"losses": torch.rand(1000, 10, generator=generator), "counts": torch.full((1000,), 10)}
+        state.timesteps.load_state_dict(histories)
+    return state
+
+
+def examples(stage: Stage, place: range) -> Examples:
+    size, generator = 32 if stage == "upsampler" else 16, torch.Generator().manual_seed(3)
+    shapes = {"pictures": (3, size, size), "condition": (1, 32, 32), "low_res": (3, 16, 16)}
+    found = {
+        name: torch.rand((BATCH, *shape), generator=generator)[place.start : place.stop] * 2 - 1
+        for name, shape in shapes.items()
+    }
+    return Examples(found["pictures"], found["condition"], found["low_res"] if stage == "upsampler" else None)
+
+
+def num_bytes(state: TrainingState) -> int:
+    """What this worker holds of what is trained: weights, averages and moments."""
+    moments = [value for entry in state.optimizer.state.values() for value in entry.values()]
+    held = [*state.parameters(), *state.ema.averages.values(), *moments]
+    return sum(mine(value).nbytes for value in held)
+
+
+def step(config: Config, stage: Stage, workers: Workers, *, damaged: bool = False) -> dict[str, Any]:
+    """Everything before and after a step, on the first worker; `damaged`: the last picture is not a number."""
+    state = begun(config, stage, workers)
+    share = examples(stage, workers.share(BATCH))
+    if damaged and workers.rank == workers.world_size - 1:
+        share.pictures[-1] = torch.nan
+    before = state.snapshot()
+    losses = accumulate_gradients(state, share)
+    gradient = joined(whole(parameter.grad) for parameter in state.parameters() if parameter.grad is not None)
+    learn(state, losses)
+    after = state.snapshot()
+    return {
+        "gradient": gradient, "norm": losses.gradient_norm, "losses": losses.terms["loss"][losses.is_there],
+        "moments": joined(entry["exp_avg"] for entry in after.trainer["optimizer"]["state"].values()),
+        "before": joined(before.model.values()), "model": joined(after.model.values()),
+        "average": joined(after.ema.values()), "num_bytes": num_bytes(state), "skipped": int(state.progress.skipped_steps),
+    }  # fmt: skip
+
+
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def take_steps(rank: int, folder: Path, configs: dict[str, Any]) -> None:
+    for stage in STAGES:
+        for damaged in (False, True):
+            found = step(Config.model_validate(configs[stage]), stage, Workers.current(), damaged=damaged)
+            torch.save(found, folder / f"{stage}-{damaged}-{rank}.pt")
+
+
+def test_a_step_of_two_workers_is_that_of_one(pipeline: Any, tmp_path: Path) -> None:
+    """With microbatches, a padded share, losses of different weights and clipping; each worker holds a half. A number
+    that is not finite, on one of the workers, stops the step on both."""
+    configs = {stage: pipeline.config(**options(stage, gradient_clip=1e-3, ema_rate=0.5)) for stage in STAGES}
+    run_workers(take_steps, tmp_path, {stage: config.model_dump(mode="json") for stage, config in configs.items()})
+    for stage, config in configs.items():
+        one = step(config, stage, Workers())
+        two, other = (torch.load(tmp_path / f"{stage}-False-{rank}.pt") for rank in range(2))
+        assert one["norm"] > 2e-3, f"{stage}: nothing is clipped"
+        assert torch.equal(two["norm"], other["norm"])
+        for name in ("gradient", "norm", "losses", "moments"):
+            scale = float(one[name].abs().max())
+            assert float((one[name] - two[name]).abs().max()) <= TOLERANCE * scale, f"{stage}: {name}"
+        for name in ("model", "average"):  # Adam's first step is the gradient's sign: noise for biases before a norm
+            moved = float((one[name] - one["before"]).abs().mean())
+            assert moved > 0
+            assert float((one[name] - two[name]).abs().mean()) < 0.02 * moved, f"{stage}: {name}"
+        held = [two["num_bytes"], other["num_bytes"]]
+        assert max(held) < 0.52 * one["num_bytes"], f"{stage}: {held} of {one['num_bytes']}"
+        assert sum(held) < 1.01 * one["num_bytes"]
+        damaged, other = (torch.load(tmp_path / f"{stage}-True-{rank}.pt") for rank in range(2))
+        assert damaged["skipped"] == other["skipped"] == 1
+        assert torch.equal(damaged["model"], damaged["before"])
+
+
+def train_twice(rank: int, folder: Path, undisturbed: list[dict[str, Any]], broken: list[dict[str, Any]]) -> None:
+    """Every run to its end, and another one to step 2, then anew from there."""
+    for spec in undisturbed:
+        train(JobContext(JobSpec.model_validate(spec)), Workers.current())
+    for spec in broken:
+        go_on(spec, 2)
+        if rank == 0:
+            shutil.copytree(spec["output"], f"{spec['output']}-alone")
+        train(JobContext(JobSpec.model_validate(spec)), Workers.current())
+
+
+def test_runs_go_on_to_the_bit_and_also_undivided(pipeline: Any, tmp_path: Path) -> None:
+    """Bit for bit on as many workers, and with the same losses on one that holds everything, from the same checkpoint."""
+    pipeline.finish("pretrain")
+    runs = {
+        kind: [pipeline.context(stage, run=f"{stage}-{kind}", **options(stage)) for stage in STAGES]
+        for kind in ("undisturbed", "broken")
+    }
+    specs = {kind: [context.spec.model_dump(mode="json") for context in contexts] for kind, contexts in runs.items()}
+    run_workers(train_twice, tmp_path, specs["undisturbed"], specs["broken"])
+    for stage, undisturbed, broken in zip(STAGES, runs["undisturbed"], runs["broken"], strict=True):
+        expected, found = (everything(checkpoint_uri(c.spec.output, STEPS), c) for c in (undisturbed, broken))
+        assert differences(expected, found) == [], stage
+        alone = pipeline.context(stage, run=f"{stage}-broken-alone", **options(stage))
+        assert train(alone, Workers())["resumed_from_step"] == 2
+        records, others = (read_metrics(context.spec.output) for context in (undisturbed, alone))
+        assert len(records) == len(others) > STEPS
+        for one, other in zip(records, others, strict=True):
+            for name in {"loss", "mse", "vb"} & one.keys():
+                assert other[name] == pytest.approx(one[name], rel=TOLERANCE), f"{stage}, step {one['step']}: {name}"
