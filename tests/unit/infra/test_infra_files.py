@@ -151,6 +151,8 @@ def test_the_image_is_pinned_unprivileged_and_copies_what_exists() -> None:
     copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
     assert {"flows", "piti", "degradations", "eval", "configs", "requirements.lock"} <= set(copied)
     assert "infra/start-prefect-server" in copied
+    server = (INFRA / "start-prefect-server").read_text()
+    assert 'PREFECT_SERVER_UI_STATIC_DIRECTORY="$HOME/ui"' in server, "the UI's files would go into a package of root's"
     assert [path for path in copied if not (PROJECT / path).exists()] == []
     allowed = {
         line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")

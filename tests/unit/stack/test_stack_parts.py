@@ -224,6 +224,8 @@ def test_what_a_shell_holds_for_other_servers_does_not_reach_ours(home: Path, mo
     assert {"PREFECT_API_KEY", "RAY_ADDRESS"} & set(environment) == set()
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
     assert environment["NO_PROXY"] == environment["no_proxy"] == "intranet,127.0.0.1,localhost,::1"
+    ui = Path(environment["PREFECT_SERVER_UI_STATIC_DIRECTORY"])
+    assert ui.is_relative_to(home), "Prefect would write into its own package"
     assert environment[MARK] == "id"
     assert MARK not in client_environment(Settings(), Ports()), "a client is no part of the stack"
 
