@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -265,6 +266,23 @@ def test_a_missing_tar_is_an_error_not_a_skip(sketch_set: ShardSet, sketch_data:
     for num_workers in (0, 2):
         with pytest.raises(DataError, match="is missing"):
             take(load(shards, sketch_data, num_workers=num_workers), 20)
+
+
+def test_a_set_that_is_away_for_a_moment_is_waited_for(
+    sketch_set: ShardSet, sketch_data: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a network mount drops out: the same samples in the same order, and no error."""
+    shards = copy_set(sketch_set, tmp_path / "mount" / "shards")
+    loader = load(shards, sketch_data)
+    (tmp_path / "mount").rename(tmp_path / "away")
+    back = threading.Timer(0.5, (tmp_path / "away").rename, [tmp_path / "mount"])
+    back.start()
+    found = joined(take(loader, 20))
+    back.join()
+    expected = joined(take(load(sketch_set, sketch_data), 20))
+    assert found["keys"] == expected["keys"]
+    torch.testing.assert_close(found["image"], expected["image"], rtol=0, atol=0)
+    assert "does not answer (it is not there); waiting for it" in caplog.text
 
 
 def test_a_mistake_in_the_program_is_no_damage(
