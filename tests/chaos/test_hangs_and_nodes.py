@@ -59,7 +59,11 @@ class Nodes:
     def __init__(self, stack: RunningStack) -> None:
         self._address = f"127.0.0.1:{stack.record.ports.ray}"
         # The stack's Ray is kept to this machine; these are the only nodes that join it.
-        self._environment = {**stack.environment, "RAY_ADDRESS": self._address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+        self._environment = {
+            **stack.environment,
+            "RAY_ADDRESS": self._address,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        }
         self._processes: list[subprocess.Popen[str]] = []
 
     def add(self) -> psutil.Process:
@@ -90,7 +94,11 @@ class Nodes:
 
     def _ray(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", RAY_ON_LOOPBACK, *arguments], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-c", RAY_ON_LOOPBACK, *arguments],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
 

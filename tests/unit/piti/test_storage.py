@@ -82,7 +82,9 @@ def test_storage_that_stays_away_is_an_error_that_another_attempt_may_not_meet(r
     storage.write_bytes(storage.join(root, "there"), b"")
     storage.wait_until_there(storage.join(root, "there"), seconds=0)
     for gone in (storage.join(root, "gone"), storage.join(str(tmp_path / "not-mounted"), "spec.json")):
-        with pytest.raises(AwayError, match=r"does not answer .* - mount its folder or start its server again") as found:
+        with pytest.raises(
+            AwayError, match=r"does not answer .* - mount its folder or start its server again"
+        ) as found:
             storage.wait_until_there(gone, seconds=0)
         assert found.value.retryable
 
