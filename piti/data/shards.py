@@ -144,10 +144,10 @@ class ShardSet:
 class ShardReader:
     """Reads samples of one split of a set of shards. Safe to use from many threads."""
 
-    def __init__(self, uri: str, split: str, cache: ShardCache | None = None) -> None:
+    def __init__(self, uri: str, split: str) -> None:
         self.shards = ShardSet(uri)
         self.index: SampleIndex = self.shards.index(split)
-        self._cache = cache or ShardCache()
+        self._cache = ShardCache()
         self._paths: dict[str, str] = {}
         if storage.is_local(uri):
             self._paths = {name: str(storage.local_path(self.shards.shard_uri(name))) for name in self.index.shards}
