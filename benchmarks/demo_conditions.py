@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval import Metric
 from eval.grid import PictureGrid, grid_png
 from eval.lpips import lpips_distances
 from eval.pictures import mean_metric
@@ -48,19 +49,12 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.config, parse_settings(arguments.set))
     plan = Plan(config)
-    reader = ExampleReader(
-        plan.shard.output,
-        "validation",
-        config.data,
-        None if plan.degrade is None else plan.degrade.output,
-        config.scale,
-    )
-    count = min(len(reader), config.sampling.num_samples or len(reader))
-    read = [reader.example(number, None) for number in range(count)]
-    batch = {name: torch.stack([getattr(one, name) for one in read]) for name in ("image", "condition", "low_res")}
+    assert plan.degrade is not None
+    keys, batch = validation_batch(config, plan.shard.output, plan.degrade.output)
+    count = len(keys)
     small = TrainingStage("stage1", config).examples(batch, torch.device("cpu"))
     large = TrainingStage("upsampler", config).examples(batch, torch.device("cpu"))
-    orders = [Order(one.key, 0, condition) for one, condition in zip(read, small.condition, strict=True)]
+    orders = [Order(key, 0, condition) for key, condition in zip(keys, small.condition, strict=True)]
 
     upsampler = ready(load_model(final_checkpoint(plan.upsampler.output), config.models.upsampler))
     networks = {
@@ -82,13 +76,21 @@ def main() -> None:
         "upsampler": sharpness(config, {"upsampler": sharp, "bicubic": enlarged.clamp(-1, 1)}, large.pictures),
     }
     if arguments.grid is not None:
-        painted = [condition_picture(one.condition.numpy(), config.data.modality) for one in read]
+        painted = [condition_picture(one.numpy(), config.data.modality) for one in batch["condition"]]
         rows = [
             list(row) for row in zip(painted, levels(drawn["base"]), levels(final), levels(large.pictures), strict=True)
         ][:: count // ROWS][:ROWS]
         grid = PictureGrid(["condition", "base", "generated", "ground truth"], rows, [""] * ROWS)
         arguments.grid.write_bytes(grid_png(grid))
     print(json.dumps(result, indent=1))
+
+
+def validation_batch(config: Config, shards: str, degraded: str | None) -> tuple[list[str], dict[str, Tensor]]:
+    """Keys of the conditions that the demo draws, and them with their truths; `low_res` where `degraded` names companions."""
+    reader = ExampleReader(shards, "validation", config.data, degraded, config.scale)
+    read = [reader.example(number, None) for number in range(config.sampling.num_samples or len(reader))]
+    names = ("image", "condition", "low_res") if degraded else ("image", "condition")
+    return [one.key for one in read], {name: torch.stack([getattr(one, name) for one in read]) for name in names}
 
 
 def ready(network: PITIModel) -> PITIModel:
@@ -117,8 +119,12 @@ def sharpness(config: Config, enlarged: dict[str, Tensor], truths: Tensor) -> di
         distances[name] = lpips_distances(levels(pictures), levels(truths), network)
         found["perceptual"][name] = round(float(distances[name].mean()), 4)
     gain = mean_metric("gain", distances["bicubic"] - distances["upsampler"])
-    found["perceptual_gain"] = {name: round(float(getattr(gain, name)), 4) for name in ("value", "low", "high")}
+    found["perceptual_gain"] = interval(gain, 4)
     return found
+
+
+def interval(metric: Metric, digits: int) -> dict[str, float]:
+    return {name: round(float(getattr(metric, name)), digits) for name in ("value", "low", "high")}
 
 
 if __name__ == "__main__":

@@ -19,16 +19,13 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from demo_conditions import interval, levels, ready, shares, validation_batch
 
 from eval.pictures import mean_metric
-from eval.retrieval import truth_ranks
 from piti import storage
 from piti.checkpoints import final_checkpoint
 from piti.config import Config
 from piti.config.presets import load_config
-from piti.data.examples import ExampleReader
 from piti.data.sharding import shard_dataset
 from piti.evaluation.cascade import Order, draw_base
 from piti.job import JobContext, JobSpec
@@ -38,8 +35,6 @@ from piti.plan import Plan, Step
 from piti.training.loop import train
 from piti.training.stages import Examples, TrainingStage
 from piti.training.workers import Workers
-
-NEAREST = 5
 
 
 def configs(folder: Path, learning_rate: float) -> dict[str, Config]:
@@ -69,27 +64,16 @@ def trained(step: Step, config: Config) -> PITIModel:
     return load_model(final_checkpoint(step.output), config.models.base)
 
 
-def validation_examples(config: Config, shards: str) -> Examples:
-    reader = ExampleReader(shards, "validation", config.data, None, config.scale)
-    read = [reader.example(number, None) for number in range(config.sampling.num_samples or len(reader))]
-    batch = {name: torch.stack([getattr(example, name) for example in read]) for name in ("image", "condition")}
-    return TrainingStage("stage1", config).examples(batch, torch.device("cpu"))
-
-
-def levels(pictures: Tensor) -> NDArray[np.uint8]:
-    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
 def measured(config: Config, examples: Examples, networks: dict[str, Callable[[], PITIModel]]) -> dict[str, Any]:
     """By network: root mean square distance to the truth in 8-bit levels, picture by picture, and the share of five nearest."""
     orders = [Order(str(number), 0, condition) for number, condition in enumerate(examples.condition)]
     truths, found = levels(examples.pictures), {}
     for name, network in networks.items():
-        drawn = levels(draw_base(network().eval().requires_grad_(False), orders, config))
+        drawn = levels(draw_base(ready(network()), orders, config))
         errors = np.sqrt(np.square(drawn.astype(np.float64) - truths).mean(axis=(1, 2, 3)))
-        found[name] = {"errors": errors, "top5": float((truth_ranks(drawn, truths) < NEAREST).mean())}
+        found[name] = {"errors": errors, "top5": shares(drawn, truths)["own"]}
         print(
-            f"{name}: {errors.mean():.2f} levels, {found[name]['top5']:.0%} among the five nearest",
+            f"{name}: {errors.mean():.2f} levels, {found[name]['top5']:.0%} among the nearest",
             file=sys.stderr,
             flush=True,
         )
@@ -104,7 +88,8 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     variants = configs(arguments.folder, arguments.learning_rate)
     prior, scratch = variants["prior"], variants["scratch"]
-    examples = validation_examples(prior, shard_dataset(prior.data, Plan(prior).shard.output, prior.seed).uri)
+    shards = shard_dataset(prior.data, Plan(prior).shard.output, prior.seed).uri
+    examples = TrainingStage("stage1", prior).examples(validation_batch(prior, shards, None)[1], torch.device("cpu"))
     found = measured(prior, examples, {
         "the prior itself": lambda: TrainingStage("stage1", prior).initial_model({})[0],
         "stage 1": lambda: trained(Plan(prior).stage1, prior),
@@ -117,8 +102,8 @@ def main() -> None:
         "steps": prior.training.stage1.total_steps + prior.training.stage2.total_steps,
         "batch_size": prior.training.stage2.batch_size,
         "rmse_levels": {name: round(float(values["errors"].mean()), 2) for name, values in found.items()},
-        "top5": {name: round(values["top5"], 3) for name, values in found.items()},
-        "gain_levels": {name: round(float(getattr(gain, name)), 2) for name in ("value", "low", "high")},
+        "top5": {name: values["top5"] for name, values in found.items()},
+        "gain_levels": interval(gain, 2),
     }
     print(json.dumps(result, indent=1))
 

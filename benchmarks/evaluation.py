@@ -1,7 +1,7 @@
 """What evaluation costs, and how far its figures can be trusted: FID beside other libraries, intervals, extraction, memory.
 
-python benchmarks/evaluation.py fid          5,000 x 2,048 features to FID and KID with intervals, beside torchmetrics
-python benchmarks/evaluation.py fid --scipy  also beside scipy.linalg.sqrtm (minutes)
+python benchmarks/evaluation.py fid          5,000 x 2,048 features to FID and KID with intervals, beside torchmetrics and
+                                             clean-fid (scipy.linalg.sqrtm; minutes)
 python benchmarks/evaluation.py agreement    48 and 10,000 pictures of 2,048 features, beside torchmetrics and clean-fid (minutes)
 python benchmarks/evaluation.py coverage     how often intervals hold what they are for, 48, 500 and 5,000 pictures
 python benchmarks/evaluation.py extraction   features of pictures, beside the bare network on the same batches
@@ -65,15 +65,16 @@ def cleanfid_fid(a: Tensor, b: Tensor) -> float:
     return float(distance(*(part for x in (a.numpy(), b.numpy()) for part in (x.mean(axis=0), np.cov(x.T)))))
 
 
-def fid(scipy: bool) -> None:
+LIBRARIES = {"torchmetrics": torchmetrics_fid, "clean-fid": cleanfid_fid}
+
+
+def fid() -> None:
     a, b = made_up_features(5000, 2048, 1), made_up_features(5000, 2048, 2, 1.1)
     torchmetrics_fid(a[:50, :50], b[:50, :50])  # imports
     _, own = timed("FID, ours", lambda: frechet_distance(a, b))
-    _, theirs = timed("FID, torchmetrics", lambda: torchmetrics_fid(a, b))
-    print(f"torchmetrics takes {theirs / own:.1f} times as long")
-    if scipy:
-        _, roots = timed("FID, clean-fid (scipy.linalg.sqrtm)", lambda: cleanfid_fid(a, b))
-        print(f"scipy takes {roots / own:.1f} times as long")
+    for name, library in LIBRARIES.items():
+        _, theirs = timed(f"FID, {name}", lambda library=library: library(a, b))
+        print(f"    {theirs / own:.1f} times as long")
     timed("FID with its interval", lambda: fid_from_features(of(a), of(b)).value)
     timed("KID with its standard error", lambda: kid_from_features(of(a), of(b)).value)
 
@@ -82,7 +83,7 @@ def agreement() -> None:
     for count in (48, 10_000):
         a, b = made_up_features(count, 2048, 1), made_up_features(count, 2048, 2, 1.1)
         own, _ = timed(f"{count} x 2,048, ours", lambda a=a, b=b: frechet_distance(a, b))
-        for name, library in (("torchmetrics", torchmetrics_fid), ("clean-fid", cleanfid_fid)):
+        for name, library in LIBRARIES.items():
             other, _ = timed(f"{count} x 2,048, {name}", lambda a=a, b=b, library=library: library(a, b))
             print(f"    relative difference {abs(own - other) / other:.1e}", flush=True)
 
@@ -152,11 +153,8 @@ def memory(count: int = 5000) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fid", "agreement", "coverage", "extraction", "memory"))
-    parser.add_argument("--scipy", action="store_true", help="fid: beside scipy.linalg.sqrtm, too")
-    chosen = parser.parse_args()
     parts: dict[str, Callable[[], None]] = {
-        "fid": lambda: fid(chosen.scipy), "agreement": agreement, "coverage": coverage, "extraction": extraction,
-        "memory": memory,
+        "fid": fid, "agreement": agreement, "coverage": coverage, "extraction": extraction, "memory": memory,
     }  # fmt: skip
-    parts[chosen.what]()
+    parser.add_argument("what", choices=parts)
+    parts[parser.parse_args().what]()

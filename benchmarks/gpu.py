@@ -1,11 +1,11 @@
 """One table for a GPU: how fast each stage learns and draws, what that is of the GPU's rate, and whether it computes the same.
 
-    python benchmarks/gpu.py [--device cuda] [--size published|small] [--minutes 9] [--published FOLDER] [--json FILE]
+    python benchmarks/gpu.py [--device cuda] [--size published|small] [--minutes 9] [--published FOLDER]
 
 Training rows are the project's own step (`accumulate_gradients`, `learn`): losses, backward, clip, AdamW, timestep sampler,
 average; the upsampler with its perceptual (VGG19's shape, untrained) and adversarial losses. Pictures lie on the device:
-no data is read. "of rate": the network's floating-point operations (torch's FlopCounterMode, two a multiply-add, without
-picture losses and optimizer) against the measured rate of a bf16 product of large square matrices. "waits": how often
+no data is read. "of rate": the network's floating-point operations (benchmarks/step_cost.py, without picture losses and
+optimizer) against the measured rate of a bf16 product of large square matrices. "waits": how often
 the host waited for the GPU in a step, by torch's sync debug mode. Sampling rows are 25 guided base steps and 27 upsampler
 steps. "published loop": what the published TrainLoop does around its network in a step (float32, AdamW, one norm a parameter
 read by the host, averages one parameter at a time, quartiles of the losses read by the host); its own network where
@@ -27,21 +27,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from model_speed import published_network, synchronise
-from throughput import SAMPLING_STEPS, count, product_rate, seconds_of, work_of
+from model_speed import published_network
+from step_cost import cost
 from torch import Tensor, nn
 
 from degradations import bsr_degrade, l0_smooth
 from piti.config import Config, ModelConfig
 from piti.config.presets import load_config
 from piti.diffusion import GaussianDiffusion
-from piti.models import build_model
+from piti.models import PITIModel, build_model, round_weights
 from piti.training.gradients import accumulate_gradients
 from piti.training.loop import learn
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers, use_precision
 
+SAMPLING_STEPS = {"sample-base": 25, "sample-upsampler": 27}
 COMPILING_SECONDS = 150  # what a row that compiles may take
 SMALL = {
     "image_size": 16, "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_resolutions": [8],
@@ -58,19 +59,19 @@ class Row:
     batch: int
     compiled: bool = False
     channels_last: bool = True
+    checkpointing: bool = False
 
     def __str__(self) -> str:
         layout = "last" if self.channels_last else "first"
-        return (
-            f"{self.work:18s} batch {self.batch:3d}  compile {'on ' if self.compiled else 'off'}  channels {layout:5s}"
-        )
+        chosen = f"compile {'on ' if self.compiled else 'off'}  channels {layout:5s}"
+        return f"{self.work:18s} batch {self.batch:3d}  {chosen}{'  checkpointing' * self.checkpointing}"
 
 
 def rows(small: int, large: int) -> Iterator[Row]:
     """In order of importance."""
     yield Row("published loop", small, channels_last=False)
     yield from (Row(work, small) for work in ("stage1", "stage2", "upsampler", "sample-base", "sample-upsampler"))
-    yield Row("stage2", large)
+    yield from (Row("stage2", large, checkpointing=checkpointing) for checkpointing in (False, True))
     yield Row("stage2", small, compiled=True)
     yield from (Row(work, small, channels_last=False) for work in ("stage2", "upsampler"))
     yield Row("published loop", large, channels_last=False)
@@ -87,12 +88,11 @@ def main() -> None:
     parser.add_argument("--size", choices=["published", "small"], default="published")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--published", type=Path, help="folder that holds PITI's pretrained_diffusion")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes - 20
     is_cuda = arguments.device.startswith("cuda")
     use_precision("bf16")
-    rate = product_rate(arguments.device, torch.bfloat16, 256 if arguments.size == "small" and not is_cuda else None)
+    rate = product_rate(arguments.device, 8192 if is_cuda else 256 if arguments.size == "small" else 2048)
     name = torch.cuda.get_device_name() if is_cuda else arguments.device
     print(f"{name}, torch {torch.__version__}, {arguments.size} size, bf16 matrix product {rate / 1e12:.2f} TFLOP/s")
     figures: dict[str, Any] = {"device": name, "torch": torch.__version__, "flops_a_second": rate, "rows": []}
@@ -110,8 +110,29 @@ def main() -> None:
     if left_out:
         print("no time for: " + "; ".join(left_out))
     print(json.dumps(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures) + "\n")
+
+
+def product_rate(device: str, side: int) -> float:
+    """Floating-point operations a second of a bf16 product of square matrices, `side` x `side`, the best of three series."""
+    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    return 2 * side**3 / min(seconds_of(lambda: a @ b, 5) for _ in range(3))
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_of(run: Callable[[], object], times: int) -> float:
+    """Seconds of one run, the mean of `times`, after two to warm up (and to compile)."""
+    for _ in range(2):
+        run()
+    synchronise()
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    synchronise()
+    return (time.perf_counter() - start) / times
 
 
 def described(found: dict[str, Any]) -> str:
@@ -135,10 +156,11 @@ def measured(row: Row, arguments: argparse.Namespace, rate: float) -> dict[str, 
         return {"error": "does not fit into memory"}
     finally:
         torch.compiler.reset()
-    work = "stage2" if row.work == "published loop" else row.work
     pictures = row.batch / seconds
     found: dict[str, Any] = {"pictures_a_second": pictures / SAMPLING_STEPS.get(row.work, 1)}
-    found["share"] = count(work, config, 1) * pictures / rate
+    each = cost(config.model_copy(update={"activation_checkpointing": False}), only_encoder=row.work == "stage1")
+    forwards = {"sample-base": 2, "sample-upsampler": 1}.get(row.work)
+    found["share"] = (each.step if forwards is None else forwards * each.forward) * pictures / rate
     if is_cuda:
         found |= {"peak_gibibytes": torch.cuda.max_memory_allocated() / 2**30, "waits": waits_of(job)}
     return found
@@ -169,7 +191,9 @@ def prepared(row: Row, arguments: argparse.Namespace) -> tuple[ModelConfig, Call
         model.to(device)
         if row.compiled:
             model.compile()
-        return sizes, work_of(row.work, model, row.batch, device, torch.bfloat16)
+        return sizes, sampling_step(
+            model, examples(sizes, config.scale, row.batch * (2 - sizes.super_resolution), device)
+        )
     state = TrainingState(
         TrainingStage(row.work, config),  # type: ignore[arg-type]
         model,
@@ -180,9 +204,25 @@ def prepared(row: Row, arguments: argparse.Namespace) -> tuple[ModelConfig, Call
     return sizes, lambda: learn(state, accumulate_gradients(state, shown))
 
 
+def sampling_step(model: PITIModel, shown: Examples) -> Callable[[], object]:
+    """One evaluation, in bf16 with stored weights."""
+    round_weights(model.eval().requires_grad_(False))
+    device = shown.pictures.device
+    t = torch.full((len(shown.pictures),), 400.0, device=device)
+
+    @torch.no_grad()
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            model(shown.pictures, t, latent=latent, low_res=shown.low_res)
+
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        latent = model.encode(shown.condition)
+    return step
+
+
 def config_of(row: Row, size: str) -> Config:
     small = size == "small"
-    base = {"condition_channels": 1, **(SMALL if small else {})}
+    base = {"condition_channels": 1, "activation_checkpointing": row.checkpointing, **(SMALL if small else {})}
     upsampler = {**base, **UPSAMPLER, **({**SMALL, "image_size": 32} if small else {}), "super_resolution": True}
     stage = row.work if row.work in ("stage1", "upsampler") else "stage2"
     overrides: dict[str, Any] = {

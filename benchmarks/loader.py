@@ -7,31 +7,26 @@ Processor time a picture on one thread, the least of three rounds in which all t
   squash   shards at training size, 256x256.
   random   shards of kept JPEGs, of which random squares are cut and resized.
 
-Loops beside the loader, by the loader's own libraries, over files in memory:
-  pictures    decode the shards' JPEGs and nothing else; where random, crop and resize the same squares.
-  conditions  the same, and the conditions, rendered, as float planes in a batch: what a network needs.
-  originals   decode the original JPEGs and resize them to training size; no conditions.
-`online` is the loader that degrades each picture as it is read (`degradation.variants: 0`).
+`online` is the loader that degrades each picture as it is read (`degradation.variants: 0`). Loops by the loader's own
+libraries, over files in memory: `conditions` decodes the same files to pictures and rendered conditions, as float planes
+in a batch; `originals` decodes the original JPEGs and resizes them to training size, without conditions.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import simplejpeg
 import torch
-from numpy.typing import NDArray
 from sharding import SIDE, best_in_turns, make_shards, write_pictures
 
 from piti.config import DegradationConfig
-from piti.data.conditions import StoredCondition, render_condition
+from piti.data.conditions import StoredCondition, render_condition, unit_range
 from piti.data.decoding import decode_condition, decode_image
 from piti.data.examples import Degraded, chances_of
 from piti.data.loader import TrainingLoader
@@ -43,7 +38,7 @@ Sample = tuple[dict[str, bytes], CropBox | None]  # files of a sample, and the s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times of the loader.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--only", nargs="*", default=["squash", "random"], help="parts to measure")
     options = parser.parse_args()
@@ -51,14 +46,11 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder) / "pictures", options.pictures)
-        figures = {geometry: loader_figures(Path(folder), geometry) for geometry in options.only}
-    for name, value in figures.items():
-        print(f"{name:10s} {value}")
-    print(json.dumps(figures))
+        for geometry in options.only:
+            print(f"{geometry}, milliseconds a picture: {times(Path(folder), geometry)}")
 
 
-def loader_figures(root: Path, geometry: str) -> dict[str, float]:
-    """Milliseconds a picture of the loader and of the loops, and the shares of the loops' rates."""
+def times(root: Path, geometry: str) -> dict[str, float]:
     uri = str(root / f"shards-{geometry}")
     data = make_shards(root / "pictures", geometry, uri)
     shards = ShardSet(uri)
@@ -76,23 +68,13 @@ def loader_figures(root: Path, geometry: str) -> dict[str, float]:
         samples.append((members, box if geometry == "random" else None))
     samples = samples[: steps * BATCH]
     originals = [path.read_bytes() for path in sorted((root / "pictures").iterdir())][: len(samples)]
-    seconds = best_in_turns(
-        {
-            "loader": lambda: load(None),
-            "online": lambda: load(DegradationConfig(variants=0)),
-            "pictures": lambda: [picture(*sample) for sample in samples],
-            "conditions": lambda: batches(samples),
-            "originals": lambda: [resize_photograph(simplejpeg.decode_jpeg(content), SIDE) for content in originals],
-        }
-    )
-    each = {f"{name}_ms": round(1000 * value / len(samples), 2) for name, value in seconds.items()}
-    loops = ("pictures", "conditions", "originals")
-    return each | {f"share_of_{name}_rate": round(seconds[name] / seconds["loader"], 3) for name in loops}
-
-
-def picture(members: dict[str, bytes], box: CropBox | None) -> NDArray[np.uint8]:
-    image = np.asarray(simplejpeg.decode_jpeg(members["jpg"]), dtype=np.uint8)
-    return image if box is None else crop_photograph(image, box, SIDE)
+    seconds = best_in_turns({
+        "loader": lambda: load(None),
+        "online": lambda: load(DegradationConfig(variants=0)),
+        "conditions": lambda: batches(samples),
+        "originals": lambda: [resize_photograph(simplejpeg.decode_jpeg(content), SIDE) for content in originals],
+    })  # fmt: skip
+    return {name: round(1000 * value / len(samples), 2) for name, value in seconds.items()}
 
 
 def batches(samples: list[Sample]) -> None:
@@ -101,7 +83,9 @@ def batches(samples: list[Sample]) -> None:
         images, conditions = [], []
         for members, box in samples[first : first + BATCH]:
             edges = resize_edges(decode_condition(members, box).values, SIDE, SIDE)
-            images.append(torch.from_numpy(picture(members, box)).permute(2, 0, 1).float().div_(127.5).sub_(1.0))
+            image = decode_image(members)
+            image = image if box is None else crop_photograph(image, box, SIDE)
+            images.append(unit_range(torch.from_numpy(image).permute(2, 0, 1)))
             conditions.append(render_condition(StoredCondition(edges), "sketch"))
         torch.stack(images), torch.stack(conditions)
 

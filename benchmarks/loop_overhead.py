@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,37 +39,24 @@ from piti.training.workers import Workers
 WARM_UP_STEPS = 5
 
 
-class Bare(Observers):
-    """Keeps nothing."""
+class Keeping(Observers):
+    """Keeps what a job keeps, of logs, progress and checkpoints."""
 
     def begin(self) -> None: ...
-    def log(self, *_: Any) -> None: ...
     def validate(self) -> None: ...
     def sample(self) -> None: ...
+
+
+class Bare(Keeping):
+    """Keeps nothing."""
+
+    def log(self, *_: Any) -> None: ...
     def checkpoint(self) -> None: ...
     def stop(self) -> None: ...
 
 
-class Keeping(Observers):
-    """Keeps what a job keeps. `stalls`: the seconds that each checkpoint held the loop."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.stalls: list[float] = []
-
-    def begin(self) -> None: ...
-    def validate(self) -> None: ...
-    def sample(self) -> None: ...
-
-    def checkpoint(self) -> None:
-        began, step = time.perf_counter(), self._state.progress.step
-        super().checkpoint()
-        if step % self._settings.checkpoint_every_steps == 0:
-            self.stalls.append(time.perf_counter() - began)
-
-
-def timed_run(config: Config, shards: str, steps: int, kind: type[Bare | Keeping]) -> tuple[float, Bare | Keeping]:
-    """Seconds of `steps` steps after the first ones; what watched them."""
+def timed_run(config: Config, shards: str, steps: int, kind: type[Keeping]) -> float:
+    """Seconds of `steps` steps after the first ones."""
     step = Plan(config).pretrain
     assert step is not None
     spec = JobSpec.for_step(step, config, storage.join(config.root, "job"))
@@ -79,12 +67,11 @@ def timed_run(config: Config, shards: str, steps: int, kind: type[Bare | Keeping
     pictures = iter(batches)
     for number in (WARM_UP_STEPS, steps):
         began = time.perf_counter()
-        try:
+        with suppress(StopIteration):  # the batches end before the phase does
             loop.run(state, islice(pictures, number), observers)
-        except StopIteration:  # the batches ended, before the phase does
-            seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began
     observers.close()
-    return seconds, observers
+    return seconds
 
 
 def late(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
@@ -104,46 +91,45 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.06, help="seconds that each write is late")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the other core writes
-    shares, stalls, writes = [], [], []
-    write = Checkpointer._write
+    shares, stalls, writes = [], list[float](), list[float]()
 
-    def timed_write(*given: Any) -> None:
-        began = time.perf_counter()
-        write(*given)
-        writes.append(time.perf_counter() - began)
+    def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
+        def called(*given: Any) -> None:
+            began = time.perf_counter()
+            function(*given)
+            into.append(time.perf_counter() - began)
+
+        return called
 
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(storage, "write_bytes", late(storage.write_bytes, arguments.latency)),
         mock.patch.object(storage, "publish_file", late(storage.publish_file, arguments.latency)),
-        mock.patch.object(Checkpointer, "_write", timed_write),
+        mock.patch.object(Checkpointer, "save", timed(Checkpointer.save, stalls)),
+        mock.patch.object(Checkpointer, "_write", timed(Checkpointer._write, writes)),
     ):
-        whole = {"training.pretrain.phases": [{"steps": 100_000, "learning_rate": 1e-4, "condition_dropout": 0.2}]}
-        whole |= {"training.pretrain.checkpoint_every_steps": 1000, "training.pretrain.log_every_steps": 100}
-        whole |= {
-            "training.pretrain.batch_size": 2,
-            "training.pretrain.precision": "fp32",
-            "pretrained.base": None,
-            "data.source.train_crops": 64,
-        }
+        whole = {
+            "training.pretrain": {
+                "phases": [{"steps": 100_000, "learning_rate": 1e-4, "condition_dropout": 0.2}], "batch_size": 2,
+                "precision": "fp32", "checkpoint_every_steps": 1000, "log_every_steps": 100,
+            },
+            "pretrained.base": None, "data.source.train_crops": 64,
+        }  # fmt: skip
         shards = ""
         for number in range(arguments.rounds):
             seconds = {}
             for kind in (Bare, Keeping):
                 config = load_config("demo", {**whole, "root": str(Path(folder) / f"{number}-{kind.__name__}")})
                 shards = shards or shard_dataset(config.data, str(Path(folder) / "shards"), config.seed).uri
-                seconds[kind], observers = timed_run(config, shards, arguments.steps, kind)
-                if isinstance(observers, Keeping):
-                    stalls += observers.stalls
+                seconds[kind] = timed_run(config, shards, arguments.steps, kind)
             shares.append(seconds[Keeping] / seconds[Bare] - 1)
             print(f"bare {seconds[Bare]:.1f} s, keeping {seconds[Keeping]:.1f} s: {shares[-1]:+.1%}", flush=True)
     print(f"logs, progress and checkpoints add {statistics.median(shares):.1%} (median) to {arguments.steps} steps")
-    if not stalls:
-        return
-    stall, written = statistics.median(stalls), statistics.median(writes)
-    print(
-        f"a checkpoint holds the loop for {stall * 1000:.1f} ms, {stall / written:.1%} of the {written:.2f} s that its write takes"
-    )
+    if stalls:
+        stall, written = statistics.median(stalls), statistics.median(writes)
+        print(
+            f"a checkpoint holds the loop for {1000 * stall:.1f} ms, {stall / written:.1%} of its write's {written:.2f} s"
+        )
 
 
 if __name__ == "__main__":

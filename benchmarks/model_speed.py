@@ -1,13 +1,13 @@
 """Times a forward pass and a training step of the two networks, beside the published code if that is at hand.
 
     python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--channels 192] [--batch 2]
-        [--rounds 3] [--threads N] [--device cpu|cuda] [--float32]
+        [--rounds 3] [--float32]
 
 FOLDER of --published holds PITI's package `pretrained_diffusion`. Its import of timm, which it never uses, is met by
 an empty module where timm is not installed. --channels below 192 narrows both decoders (heads of 32 then); depth and
 the task encoder stay as published. The published code and ours live in a process each, ours with the environment that
 our jobs get (piti.settings); all contenders take turns within a round, and the median is reported. "stored" is
-sampling's network, whose weights are rounded to bf16 once. Prints a table, and the same as one line of JSON.
+sampling's network, whose weights are rounded to bf16 once. For CPUs; gpu.py is for GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
-import json
 import multiprocessing
 import os
 import statistics
@@ -26,7 +25,6 @@ import types
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,33 +39,26 @@ Contender = Callable[[bool], None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of the networks, published code beside ours.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", type=Path, help="folder that holds PITI's pretrained_diffusion")
     parser.add_argument("--networks", nargs="*", choices=["base", "upsampler"], default=["base", "upsampler"])
     parser.add_argument("--channels", type=int, default=FULL_CHANNELS)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--float32", action="store_true", help="leave out bfloat16, slow on a CPU without AMX")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    figures: dict[str, Any] = {"torch": torch.__version__, "threads": arguments.threads, "batch": arguments.batch}
-    figures["device"] = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
-    figures["channels"] = arguments.channels
     for network in arguments.networks:
-        figures[network] = measure(network, arguments)
-    print(json.dumps(figures))
+        measure(network, arguments)
 
 
-def config_of(network: str, channels: int, **options: bool) -> ModelConfig:
+def config_of(network: str, channels: int) -> ModelConfig:
     full = ModelConfig.base() if network == "base" else ModelConfig.upsampler()
     heads = full.num_head_channels if channels == FULL_CHANNELS else 32
-    return full.model_copy(update={"model_channels": channels, "num_head_channels": heads, "dropout": 0.0, **options})
+    return full.model_copy(update={"model_channels": channels, "num_head_channels": heads, "dropout": 0.0})
 
 
-def measure(network: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Median seconds of each contender's forward pass and training step."""
+def measure(network: str, arguments: argparse.Namespace) -> None:
+    """Print the median seconds of each contender's forward pass and training step."""
     sides = [Side("ours", network, arguments)]
     if arguments.published:
         sides.insert(0, Side("published", network, arguments))
@@ -89,7 +80,6 @@ def measure(network: str, arguments: argparse.Namespace) -> dict[str, dict[str, 
     for name, kinds in medians.items():
         ratios = " ".join(f"{kind} {value:8.3f} ({reference[kind] / value:4.2f}x)" for kind, value in kinds.items())
         print(f"  {name:30s} {ratios}")
-    return medians
 
 
 class Side:
@@ -118,22 +108,19 @@ class Side:
 
 def run_side(whose: str, network: str, arguments: argparse.Namespace, pipe: Connection) -> None:
     """Answer with seconds until the pipe is closed."""
-    torch.set_num_threads(arguments.threads)
     contenders = contenders_of(whose, network, arguments)
     pipe.send(list(contenders))
     with contextlib.suppress(EOFError):
         while True:
             name, kind = pipe.recv()
-            synchronise()
             start = time.perf_counter()
             contenders[name](kind == "step")
-            synchronise()
             pipe.send(time.perf_counter() - start)
 
 
 def contenders_of(whose: str, network: str, arguments: argparse.Namespace) -> dict[str, Contender]:
     config = config_of(network, arguments.channels)
-    batch = inputs_of(config, arguments.batch, arguments.device)
+    batch = inputs_of(config, arguments.batch)
     if whose == "published":
         return {"published float32": contender(published_function(arguments.published, config, batch), None)}
     ours, stored = our_function(config, batch), our_function(config, batch)
@@ -144,20 +131,18 @@ def contenders_of(whose: str, network: str, arguments: argparse.Namespace) -> di
     return found
 
 
-Forward = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor, int]
+Forward = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor]
 
 
 def contender(forward: Forward, autocast: torch.dtype | None) -> Contender:
     """A function that runs one forward pass, or with True one training step (losses, backward, no optimizer)."""
-    module, function, x0, _ = forward
+    module, function, x0 = forward
     diffusion = GaussianDiffusion()
-    t = torch.full((len(x0),), 400, device=x0.device)
+    t = torch.full((len(x0),), 400)
     noise = torch.randn_like(x0)
 
     def model_fn(x_t: Tensor, time_: Tensor) -> Tensor:
-        if autocast is None:
-            return function(x_t, time_)
-        with torch.autocast(x0.device.type, dtype=autocast):
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             return function(x_t, time_)
 
     def run(train: bool) -> None:
@@ -172,24 +157,19 @@ def contender(forward: Forward, autocast: torch.dtype | None) -> Contender:
     return run
 
 
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def inputs_of(config: ModelConfig, batch: int, device: str) -> dict[str, Tensor]:
+def inputs_of(config: ModelConfig, batch: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     side = config.image_size
     shapes = {"x0": (3, side, side), "condition": (config.condition_channels, 256, 256)}
     if config.super_resolution:
         shapes["low_res"] = (3, side // 4, side // 4)
-    return {name: torch.rand(batch, *shape, generator=generator).to(device) * 2 - 1 for name, shape in shapes.items()}
+    return {name: torch.rand(batch, *shape, generator=generator) * 2 - 1 for name, shape in shapes.items()}
 
 
 def our_function(config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
-    model = build_model(config, seed=0).to(batch["x0"].device)
+    model = build_model(config, seed=0)
     rest = {name: value for name, value in batch.items() if name != "x0"}
-    return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
+    return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"]
 
 
 def published_network(folder: Path, config: ModelConfig) -> nn.Module:
@@ -210,9 +190,9 @@ def published_network(folder: Path, config: ModelConfig) -> nn.Module:
 
 
 def published_function(folder: Path, config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
-    model = published_network(folder, config).to(batch["x0"].device)
+    model = published_network(folder, config)
     rest = {"ref": batch["condition"]} | ({"low_res": batch["low_res"]} if config.super_resolution else {})
-    return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"], config.image_size
+    return model, lambda x_t, time_: model(x_t, time_, **rest), batch["x0"]
 
 
 if __name__ == "__main__":

@@ -1,40 +1,30 @@
-"""Times sharding and degrading beside bare loops of the same libraries, and tells what planning takes.
+"""Times sharding, degrading and planning.
 
-    python benchmarks/sharding.py [--pictures 400] [--only kept squash degrade keys]
+  python benchmarks/sharding.py [--pictures 400] [--only squash degrade keys]
 
-  kept     640x480 JPEGs that keep their bytes (geometry random), sketches detected.
-  squash   the same, resized to 256x256.
-  degrade  four variants a picture, in one process and in two side by side: pictures a second.
-  keys     listing, planning and the manifest of so many pictures with label maps, none of which is read.
-
-`kept` and `squash`: processor time a picture on one core, the least of three rounds in which all take turns. `work` is a
-loop of the same calls (decode, resize, sketch, encode, hash, write), `copy` reads, hashes and writes. Prints JSON, too.
+squash   640x480 JPEGs to 256x256 with detected sketches: processor time a picture, the least of three rounds.
+degrade  four variants a picture, in one process and in two side by side: pictures a second.
+keys     listing, planning and the manifest of so many pictures with label maps, none of which is read.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import multiprocessing
 import resource
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from piti.config import DataConfig, DegradationConfig
 from piti.data.publishing import ShardWriter, write_manifest
-from piti.data.resizing import resize_photograph
-from piti.data.sharding import encode_condition_png, plan_shards, shard_dataset
+from piti.data.sharding import plan_shards, shard_dataset
 from piti.data.shards import ShardSet
-from piti.data.sketch import detect_edges
 from piti.data.sources import open_source
 from piti.data.sources.bundled import PHOTOGRAPHS, _photograph
 from piti.jobs.degrade import degrade_shard
@@ -43,41 +33,44 @@ SIDE = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times of sharding and degrading.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=400)
-    parser.add_argument("--only", nargs="*", default=["kept", "squash", "degrade", "keys"], help="parts to measure")
+    parser.add_argument("--only", nargs="*", default=["squash", "degrade", "keys"], help="parts to measure")
     parser.add_argument("--keys", type=int, nargs="*", default=[10_000, 100_000])
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        files = write_pictures(root / "pictures", options.pictures)
-        for name, geometry in (("kept", "random"), ("squash", "squash")):
-            if name in options.only:
-                figures[name] = compare(root, files, geometry)
+        if "squash" in options.only:
+            print(f"squash: {squash(root, options.pictures):.2f} ms a picture")
         if "degrade" in options.only:
-            figures["degrade"] = degrade_on_cores(root)
-        if "keys" in options.only:
-            figures["keys"] = {count: planning(root / f"keys-{count}", count) for count in options.keys}
-    for name, value in figures.items():
-        print(f"{name:8s} {value}")
-    print(json.dumps(figures))
+            print(f"degrade, pictures a second: {degrade_on_cores(root)}")
+        for count in options.keys if "keys" in options.only else ():
+            print(f"{count} keys: {planning(root / f'keys-{count}', count)}")
 
 
-def write_pictures(folder: Path, count: int) -> list[Path]:
+def squash(root: Path, count: int) -> float:
+    """Milliseconds a picture."""
+    write_pictures(root / "pictures", count)
+
+    def shard() -> None:
+        with tempfile.TemporaryDirectory(dir=root) as out:
+            make_shards(root / "pictures", "squash", out)
+
+    return 1000 * best_in_turns({"squash": shard})["squash"] / count
+
+
+def write_pictures(folder: Path, count: int) -> None:
     """`count` different 640x480 JPEGs of quality 90."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    paths = []
     for number in range(count):
         image = _photograph(PHOTOGRAPHS[number % len(PHOTOGRAPHS)]).image
         side = int(rng.integers(200, min(image.shape[:2])))
         top, left = (int(rng.integers(0, extent - side + 1)) for extent in image.shape[:2])
         crop = image[top : top + side * 3 // 4, left : left + side]
-        paths.append(folder / f"{number:05d}.jpg")
-        Image.fromarray(np.ascontiguousarray(crop)).resize((640, 480)).save(paths[-1], quality=90)
-    return paths
+        picture = Image.fromarray(np.ascontiguousarray(crop)).resize((640, 480))
+        picture.save(folder / f"{number:05d}.jpg", quality=90)
 
 
 def make_shards(images: Path, geometry: str, uri: str, samples_per_shard: int = 200) -> DataConfig:
@@ -98,40 +91,6 @@ def best_in_turns(contenders: dict[str, Callable[[], object]], rounds: int = 3) 
             contender()
             taken[name].append(time.process_time() - before)
     return {name: min(seconds[1:]) for name, seconds in taken.items()}
-
-
-def compare(root: Path, files: list[Path], geometry: str) -> dict[str, float]:
-    """Milliseconds a picture of sharding and of each loop, and the shares of the loops' rates."""
-
-    def shard() -> None:
-        with tempfile.TemporaryDirectory(dir=root) as out:
-            make_shards(root / "pictures", geometry, out)
-
-    contenders = {
-        "ours": shard,
-        "work": lambda: write_loop(files, root / "loop", geometry),
-        "copy": lambda: write_loop(files, root / "loop", None),
-    }
-    seconds = best_in_turns(contenders)
-    each = {f"{name}_ms": round(1000 * value / len(files), 2) for name, value in seconds.items()}
-    return each | {f"share_of_{name}_rate": round(seconds[name] / seconds["ours"], 3) for name in ("work", "copy")}
-
-
-def write_loop(files: list[Path], target: Path, geometry: str | None) -> None:
-    """The same libraries' calls, without anything around them; None: nothing but reading, hashing and writing."""
-    with open(target, "wb") as stream:
-        for path in files:
-            parts = [path.read_bytes()]
-            if geometry is not None:
-                image = simplejpeg.decode_jpeg(parts[0])
-                if geometry != "random":
-                    image = resize_photograph(image, SIDE)
-                    options = [cv2.IMWRITE_JPEG_QUALITY, 95]
-                    parts = [cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()]
-                parts.append(encode_condition_png(detect_edges(image), "sketch"))
-            for part in parts:
-                hashlib.sha256(part).digest()
-                stream.write(part)
 
 
 def degrade_on_cores(root: Path, count: int = 60) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.pictures import Metric, NetworkIdentity, PictureArray, Pictures, WeightsError, batches, mean_metric
+from eval.pictures import Metric, NetworkIdentity, PictureArray, Pictures, WeightsError, mean_metric, paired_batches
 from eval.torchvision_operators import ensure_torchvision_importable
 from eval.weight_files import PublishedWeights, checked_sha256, load_state_dict_file
 
@@ -85,13 +85,9 @@ def lpips_distances(
 
     Raises ValueError if the two differ in number or size.
     """
-    distances: list[NDArray[np.float64]] = []
     with torch.inference_mode():
-        for a, b in itertools.zip_longest(batches(generated, batch_size), batches(truth, batch_size)):
-            if a is None or b is None or a.shape != b.shape:
-                shapes = [None if x is None else tuple(x.shape) for x in (a, b)]
-                raise ValueError(f"generated pictures and truth do not pair up: {shapes[0]} and {shapes[1]}")
-            distances.append(network(a, b).double().cpu().numpy())
+        pairs = paired_batches(generated, truth, batch_size)
+        distances = [network(a, b).double().cpu().numpy() for a, b in pairs]
     return np.concatenate(distances) if distances else np.empty(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -118,6 +119,17 @@ def batches(pictures: Pictures, batch_size: int) -> Iterator[torch.Tensor]:
             waiting = []
     if waiting:
         yield _stack(waiting)
+
+
+def paired_batches(
+    generated: Pictures, truth: Pictures, batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`batches` of generated pictures, each with that of the truth. Raises ValueError where they differ in number or size."""
+    for a, b in itertools.zip_longest(batches(generated, batch_size), batches(truth, batch_size)):
+        if a is None or b is None or a.shape != b.shape:
+            shapes = [None if x is None else tuple(x.shape) for x in (a, b)]
+            raise ValueError(f"generated pictures and truth do not pair up: {shapes[0]} and {shapes[1]}")
+        yield a, b
 
 
 def _single(pictures: Pictures) -> Iterator[PictureArray]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.pictures import Pictures, batches
+from eval.pictures import Pictures, paired_batches
 
 
 def pixel_distances(generated: Pictures, truth: Pictures, batch_size: int = 64) -> NDArray[np.float64]:
@@ -16,9 +14,6 @@ def pixel_distances(generated: Pictures, truth: Pictures, batch_size: int = 64) 
 
     uint8 (N,H,W,3) or iterables of them. 0 for equal pictures. Raises ValueError if the two do not pair up.
     """
-    distances: list[torch.Tensor] = []
-    for a, b in itertools.zip_longest(batches(generated, batch_size), batches(truth, batch_size)):
-        if a is None or b is None or a.shape != b.shape:
-            raise ValueError("generated pictures and truth differ in number or size")
-        distances.append((a.double() - b.double()).square().mean(dim=(1, 2, 3)).sqrt())
+    pairs = paired_batches(generated, truth, batch_size)
+    distances = [(a.double() - b.double()).square().mean(dim=(1, 2, 3)).sqrt() for a, b in pairs]
     return torch.cat(distances).numpy() if distances else np.empty(0)

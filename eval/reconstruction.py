@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.pictures import Pictures, batches
+from eval.pictures import Pictures, paired_batches
 from eval.torchvision_operators import ensure_torchvision_importable
 
 MOST_DECIBELS = 100.0  # equal pictures have no finite ratio
@@ -24,9 +22,7 @@ def reconstruction_qualities(generated: Pictures, truth: Pictures, batch_size: i
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     found: list[torch.Tensor] = []
-    for a, b in itertools.zip_longest(batches(generated, batch_size), batches(truth, batch_size)):
-        if a is None or b is None or a.shape != b.shape:
-            raise ValueError("generated pictures and truth differ in number or size")
+    for a, b in paired_batches(generated, truth, batch_size):
         error = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
         decibels = (10 * torch.log10(255**2 / error)).clamp(max=MOST_DECIBELS)
         similarity = structural_similarity_index_measure(a.float(), b.float(), data_range=255.0, reduction="none")

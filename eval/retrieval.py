@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 SIDE_PIXELS = 16
 
@@ -19,6 +20,5 @@ def truth_ranks(pictures: NDArray[np.uint8], truths: NDArray[np.uint8]) -> NDArr
         np.stack([cv2.resize(row, (SIDE_PIXELS, SIDE_PIXELS), interpolation=cv2.INTER_AREA).ravel() for row in rows])
         for rows in (pictures, truths)
     )
-    difference = small[:, None].astype(np.float64) - wanted[None]
-    distances = np.square(difference).mean(axis=2)
+    distances = cdist(small, wanted, "sqeuclidean")
     return np.asarray((distances < distances.diagonal()[:, None]).sum(axis=1), dtype=np.int64)

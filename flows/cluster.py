@@ -30,7 +30,7 @@ from ray.util.state.exception import RayStateApiException
 from piti import storage
 from piti.config import Config
 from piti.errors import DataError, PitiError, StackError, first_line
-from piti.job import RENEW_SECONDS, Followers, JobSpec, StopRequest, job_prefix
+from piti.job import RENEW_SECONDS, SPEC_FILE, Followers, JobSpec, StopRequest, job_prefix
 from piti.plan import Step
 from piti.settings import settings
 
@@ -254,7 +254,7 @@ class RayJob:
 
     @property
     def _spec_uri(self) -> str:
-        return storage.join(self.folder, "spec.json")
+        return storage.join(self.folder, SPEC_FILE)
 
     @property
     def page(self) -> str:

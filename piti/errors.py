@@ -30,6 +30,12 @@ class DataError(PitiError):
     """A dataset, a shard or a sample is missing or damaged."""
 
 
+class AwayError(DataError):
+    """Storage that was there does not answer: a mount is gone, a server is down. Another attempt may find it."""
+
+    retryable = True
+
+
 class CheckpointError(PitiError):
     """A checkpoint or a weights file is missing, damaged or of another kind than needed."""
 

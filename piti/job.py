@@ -17,6 +17,7 @@ from piti.plan import JobKind, Step
 
 logger = logging.getLogger("piti")
 
+SPEC_FILE = "spec.json"
 PROGRESS_INTERVAL_SECONDS = 1.0
 LEASE_LOOK_SECONDS = 5.0
 STOP_LOOK_SECONDS = 2.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -23,13 +24,17 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from piti.errors import DataError
+from piti.errors import AwayError, DataError, first_line
+
+logger = logging.getLogger("piti")
 
 MARKER = "DONE.json"
 ASSETS = Path(__file__).resolve().parent / "assets"  # what the package ships
 _SHIPPED = "piti://"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _CHUNK_BYTES = 1 << 20
+_PATIENCE_SECONDS = 600.0
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -100,6 +105,29 @@ def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     return bool(fs.exists(path))
+
+
+def wait_until_there(uri: str, seconds: float = _PATIENCE_SECONDS) -> None:
+    """Return once `uri`, which was there before, exists: at once, or when its mount or its server is back.
+
+    Raises AwayError after `seconds`.
+    """
+    deadline, is_told = time.monotonic() + seconds, False
+    while True:
+        try:
+            if exists(uri):
+                return
+            reason = "it is not there"
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_client_error(error):
+                raise
+            reason = first_line(error)
+        if time.monotonic() >= deadline:
+            raise AwayError(f"{uri} does not answer ({reason})", "mount its folder or start its server again")
+        if not is_told:
+            logger.warning("%s does not answer (%s); waiting for it", uri, reason)
+            is_told = True
+        time.sleep(_LOOK_SECONDS)
 
 
 def list_names(uri: str) -> list[str]:

@@ -17,28 +17,20 @@ from piti.config.data import (
     SourceConfig,
     WebdatasetSourceConfig,
 )
+from piti.config.evaluation import EvaluationConfig, SamplingConfig
+from piti.config.models import ENCODER_STRIDE, DiffusionConfig, ModelConfig, ModelsConfig, ScheduleConfig
 from piti.config.section import Positive, Section, Share, WeightsRef
-from piti.config.tree import (
-    ENCODER_STRIDE,
+from piti.config.training import (
     STAGE_LABELS,
     STAGES,
-    ClusterConfig,
-    Config,
-    DiffusionConfig,
-    EvaluationConfig,
-    ModelConfig,
-    ModelsConfig,
     PhaseConfig,
     PretrainedConfig,
-    SamplingConfig,
-    ScheduleConfig,
     Stage,
     StageConfig,
-    TrackingConfig,
     TrainingConfig,
     UpsamplerStageConfig,
-    WorkerRange,
 )
+from piti.config.tree import ClusterConfig, Config, TrackingConfig, WorkerRange
 
 __all__ = [
     "CONDITION_CHANNELS", "ENCODER_STRIDE", "STAGES", "STAGE_LABELS", "Ade20kSourceConfig", "BundledSourceConfig", "ClusterConfig",

@@ -144,10 +144,10 @@ class ShardSet:
 class ShardReader:
     """Reads samples of one split of a set of shards. Safe to use from many threads."""
 
-    def __init__(self, uri: str, split: str, cache: ShardCache | None = None) -> None:
+    def __init__(self, uri: str, split: str) -> None:
         self.shards = ShardSet(uri)
         self.index: SampleIndex = self.shards.index(split)
-        self._cache = cache or ShardCache()
+        self._cache = ShardCache()
         self._paths: dict[str, str] = {}
         if storage.is_local(uri):
             self._paths = {name: str(storage.local_path(self.shards.shard_uri(name))) for name in self.index.shards}
@@ -156,7 +156,10 @@ class ShardReader:
         return len(self.index)
 
     def read(self, sample: int) -> dict[str, bytes]:
-        """Members of a sample: suffix to content. Raises DamagedSample; DataError where its tar is missing."""
+        """Members of a sample: suffix to content. Raises DamagedSample; DataError where its tar is missing.
+
+        Waits some minutes for a set that is out of reach as a whole, then raises AwayError.
+        """
         index = self.index
         offset, size = int(index.offset[sample]), int(index.size[sample])
         data = self._read_span(index.shards[int(index.shard[sample])], offset, size)
@@ -170,11 +173,11 @@ class ShardReader:
             raise DamagedSample(str(error)) from error
 
     def _read_span(self, name: str, offset: int, size: int) -> bytes:
-        for _ in range(3):  # another process may delete a cached file before it is opened
+        for _ in range(3):
             try:
                 return _read_part(self._path(name), offset, size)
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError:  # another process deleted a cached file, or the whole set is out of reach
+                storage.wait_until_there(storage.join(self.shards.uri, MANIFEST))
         raise DataError(f"{self.shards.shard_uri(name)} is missing", repair_advice(self.shards.uri))
 
     def _path(self, name: str) -> str:

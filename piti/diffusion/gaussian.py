@@ -160,7 +160,6 @@ class GaussianDiffusion:
         noise: Tensor,
         sampler: Sampler = "ddpm",
         step_noise: Callable[[int], Tensor] | None = None,
-        progress: Callable[[int, int], None] | None = None,
         *,
         eta: float = 0.0,
         clip: bool = True,
@@ -169,8 +168,7 @@ class GaussianDiffusion:
 
         `step_noise(i)` gives the noise added in step i = 0, 1, ... (None: torch's global generator); `ddpm` takes
         it at all steps but the last, `ddim` only for eta > 0 (eta 1 has DDPM's variance), `dpm++` and `unipc` never.
-        `progress(done, total)` is called after each step. Raises ValueError if noise has another shape or the
-        sampler is unknown.
+        Raises ValueError if noise has another shape or the sampler is unknown.
         """
         if tuple(noise.shape) != tuple(shape):
             raise ValueError(f"the initial noise has shape {tuple(noise.shape)}, wanted {tuple(shape)}")
@@ -186,12 +184,10 @@ class GaussianDiffusion:
         else:
             raise ValueError(f"unknown sampler {sampler!r}, use ddpm, ddim, dpm++ or unipc")
         x_t = noise
-        for done, index in enumerate(reversed(range(self.num_timesteps)), start=1):
+        for done, index in enumerate(reversed(range(self.num_timesteps))):
             t = torch.full((len(x_t),), index, device=x_t.device)
             output = model_fn(x_t, self.model_time(t))
-            x_t = step(self.predict(output, x_t, t, clip), x_t, t, done - 1)
-            if progress is not None:
-                progress(done, self.num_timesteps)
+            x_t = step(self.predict(output, x_t, t, clip), x_t, t, done)
         return x_t
 
 

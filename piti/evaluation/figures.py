@@ -15,7 +15,7 @@ from eval.kid import kid_from_features
 from eval.pictures import Metric, NetworkIdentity, mean_metric
 from eval.precision_recall import precision_from_features, recall_from_features
 from eval.segmentation import ObjectSize, mean_iou
-from piti.config.tree import FigureKind
+from piti.config.evaluation import FigureKind
 
 Need = Literal[
     "inception", "clip", "vgg16", "lpips_trunk", "diversity", "upsampled", "mask", "sketch", "geometry"

@@ -20,7 +20,7 @@ from eval.leaderboard import (
 )
 from eval.pictures import Metric
 from piti import storage
-from piti.config.tree import FigureKind
+from piti.config.evaluation import FigureKind
 from piti.errors import DataError
 from piti.evaluation.figures import FIGURES, metric_from_json
 

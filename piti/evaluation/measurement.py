@@ -20,7 +20,7 @@ from eval.pixels import pixel_distances
 from eval.reconstruction import reconstruction_qualities
 from piti import storage
 from piti.config import Config
-from piti.config.tree import FigureKind
+from piti.config.evaluation import FigureKind
 from piti.data.conditions import StoredCondition, condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.manifest import MANIFEST

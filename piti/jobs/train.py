@@ -21,7 +21,7 @@ from piti import storage
 from piti.checkpoints import clear_leftovers, newest_step
 from piti.config import Stage
 from piti.errors import PitiError, PreemptedError, first_line
-from piti.job import JobContext, JobResult, JobSpec
+from piti.job import SPEC_FILE, JobContext, JobResult, JobSpec
 from piti.runs import WORKERS_FILE
 from piti.training.failures import Cause, Retries, root_cause
 from piti.training.watchdog import Watchdog, leave_stall
@@ -95,6 +95,7 @@ def _fit(context: JobContext, driver: Driver) -> JobResult:
 
     name, retries = context.spec.name, Retries(context.config.cluster.max_failures)
     while True:
+        _wait_for_storage(context.spec)
         try:
             return cast(JobResult, _trainer(context, driver.attempt()).fit().return_value)
         except ray.train.WorkerGroupError as error:
@@ -113,6 +114,11 @@ def _fit(context: JobContext, driver: Driver) -> JobResult:
         context.info(
             f"{name}: {cause.line}; restart {retries.num_failures} of {retries.max_failures} from the last checkpoint"
         )
+
+
+def _wait_for_storage(spec: JobSpec) -> None:
+    """Without it, a start would find neither shards nor checkpoints, and take that for the truth."""
+    storage.wait_until_there(storage.join(spec.folder, SPEC_FILE))
 
 
 def _failed(name: str, cause: Cause, retries: Retries) -> Exception:
@@ -216,6 +222,7 @@ def _train(context: WorkerContext, attempt: str) -> JobResult:
     device = ray.train.torch.get_device()
     workers = Workers.current(device)
     run = context.spec.output
+    _wait_for_storage(context.spec)
     places = workers.tell_all({"host": socket.gethostname(), "device": _device_name(device)})
     if workers.is_first:
         clear_leftovers(run)

@@ -33,10 +33,10 @@ def zeroed(module: M) -> M:
     return module
 
 
-def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """Sinusoids of `t` (N,), which may be fractional: (N, width) float32, cosines first."""
     half = width // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half).to(t.device)
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half).to(t.device)
     angles = t[:, None].float() * frequencies[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

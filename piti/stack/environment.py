@@ -75,6 +75,8 @@ def server_environment(settings: Settings, ports: Ports, stack_id: str, folder: 
         "PREFECT_SERVER_API_AUTH_STRING": client["PREFECT_API_AUTH_STRING"],
         # The UI comes from the server itself; no page of another origin may ask the API.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ports.prefect_url,
+        # Prefect's default is its own package's folder, which belongs to whoever installed it.
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),
         "PITI_CONFIG_FOLDERS": settings.config_folders or str(folder),
         MARK: stack_id,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),

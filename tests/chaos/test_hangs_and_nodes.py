@@ -58,7 +58,12 @@ class Nodes:
 
     def __init__(self, stack: RunningStack) -> None:
         self._address = f"127.0.0.1:{stack.record.ports.ray}"
-        self._environment = {**stack.environment, "RAY_ADDRESS": self._address}
+        # The stack's Ray is kept to this machine; these are the only nodes that join it.
+        self._environment = {
+            **stack.environment,
+            "RAY_ADDRESS": self._address,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        }
         self._processes: list[subprocess.Popen[str]] = []
 
     def add(self) -> psutil.Process:
@@ -70,7 +75,9 @@ class Nodes:
         }  # fmt: skip
         arguments = [f"--{name}={value}" for name, value in options.items()]
         self._processes.append(self._ray("start", "--block", "--disable-usage-stats", *arguments))
-        return psutil.Process(self._processes[-1].pid)
+        node = psutil.Process(self._processes[-1].pid)
+        wait_for("a node", lambda: any(child.name().startswith("raylet") for child in node.children()))
+        return node
 
     def drain(self, node_id: str) -> None:
         """Announce that a node is about to be taken away, as an autoscaler does."""
@@ -86,13 +93,25 @@ class Nodes:
             process.communicate()
 
     def _ray(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [str(Path(sys.executable).with_name("ray")), *arguments]
         return subprocess.Popen(
-            command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-c", RAY_ON_LOOPBACK, *arguments],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
 
 CPUS = os.cpu_count() or 1  # of each node
+
+# The command `ray`, which takes 127.0.0.1 for this machine's address, as the stack's head does.
+RAY_ON_LOOPBACK = """
+from ray._private import services
+from ray.scripts.scripts import main
+
+services.get_node_ip_address = lambda *_: "127.0.0.1"
+main()
+"""
 
 
 @pytest.fixture

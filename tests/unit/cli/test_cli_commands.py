@@ -56,22 +56,6 @@ def test_config_show_prints_what_would_run() -> None:
     assert tree["diffusion"]["base"]["steps"] == 1000, "defaults are part of it"
 
 
-def test_config_list_names_the_presets() -> None:
-    assert "demo" in piti("config", "list").stdout.split()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["shards", "verify", "/nowhere/shards"], "/nowhere/shards"),
-        (["checkpoints", "export", "/nowhere/step-1", "/nowhere/out.pt", "--config", "demo-sketch"], "/nowhere/step-1"),
-        (["checkpoints", "import", "/nowhere/base.pt", "/nowhere/out", *TINY_OPTIONS], "/nowhere/base.pt"),
-    ],
-)  # fmt: skip
-def test_a_mistake_gets_one_line_and_exit_code_1(arguments: list[str], says: str) -> None:
-    assert says in fails_in_one_line(piti(*arguments))
-
-
 def test_down_and_status_where_nothing_runs() -> None:
     down = piti("down")
     assert (down.exit_code, down.stdout.strip()) == (0, "nothing was running")
@@ -99,13 +83,6 @@ def test_paths_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"{home}/logs" in piti("status").stdout
     (home / "stack.json").write_text("{}")
     assert f"{home}/stack.json is damaged" in fails_in_one_line(piti("status"))
-
-
-@pytest.mark.parametrize("content", ["{half", '{"id": "of another version"}'])
-def test_a_damaged_record_is_an_error_and_not_a_traceback(tmp_path: Path, content: str) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "stack.json").write_text(content)
-    assert "stack.json" in fails_in_one_line(piti("status"))
 
 
 def test_exported_and_imported_weights_are_the_same_bit_for_bit(tmp_path: Path) -> None:

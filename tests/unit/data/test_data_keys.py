@@ -103,3 +103,22 @@ def test_keys_of_one_folder_are_what_they_were() -> None:
     assert safe_key("deep/er/a b.jpg") == "deep-er-a-b-734207665e2d"
     assert safe_key("a.jpg", "train") != safe_key("a.jpg", "validation") != safe_key("a.jpg")
     assert safe_key("b.jpg", "a") != safe_key("a/b.jpg")
+    assert safe_key("b/a.jpg").startswith("b-a-")
+
+
+def test_keys_are_safe_short_and_distinct() -> None:
+    paths = [
+        "a.jpg",
+        "a.png",
+        "b/a.jpg",
+        "b-a.jpg",
+        "ä.jpg",
+        "a .jpg",
+        "日本.jpg",
+        "x" * 300 + ".jpg",
+        "..jpg",
+        "A.jpg",
+    ]
+    keys = [safe_key(path) for path in paths]
+    assert len(set(keys)) == len(paths)
+    assert all(key.isascii() and key.replace("-", "").replace("_", "").isalnum() and len(key) <= 80 for key in keys)

@@ -56,6 +56,7 @@ def test_low_resolution_pictures_show_the_same_region_the_same_way_round(
 
 
 def test_the_same_in_every_reading_and_another_in_every_epoch(sketch_set: ShardSet, sketch_data: DataConfig) -> None:
+    """But validation sees the same every time."""
     first, second = load(sketch_set, sketch_data), load(sketch_set, sketch_data, num_workers=2)
     assert all(torch.equal(a["low_res"], b["low_res"]) for a, b in zip(first, second, strict=True))
     seen: dict[str, list[torch.Tensor]] = {}
@@ -65,11 +66,8 @@ def test_the_same_in_every_reading_and_another_in_every_epoch(sketch_set: ShardS
     repeats = [several for several in seen.values() if len(several) > 1]
     assert repeats
     assert all(not torch.equal(several[0], several[1]) for several in repeats)
-
-
-def test_validation_sees_the_same_every_time(sketch_set: ShardSet, sketch_data: DataConfig) -> None:
-    def read() -> list[Batch]:
-        return list(validation_batches(sketch_set.uri, sketch_data, degraded=ONLINE, scale=4, batch_size=3, limit=None))
-
-    first, second = read(), read()
+    first, second = (
+        list(validation_batches(sketch_set.uri, sketch_data, degraded=ONLINE, scale=4, batch_size=3, limit=None))
+        for _ in range(2)
+    )
     assert all(torch.equal(a["low_res"], b["low_res"]) for a, b in zip(first, second, strict=True))

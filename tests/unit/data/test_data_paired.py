@@ -15,7 +15,6 @@ from PIL import Image
 from piti.config import DataConfig
 from piti.data.shards import ShardSet
 from piti.data.sources import RejectedItem, open_source
-from piti.data.sources.names import safe_key
 from piti.errors import DataError
 
 MakeData = Callable[..., DataConfig]
@@ -83,25 +82,6 @@ def test_accepted_and_rejected_make_up_what_was_found(
     keys = shards.keys("train") + shards.keys("validation")
     assert len(keys) == len(set(keys)) == 8
     assert not any("." in key or "/" in key or " " in key for key in keys)
-
-
-def test_keys_are_safe_short_and_distinct() -> None:
-    paths = [
-        "a.jpg",
-        "a.png",
-        "b/a.jpg",
-        "b-a.jpg",
-        "ä.jpg",
-        "a .jpg",
-        "日本.jpg",
-        "x" * 300 + ".jpg",
-        "..jpg",
-        "A.jpg",
-    ]
-    keys = [safe_key(path) for path in paths]
-    assert len(set(keys)) == len(paths)
-    assert all(key.isascii() and key.replace("-", "").replace("_", "").isalnum() and len(key) <= 80 for key in keys)
-    assert safe_key("b/a.jpg").startswith("b-a-")
 
 
 def test_a_picture_keeps_its_split_when_others_come(picture_folder: Path, tmp_path: Path, make_data: MakeData) -> None:

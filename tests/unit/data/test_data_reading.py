@@ -85,12 +85,11 @@ def test_a_mistake_in_the_program_is_not_a_failure_to_read() -> None:
         read_or_reject("a.jpg", lambda: bytes(1 // 0))
 
 
-@pytest.mark.parametrize("cut", [False, True])
 def test_a_damaged_member_of_an_archive_rejects(
-    cut: bool, picture_folder: Path, tmp_path: Path, make_data: Callable[..., DataConfig], pauses: list[float]
+    picture_folder: Path, tmp_path: Path, make_data: Callable[..., DataConfig], pauses: list[float]
 ) -> None:
     archive = tmp_path / "pictures.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED if cut else zipfile.ZIP_STORED) as target:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
         for path in sorted(picture_folder.rglob("*.*")):
             target.write(path, path.name)
         first = target.infolist()[0]

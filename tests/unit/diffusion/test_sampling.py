@@ -53,14 +53,6 @@ def test_picture_noise_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_progress_is_told_after_each_step() -> None:
-    seen: list[tuple[int, int]] = []
-    GaussianDiffusion(respacing="4").sample(
-        stand_in, (1, *SHAPE), torch.zeros(1, *SHAPE), "ddim", progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
 def test_misuse_is_named() -> None:
     diffusion = GaussianDiffusion(respacing="4")
     noise = torch.zeros(2, *SHAPE)

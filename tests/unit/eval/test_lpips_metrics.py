@@ -34,7 +34,7 @@ def test_distance_is_zero_for_equal_pictures_and_says_what_it_is(
 @pytest.mark.parametrize("side", [32, 64])
 def test_known_damage_is_ordered(network: EfficientNetDistance, side: int) -> None:
     """What damages more is farther, picture by picture; nothing moderate is as far as another photograph is."""
-    pictures = crops(12, seed=0, side=side)
+    pictures = crops(6, seed=0, side=side)
 
     def distances(damaged: np.ndarray) -> np.ndarray:
         return lpips_distances(damaged, pictures, network)
@@ -50,17 +50,6 @@ def test_known_damage_is_ordered(network: EfficientNetDistance, side: int) -> No
         assert (np.diff(measured, axis=0) > 0).all()
         assert (measured[1] < other).all()
         assert measured[2].mean() < other.mean()
-
-
-def test_the_more_pairs_are_shuffled_the_farther(network: EfficientNetDistance, pictures: np.ndarray) -> None:
-    """None, a third, all of the pictures stand beside another's truth."""
-    means = []
-    for count in (0, 4, 12):
-        shuffled = pictures.copy()
-        shuffled[:count] = np.roll(pictures[:count], 1, axis=0)
-        means.append(lpips_distances(shuffled, pictures, network).mean())
-    assert means[0] == 0
-    assert means[0] < means[1] < means[2]
 
 
 def test_distances_do_not_depend_on_the_batch_size(network: EfficientNetDistance, pictures: np.ndarray) -> None:

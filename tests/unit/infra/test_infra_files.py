@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.scripts.scripts import drain_node
 
 from piti.config.presets import PRESETS, load_config, preset_names
 from piti.settings import CONFIG_VARIABLES, PROJECT, Settings
@@ -150,7 +152,9 @@ def test_the_image_is_pinned_unprivileged_and_copies_what_exists() -> None:
     assert lines[-1].startswith("CMD ")
     copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
     assert {"flows", "piti", "degradations", "eval", "configs", "requirements.lock"} <= set(copied)
-    assert "infra/start-prefect-server" in copied
+    assert {"infra/start-prefect-server", "infra/leave-node"} <= set(copied)
+    server = (INFRA / "start-prefect-server").read_text()
+    assert 'PREFECT_SERVER_UI_STATIC_DIRECTORY="$HOME/ui"' in server, "the UI's files would go into a package of root's"
     assert [path for path in copied if not (PROJECT / path).exists()] == []
     allowed = {
         line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
@@ -392,3 +396,27 @@ def test_kustomize_builds_the_manifests() -> None:
     assert [group["replicas"] for group in cluster["spec"]["workerGroupSpecs"]] == [0, 8]
     images = set(re.findall(r"image: (\S+)", built.stdout))
     assert images == {"postgres:16-alpine", "registry.example.com/piti:0.1.0"}
+
+
+def test_a_pod_that_is_stopped_announces_it_and_gives_training_its_minute(tmp_path: Path) -> None:
+    """The script runs with a `ray` that writes its arguments down, which the real one's parser takes; its end waits for the worker's."""
+    groups = manifest("RayCluster", "piti")["spec"]["workerGroupSpecs"]
+    for pod in (group["template"]["spec"] for group in groups):
+        assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["leave-node"]
+        assert pod["terminationGracePeriodSeconds"] > 60
+    for number, words in enumerate([["sh"], ["raylet", "--node_id=abc", "--port=1"], ["ray::RayTrainWorker"]]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
+    ray = tmp_path / "ray"
+    ray.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {tmp_path}/told\n")
+    ray.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_ADDRESS": "10.0.0.1:6379"}
+    with subprocess.Popen([INFRA / "leave-node", tmp_path], env=environment) as leaving:
+        with pytest.raises(subprocess.TimeoutExpired):
+            leaving.wait(0.8)
+        (tmp_path / "2" / "cmdline").write_bytes(b"")
+        assert leaving.wait(30) == 0
+    command, *options = (tmp_path / "told").read_text().splitlines()
+    told = drain_node.make_context(command, options).params
+    assert (told["node_id"], told["address"]) == ("abc", "10.0.0.1:6379")
+    assert told["deadline_remaining_seconds"] == 60

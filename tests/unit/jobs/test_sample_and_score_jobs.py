@@ -295,7 +295,7 @@ def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec
     assert "psnr_upsampler" not in result["metrics"]
 
 
-@pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity", "upsampled"])
+@pytest.mark.parametrize("lost", ["final", "stage1", "diversity", "upsampled"])
 def test_missing_pictures_are_named(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, lost: str) -> None:
     shutil.copytree(Path(set_folders(sampled.inputs)["final"]).parent, tmp_path / "pictures")
     for path in (tmp_path / "pictures" / lost).glob("*.tar"):

@@ -47,7 +47,7 @@ def differ(a: np.ndarray, b: np.ndarray) -> int:
 def test_batch_size_changes_no_picture(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path, sampler: str
 ) -> None:
-    """One at a time or four together: the same pictures, within one of 255 levels for float rounding."""
+    """One at a time, four together, or two among other workers' pictures: the same, within a level for float rounding."""
     settings = {"base_sampler": sampler, "upsampler_sampler": sampler}
     part = Part("final", 0, 5)
     one = drawn(with_sampling(small_config, batch_size=1, **settings), small_inputs, tmp_path / "one", part)
@@ -59,23 +59,16 @@ def test_batch_size_changes_no_picture(
             assert differ(one[product].picture(key), four[product].picture(key)) <= 1
     first, second = (one["final"].picture(key) for key in one["final"].keys[:2])
     assert differ(first, second) > 20
-
-
-def test_a_part_is_the_same_wherever_it_is_cut(
-    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
-) -> None:
-    """Conditions 2 and 3 drawn alone are those drawn among 0 to 4: what other workers draw plays no role."""
-    among = drawn(small_config, small_inputs, tmp_path / "among", Part("final", 0, 5))
-    alone = drawn(small_config, small_inputs, tmp_path / "alone", Part("final", 2, 4))
-    assert alone["base"].keys == among["base"].keys[2:4]
-    for key in alone["base"].keys:
-        assert differ(alone["final"].picture(key), among["final"].picture(key)) <= 1
+    cut = drawn(with_sampling(small_config, **settings), small_inputs, tmp_path / "cut", Part("final", 2, 4))
+    assert cut["base"].keys == four["base"].keys[2:4]
+    for key in cut["base"].keys:
+        assert differ(cut["final"].picture(key), four["final"].picture(key)) <= 1
 
 
 def test_stages_begin_from_the_same_noise_and_variants_do_not(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path
 ) -> None:
-    """Given the same network as stage 1 and as checkpoint, both sets are equal; variants differ among themselves."""
+    """Given the same network as stage 1 and as checkpoint, both sets are equal; variants and seeds of the config differ."""
     inputs = small_inputs | {"stage1": small_inputs["checkpoint"]}
     base = drawn(small_config, inputs, tmp_path, Part("final", 0, 2))
     stage1 = drawn(small_config, inputs, tmp_path, Part("stage1", 0, 2))["stage1"]
@@ -87,16 +80,10 @@ def test_stages_begin_from_the_same_noise_and_variants_do_not(
         first, second = diversity.variants(key)
         assert differ(first, second) > 20
         assert differ(first, base["final"].picture(key)) > 20
-
-
-def test_the_seed_of_the_config_changes_every_picture(
-    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
-) -> None:
-    part = Part("final", 0, 2)
-    one = drawn(small_config, small_inputs, tmp_path / "0", part)["final"]
-    other = drawn(small_config.model_copy(update={"seed": 1}), small_inputs, tmp_path / "1", part)["final"]
-    for key in one.keys:
-        assert differ(one.picture(key), other.picture(key)) > 20
+    reseeded = small_config.model_copy(update={"seed": 1})
+    other = drawn(reseeded, small_inputs, tmp_path / "1", Part("final", 0, 2))["final"]
+    for key in other.keys:
+        assert differ(other.picture(key), base["final"].picture(key)) > 20
 
 
 def test_seeds_are_distinct_and_fixed_for_ever() -> None:
@@ -181,36 +168,22 @@ def test_the_base_draws_the_next_batch_while_the_upsampler_has_this_one(
         assert ahead.digest(ahead.keys) == plain[name].digest(plain[name].keys)
 
 
-def test_files_of_weights_draw_as_the_checkpoint_they_were_made_of(
-    small_config: Config, small_inputs: dict[str, str], tmp_path: Path
-) -> None:
-    """PITI's own layout, as published checkpoints have it."""
-    files = {}
-    for role, config in (("checkpoint", small_config.models.base), ("upsampler", small_config.models.upsampler)):
-        files[role] = str(tmp_path / f"{role}.pt")
-        export_piti(load_model(small_inputs[role], config), files[role])
-    part = Part("final", 0, 2)
-    ours = drawn(small_config, small_inputs, tmp_path / "ours", part)
-    imported = drawn(small_config, small_inputs | files, tmp_path / "imported", part)
-    for name in ("base", "final"):
-        assert imported[name].digest(imported[name].keys) == ours[name].digest(ours[name].keys)
-    assert imported["final"].about(imported["final"].keys[0])["base"]["loaded"] == "model"
-
-
 def test_remote_weights_are_targets_that_draw_as_the_local_ones(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path, bucket: str
 ) -> None:
-    """A checkpoint folder and a file of weights in a bucket, with picture sets there too: the same hashes and pictures."""
-    local, config = small_inputs["checkpoint"], small_config.model_copy(update={"root": f"{bucket}/project"})
-    folder = f"{bucket}/runs/stage2/{storage.name(local)}"
+    """A file of weights in PITI's layout and a checkpoint folder in a bucket, with picture sets there too: the same hashes
+    and pictures.
+    """
+    local, config = small_inputs["upsampler"], small_config.model_copy(update={"root": f"{bucket}/project"})
+    folder = f"{bucket}/runs/upsampler/{storage.name(local)}"
     for name in storage.list_names(local):
         storage.write_bytes(f"{folder}/{name}", storage.read_bytes(f"{local}/{name}"))
-    file = str(tmp_path / "upsampler.pt")
-    export_piti(load_model(small_inputs["upsampler"], small_config.models.upsampler), file)
-    storage.write_bytes(f"{bucket}/upsampler.pt", storage.read_bytes(file))
-    target = make_target(Plan(config), folder, f"{bucket}/upsampler.pt")
-    assert target.base.sha256 == Network.at(local).sha256
-    assert target.upsampler.sha256 == {"file": storage.sha256_file(file)}
+    file = str(tmp_path / "base.pt")
+    export_piti(load_model(small_inputs["checkpoint"], small_config.models.base), file)
+    storage.write_bytes(f"{bucket}/base.pt", storage.read_bytes(file))
+    target = make_target(Plan(config), f"{bucket}/base.pt", folder)
+    assert target.base.sha256 == {"file": storage.sha256_file(file)}
+    assert target.upsampler.sha256 == Network.at(local).sha256
     assert EvaluationPlan(Plan(config), target).sets["final"].folder.startswith(f"{bucket}/project/pictures/")
     part = Part("final", 0, 2)
     ours = drawn(small_config, small_inputs, tmp_path / "ours", part)["final"]
@@ -218,6 +191,7 @@ def test_remote_weights_are_targets_that_draw_as_the_local_ones(
     Cascade(config, with_pictures(inputs, f"{bucket}/pictures")).draw_part(part)
     remote = PictureSet(f"{bucket}/pictures/final")
     assert remote.digest(remote.keys) == ours.digest(ours.keys)
+    assert remote.about(remote.keys[0])["base"]["loaded"] == "model"
 
 
 def test_a_tar_holds_picture_condition_and_settings(

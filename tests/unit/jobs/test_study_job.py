@@ -45,11 +45,10 @@ def reported(make: SpecMaker, config: Config, scale: float, folder: Path) -> tup
     return run, told
 
 
-@pytest.fixture
-def written(
-    job_spec: SpecMaker, small_config: Config, tmp_path: Path
-) -> tuple[dict[str, object], list[StudiedRun], str]:
-    """The job's result for two variants, the second with a hostile name; and the page."""
+def test_a_page_of_two_variants(job_spec: SpecMaker, small_config: Config, tmp_path: Path) -> None:
+    """The table has figures with intervals and paired differences: that of perceptual distances against SciPy's paired t
+    interval of the pictures' own differences. The page shows every variant on the same conditions, one of a hostile name.
+    """
     (first, told), (second, _) = (
         reported(job_spec, small_config, scale, tmp_path / f"{scale:g}") for scale in (1.0, 4.0)
     )
@@ -60,15 +59,7 @@ def written(
     }  # fmt: skip
     storage.write_json(str(tmp_path / "variants.json"), about)
     spec = job_spec("study", config=told.config, **told.inputs, study=str(tmp_path / "variants.json"))
-    result = study.run(JobContext(spec))
-    return result, [first, second], storage.read_text(str(result["page"]))
-
-
-def test_the_table_has_figures_with_intervals_and_paired_differences(
-    written: tuple[dict[str, object], list[StudiedRun], str],
-) -> None:
-    """The difference of perceptual distances against SciPy's paired t interval of the pictures' own differences."""
-    result, runs, _ = written
+    result, runs = study.run(JobContext(spec)), [first, second]
     folder = str(result["page"]).rpartition("/")[0]
     table = pq.read_table(f"{folder}/study.parquet").to_pylist()
     stored = [storage.read_json(f"{run['report']}/metrics.json") for run in runs]
@@ -89,12 +80,7 @@ def test_the_table_has_figures_with_intervals_and_paired_differences(
     assert [row for row in table if row["variant"] == "scale 1" and row["difference"] is not None] == []
     told = json.loads(storage.read_text(f"{folder}/study.json"))
     assert [{name: row[name] for name in told["figures"][0]} for row in table] == told["figures"]
-
-
-def test_the_page_shows_every_variant_on_the_same_conditions(
-    written: tuple[dict[str, object], list[StudiedRun], str],
-) -> None:
-    _, _, page = written
+    page = storage.read_text(str(result["page"]))
     assert page.count("<figcaption>scale 1</figcaption>") == 6
     assert page.count("<figcaption>ground truth</figcaption>") == 6
     assert 'alt="Fréchet distance against sampling.guidance_scale"' in page

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from piti import storage
-from piti.errors import DataError
+from piti.errors import AwayError, DataError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -76,6 +76,17 @@ def test_fetch_gives_a_local_file(root: str, tmp_path: Path) -> None:
     storage.write_bytes(uri, b"weights")
     assert storage.fetch(uri, tmp_path / "cache" / "w.pt").read_bytes() == b"weights"
     assert storage.sha256_file(uri) == storage.sha256_bytes(b"weights")
+
+
+def test_storage_that_stays_away_is_an_error_that_another_attempt_may_not_meet(root: str, tmp_path: Path) -> None:
+    storage.write_bytes(storage.join(root, "there"), b"")
+    storage.wait_until_there(storage.join(root, "there"), seconds=0)
+    for gone in (storage.join(root, "gone"), storage.join(str(tmp_path / "not-mounted"), "spec.json")):
+        with pytest.raises(
+            AwayError, match=r"does not answer .* - mount its folder or start its server again"
+        ) as found:
+            storage.wait_until_there(gone, seconds=0)
+        assert found.value.retryable
 
 
 def test_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:

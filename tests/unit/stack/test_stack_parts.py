@@ -52,13 +52,11 @@ def test_every_setting_is_in_the_table() -> None:
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs take memory in large pages unless told otherwise."""
     monkeypatch.setenv("PITI_RAY_PATIENCE_SECONDS", "5")
     monkeypatch.setenv("PITI_JOB_STOP_SECONDS", "7")
     assert Settings().ray_patience_seconds == 5
     assert Settings().job_environment()["RAY_JOB_STOP_WAIT_TIME_S"] == "7"
-
-
-def test_jobs_take_memory_in_large_pages_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     assert Settings().job_environment()["THP_MEM_ALLOC_ENABLE"] == "1"
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
@@ -66,6 +64,8 @@ def test_jobs_take_memory_in_large_pages_unless_told_otherwise(monkeypatch: pyte
 
 
 def test_a_taken_port_is_found_out_and_its_holder_named() -> None:
+    with socket.create_server(("", 0)) as listener:
+        assert not is_free(listener.getsockname()[1]), "taken on all interfaces"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert not is_free(port)
@@ -76,11 +76,6 @@ def test_a_taken_port_is_found_out_and_its_holder_named() -> None:
         assert f"port {port}" in str(problem)
         assert "--ray-dashboard-port" in str(problem)
     assert is_free(port)
-
-
-def test_a_port_taken_on_all_interfaces_counts_as_taken() -> None:
-    with socket.create_server(("", 0)) as listener:
-        assert not is_free(listener.getsockname()[1])
 
 
 def test_free_ports_are_different_and_free() -> None:
@@ -224,6 +219,8 @@ def test_what_a_shell_holds_for_other_servers_does_not_reach_ours(home: Path, mo
     assert {"PREFECT_API_KEY", "RAY_ADDRESS"} & set(environment) == set()
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
     assert environment["NO_PROXY"] == environment["no_proxy"] == "intranet,127.0.0.1,localhost,::1"
+    ui = Path(environment["PREFECT_SERVER_UI_STATIC_DIRECTORY"])
+    assert ui.is_relative_to(home), "Prefect would write into its own package"
     assert environment[MARK] == "id"
     assert MARK not in client_environment(Settings(), Ports()), "a client is no part of the stack"
 
