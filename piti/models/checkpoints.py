@@ -69,7 +69,8 @@ def model_of(config: ModelConfig, state: Mapping[str, Tensor], what: str) -> PIT
     with torch.device("meta"):
         model = PITIModel(config)
     check_fit(model, state, what)
-    model.load_state_dict(state, strict=True, assign=True)
+    # Copies: where a tensor lies in memory, as within a mapped file, changes how matrix products round.
+    model.load_state_dict({key: value.clone() for key, value in state.items()}, strict=True, assign=True)
     return laid_out(model)
 
 
