@@ -99,10 +99,13 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert set(metrics["metrics"]) == of_network | {"edge_f1_canny"}
     assert metrics["num_samples"] == 8
     assert {"step", "checkpoint", "provenance"} <= set(metrics)
-    assert "cannot be compared with published" in (report / "report.html").read_text()
+    told = (report / "report.html").read_text()
+    assert "cannot be compared with published" in told
+    assert len(re.findall(r'alt="pictures drawn in training: stage 2[^"]*"', told)) == 2, "at steps 2 and 4"
     kinds = [(artifact["type"], artifact["key"] or "") for artifact in prefect.artifacts(finished.id)]
     assert sum(kind == "progress" for kind, _ in kinds) == 9
     assert sum(key.endswith("-loss-curve") for _, key in kinds) == 4
+    assert any(key.startswith("samples-stage2-") for _, key in kinds), "seen while it trained"
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").endswith("-report")]
     assert "data:image/png;base64," in page["data"]
     assert "| fd_efficientnet_lite0 |" in page["data"]

@@ -28,6 +28,7 @@ def tiny_overrides(root: Path, **more: Any) -> dict[str, Any]:
         "models.upsampler.encoder_width": 64,
         "models.upsampler.encoder_layers": 1,
         "training.upsampler.picture_losses_from_step": 2,
+        "training.stage2.sample_every_steps": 2,
         "sampling.num_samples": 8,
         "sampling.base_respacing": "4",
         "sampling.upsampler_respacing": "3",
