@@ -19,6 +19,7 @@ import pytest
 from piti import storage
 from piti.checkpoints import Checkpoint, newest_step
 from piti.config.presets import load_config
+from piti.job import Followers
 from piti.plan import Plan, Step
 from piti.stack.ports import is_free
 from piti.stack.processes import lives
@@ -28,7 +29,7 @@ from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
 
 PATIENCE_SECONDS = 1200
-STAGE_STEPS = {"pretrain": 200, "stage1": 200, "stage2": 1000, "upsampler": 60}
+STAGE_STEPS = {"pretrain": 200, "stage1": 200, "stage2": 2500, "upsampler": 60}
 YEAR_SECONDS = 365 * 86400
 
 
@@ -58,6 +59,15 @@ class Chaos:
         """Ask for the run (again); its id."""
         self.run = self.prefect.start("full-train", config="demo-sketch", overrides=overrides(self.root))
         return self.run
+
+    def attach(self) -> None:
+        """Until the run follows the job that trains, which does not wait for it."""
+
+        def follows() -> bool:
+            jobs = [name for step in self.plan.training for name in job_folders(self.root, step)]
+            return any(self.run in Followers(str(self.root / "jobs" / name)).names() for name in jobs)
+
+        wait_for("the run to follow the job", follows, PATIENCE_SECONDS)
 
     def job(self, step: Step) -> str:
         """The newest job of a step, once its process is there."""
@@ -195,12 +205,14 @@ def serving_process(chaos: Chaos) -> None:
     chaos.stack.kill("serve")
     chaos.stack.up()
     chaos.start()
+    chaos.attach()
 
 
 def flow_run(chaos: Chaos) -> None:
     for process in chaos.run_process(chaos.run):
         process.kill()
     chaos.start()
+    chaos.attach()
 
 
 def one_of_two_runs(chaos: Chaos) -> None:
@@ -209,6 +221,7 @@ def one_of_two_runs(chaos: Chaos) -> None:
     wait_for("the second run", lambda: chaos.prefect.inspect(chaos.run).state == "RUNNING", PATIENCE_SECONDS)
     for process in chaos.run_process(first):
         process.kill()
+    chaos.attach()
 
 
 def cancelled_run(chaos: Chaos) -> None:
