@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import requests
 from ray.exceptions import AuthenticationError
@@ -181,7 +181,7 @@ class RayJob:
         if status is not None:
             return status not in ALIVE
         try:
-            told = _read_json_if_there(self._spec_uri)
+            told = storage.read_json_if_there(self._spec_uri)
             return told is not None and told["session"] != self._cluster.session
         except (DataError, KeyError, TypeError):
             return True  # a stray folder, or one of an older version
@@ -246,11 +246,11 @@ class RayJob:
         return bool(self._client.stop_job(self.id))
 
     def progress(self) -> Progress | None:
-        return _read_json_if_there(storage.join(self.folder, "progress.json"))
+        return storage.read_json_if_there(storage.join(self.folder, "progress.json"))
 
     def failure(self) -> dict[str, Any] | None:
         """The reason the job itself gave for failing; None if it died without giving one."""
-        return _read_json_if_there(storage.join(self.folder, "error.json"))
+        return storage.read_json_if_there(storage.join(self.folder, "error.json"))
 
     @property
     def _spec_uri(self) -> str:
@@ -365,10 +365,3 @@ class _LogTail:
         while not self._pieces.empty():
             *whole, self._partial = (self._partial + self._pieces.get()).split("\n")
             yield from (line for line in whole if line.strip())
-
-
-def _read_json_if_there(uri: str) -> dict[str, Any] | None:
-    try:
-        return cast(dict[str, Any], storage.read_json(uri))
-    except FileNotFoundError:
-        return None

@@ -16,6 +16,7 @@ from piti import storage
 from piti.checkpoints import Checkpoint, checkpoints_of
 from piti.config import STAGES
 from piti.errors import CheckpointError, DataError
+from piti.job import SPEC_FILE
 
 WORKERS_FILE = "workers.json"
 _SILENT_SECONDS = 60.0  # a job without progress for so long does not run
@@ -152,9 +153,9 @@ def _run(uri: str, attempts: list[Attempt]) -> Run:
             checkpoint = Checkpoint.at(checkpoints[-1]).about
     return Run(
         uri,
-        _read(storage.join(uri, storage.MARKER)),
+        storage.read_json_if_there(storage.join(uri, storage.MARKER)),
         [attempt for attempt in attempts if storage.absolute(attempt.spec["output"]) == storage.absolute(uri)],
-        _read(storage.join(uri, WORKERS_FILE)) or {},
+        storage.read_json_if_there(storage.join(uri, WORKERS_FILE)) or {},
         read_metrics(uri),
         checkpoints,
         checkpoint,
@@ -168,15 +169,10 @@ def _attempts(root: str) -> list[Attempt]:
     for name in storage.list_names(folder):
         if any(name.startswith(f"piti-{stage}-") for stage in STAGES):
             place = storage.join(folder, name)
-            spec = _read(storage.join(place, "spec.json"))
+            spec = storage.read_json_if_there(storage.join(place, SPEC_FILE))
             if spec is not None:
-                told = (_read(storage.join(place, f"{file}.json")) for file in ("progress", "error"))
+                told = (
+                    storage.read_json_if_there(storage.join(place, f"{file}.json")) for file in ("progress", "error")
+                )
                 found.append(Attempt(place, spec, *told))
     return sorted(found, key=lambda attempt: int(attempt.folder.rpartition("-")[2]))
-
-
-def _read(uri: str) -> dict[str, Any] | None:
-    try:
-        return cast(dict[str, Any], storage.read_json(uri))
-    except FileNotFoundError:
-        return None

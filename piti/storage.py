@@ -212,6 +212,15 @@ def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
     return True
 
 
+def read_json_if_there(uri: str) -> dict[str, Any] | None:
+    """`read_json` of an object; None where there is no file."""
+    try:
+        found: dict[str, Any] = read_json(uri)
+    except FileNotFoundError:
+        return None
+    return found
+
+
 def write_json(uri: str, value: Any, private: bool = False) -> None:
     """Publish `value` as strict JSON. Raises ValueError for NaN and Infinity."""
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"), private)

@@ -14,7 +14,7 @@ from piti.checkpoints import EMA_FILE, Checkpoint, checkpoints_of
 from piti.config import Config, WeightsRef
 from piti.config.section import require_known_scheme
 from piti.errors import CheckpointError, DataError, PitiError
-from piti.job import JobSpec, job_prefix
+from piti.job import SPEC_FILE, JobSpec, job_prefix
 from piti.plan import Plan
 from piti.weights import weights_digest
 
@@ -181,7 +181,7 @@ def trained_config(network: Network) -> Config | None:
     for name in reversed(storage.list_names(storage.join(root, "jobs"))):
         if name.startswith(prefix):
             try:
-                return JobSpec.model_validate(storage.read_json(storage.join(root, "jobs", name, "spec.json"))).config
+                return JobSpec.model_validate(storage.read_json(storage.join(root, "jobs", name, SPEC_FILE))).config
             except (FileNotFoundError, DataError, ValidationError):  # one of an older version, say
                 continue
     return None

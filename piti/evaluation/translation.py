@@ -25,7 +25,7 @@ from piti.data.sources import measurements
 from piti.data.sources.pictures import decode_sketch
 from piti.errors import CheckpointError, ConfigError, DataError, PitiError, first_line
 from piti.evaluation.cascade import Order, draw_base, draw_upsampled, ready_to_draw, to_uint8
-from piti.job import JobSpec
+from piti.job import SPEC_FILE, JobSpec
 from piti.models import PITIModel
 from piti.models.checkpoints import load_model
 from piti.plan import Plan
@@ -116,7 +116,7 @@ def _config_of(checkpoint: Checkpoint) -> Config:
     for job in reversed(storage.list_names(storage.join(root, "jobs")) if root else []):
         if job.startswith(f"piti-{checkpoint.stage}-"):
             try:
-                spec = storage.read_json(storage.join(root, "jobs", job, "spec.json"))
+                spec = storage.read_json(storage.join(root, "jobs", job, SPEC_FILE))
                 if str(spec["fingerprint"]).startswith(storage.name(run)):
                     return JobSpec.model_validate(spec).config.model_copy(update={"root": root})
             except (FileNotFoundError, KeyError, TypeError, ValueError):

@@ -66,11 +66,19 @@ def load_model(uri: str, config: ModelConfig, weights: Weights = "ema") -> PITIM
 
 def model_of(config: ModelConfig, state: Mapping[str, Tensor], what: str) -> PITIModel:
     """A network in training mode that holds `state`. Raises CheckpointError, which calls it `what`, if it does not fit."""
+    model = model_around(config, state, what)
+    for parameter in model.parameters():  # where one lies in memory, as in a mapped file, changes how products round
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def model_around(config: ModelConfig, state: Mapping[str, Tensor], what: str | None = None) -> PITIModel:
+    """As `model_of`, but with the very tensors of `state`, where their order in memory allows it. `what` None: unchecked."""
     with torch.device("meta"):
         model = PITIModel(config)
-    check_fit(model, state, what)
-    # Copies: where a tensor lies in memory, as within a mapped file, changes how matrix products round.
-    model.load_state_dict({key: value.clone() for key, value in state.items()}, strict=True, assign=True)
+    if what is not None:
+        check_fit(model, state, what)
+    model.load_state_dict(state, strict=True, assign=True)
     return laid_out(model)
 
 

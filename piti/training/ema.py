@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from piti.models import PITIModel
-from piti.models.encoder import laid_out
+from piti.models.checkpoints import model_around
 from piti.training.sharding import mine, placed, whole
 
 
@@ -46,10 +46,7 @@ class EMA:
         Its weights are whole, those of divided averages are copies. Every worker must call this.
         """
         weights = {name: whole(self.averages.get(name, value)) for name, value in model.state_dict().items()}
-        with torch.device("meta"):
-            averaged = PITIModel(model.config)
-        averaged.load_state_dict(weights, strict=True, assign=True)
-        return laid_out(averaged).eval().requires_grad_(False)
+        return model_around(model.config, weights).eval().requires_grad_(False)
 
     def load(self, averages: dict[str, Tensor]) -> None:
         """Take over stored averages, whole ones."""

@@ -189,7 +189,7 @@ class TrainingState:
         model = {key: value for key, value in self.model.state_dict().items() if key not in self._frozen_weights}
         content = {"model": model, "ema": self.ema.averages, "trainer": trainer}
         copied = tree_map_only(Tensor, self._copied, content)
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and self.workers.is_first:
             torch.cuda.synchronize()
         return Snapshot(self.progress.step, **copied)
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pytest
@@ -139,7 +139,7 @@ def test_nodes_that_are_killed_or_announce_their_end_are_done_without(
     run = driver.spec.output
 
     def workers(number: int) -> dict[str, Any] | None:
-        about = read_if_there(storage.join(run, WORKERS_FILE))
+        about = storage.read_json_if_there(storage.join(run, WORKERS_FILE))
         return about if about is not None and len(about["workers"]) == number else None
 
     try:
@@ -168,10 +168,3 @@ def test_nodes_that_are_killed_or_announce_their_end_are_done_without(
     assert "SIGTERM" in failure["reason"]
     assert failure["retryable"]
     assert newest_step(run) > before
-
-
-def read_if_there(uri: str) -> dict[str, Any] | None:
-    try:
-        return cast(dict[str, Any], storage.read_json(uri))
-    except FileNotFoundError:
-        return None
