@@ -107,8 +107,8 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
-def wait_until_there(uri: str, seconds: float = _PATIENCE_SECONDS) -> None:
-    """Return once `uri`, which was there before, exists: at once, or when its mount or its server is back.
+def wait_until_there(uri: str, seconds: float = _PATIENCE_SECONDS) -> bool:
+    """Return once `uri`, which was there before, exists: at once (False), or when its mount or its server is back (True).
 
     Raises AwayError after `seconds`.
     """
@@ -116,7 +116,7 @@ def wait_until_there(uri: str, seconds: float = _PATIENCE_SECONDS) -> None:
     while True:
         try:
             if exists(uri):
-                return
+                return is_told
             reason = "it is not there"
         except Exception as error:
             if not isinstance(error, OSError) and not is_client_error(error):

@@ -15,7 +15,7 @@ from typing import cast, get_args
 
 from piti import storage
 from piti.errors import PitiError
-from piti.job import LEASE_LOOK_SECONDS, JobContext, JobResult, JobSpec
+from piti.job import LEASE_LOOK_SECONDS, SPEC_FILE, JobContext, JobResult, JobSpec
 from piti.plan import JobKind
 from piti.provenance import code_versions
 
@@ -73,7 +73,10 @@ def _end_when_abandoned(spec: JobSpec) -> None:
 
 
 def _record_failure(spec: JobSpec, reason: str, retryable: bool) -> None:
-    storage.write_json(storage.join(spec.folder, "error.json"), {"reason": reason, "retryable": retryable})
+    """Write error.json once storage answers. Where it did not answer, another attempt may find what this one missed."""
+    was_away = storage.wait_until_there(storage.join(spec.folder, SPEC_FILE))
+    failure = {"reason": reason, "retryable": retryable or was_away}
+    storage.write_json(storage.join(spec.folder, "error.json"), failure)
 
 
 if __name__ == "__main__":

@@ -82,3 +82,27 @@ def test_an_abandoned_job_ends_and_says_why(tmp_path: Path) -> None:
     failure = storage.read_json(str(tmp_path / "job" / "error.json"))
     assert failure["retryable"]
     assert "nobody has followed this job" in failure["reason"]
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_what_is_missing_while_the_root_is_away_may_be_there_in_another_attempt(tmp_path: Path, is_away: bool) -> None:
+    """The entrypoint, with work that finds a tar missing; the folder of everything comes back a second later."""
+    config = load_config("demo", {"root": str(tmp_path / "root")})
+    spec = JobSpec.for_step(Plan(config).shard, config, str(tmp_path / "root" / "job"))
+    storage.write_json(str(tmp_path / "root" / "job" / "spec.json"), spec.model_dump(mode="json"))
+    back = f"os.rename({str(tmp_path / 'away')!r}, {str(tmp_path / 'root')!r})"
+    program = (
+        "import os, sys, threading; import piti.jobs.shard as job; from piti.errors import DataError\n"
+        "from piti.jobs import __main__ as main\n"
+        "def run(context):\n"
+        f"    if {is_away}:\n"
+        f"        os.rename({str(tmp_path / 'root')!r}, {str(tmp_path / 'away')!r})\n"
+        f"        threading.Timer(1, lambda: {back}).start()\n"
+        "    raise DataError('a.tar is missing')\n"
+        "job.run = run; sys.exit(main.main())"
+    )
+    command = [sys.executable, "-c", program, "shard", "--spec", str(tmp_path / "root" / "job" / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 2, done.stderr
+    failure = storage.read_json(str(tmp_path / "root" / "job" / "error.json"))
+    assert failure == {"reason": "a.tar is missing", "retryable": is_away}
