@@ -266,6 +266,27 @@ def belongs_below(process: psutil.Process, home: Path) -> bool:
         return False
 
 
+def test_a_second_stack_is_as_quiet_as_one_and_takes_nothing_from_the_first(
+    stack: RunningStack, tmp_path: Path
+) -> None:
+    """In a home whose name is not ASCII and looks like markup."""
+    before = identities(stack)
+    second = RunningStack.start(tmp_path / "zweiter [b] Stapel é")
+    try:
+        status = second.piti("status")
+        assert (status.returncode, status.stderr) == (0, "")
+        assert str(second.home) in second.up().stdout
+        assert not {one.pid for one in second.processes()} & {one.pid for one in stack.processes()}
+        assert second.record.ray_folder != stack.record.ray_folder
+    finally:
+        left = second.stop()
+    assert left == []
+    status = stack.piti("status")
+    assert (status.returncode, status.stderr) == (0, "")
+    assert identities(stack) == before
+    assert [one for one in psutil.process_iter() if belongs_below(one, second.home)] == []
+
+
 def test_down_takes_everything_and_nothing_else(stack: RunningStack, bystander: subprocess.Popen[bytes]) -> None:
     """Last of a session: tests/e2e come before (Makefile)."""
     token = (stack.home / "ray-token").read_text()
