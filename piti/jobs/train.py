@@ -150,9 +150,8 @@ def _trainer(context: JobContext, attempt: str) -> Any:
         name=storage.name(output),
         storage_path=folder,
         storage_filesystem=filesystem,
-        failure_config=FailureConfig(
-            max_failures=0, relax_collectives_on_preemption=True, preemption_grace_s=_PREEMPTION_GRACE_SECONDS
-        ),
+        # Ray's collectives stay strict: workers that are about to go take part in each step until all end together.
+        failure_config=FailureConfig(max_failures=0, preemption_grace_s=_PREEMPTION_GRACE_SECONDS),
         logging_config=LoggingConfig(log_level="WARNING"),
     )
     return Trainer(
