@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from piti import storage
 from piti.config import STAGE_LABELS
-from piti.errors import CheckpointError, DataError, first_line
+from piti.errors import CheckpointError, DataError
 
 logger = logging.getLogger("piti")
 
@@ -199,24 +199,16 @@ def claim_checkpoint(uri: str, who: str, seconds: float = CLAIM_SECONDS) -> None
     """
     if not _is_of_a_run(uri):
         return
-    try:
+    with storage.tolerated(f"could not claim {uri}, so its run may delete it meanwhile"):
         storage.write_json(_claim(uri, who), {"until": time.time() + seconds})
-    except Exception as error:
-        if not isinstance(error, OSError) and not storage.is_client_error(error):
-            raise
-        logger.warning("could not claim %s (%s): its run may delete it meanwhile", uri, first_line(error))
 
 
 def release_checkpoint(uri: str, who: str) -> None:
     """Remove a claim."""
     if not _is_of_a_run(uri):
         return
-    try:
+    with storage.tolerated(f"could not take back the claim on {uri}; it ends by itself"):
         storage.remove(_claim(uri, who))
-    except Exception as error:
-        if not isinstance(error, OSError) and not storage.is_client_error(error):
-            raise
-        logger.warning("could not take back the claim on %s (%s); it ends by itself", uri, first_line(error))
 
 
 def prune_checkpoints(run: str, keep: int, spared: Collection[str] = (), every_steps: int | None = None) -> None:

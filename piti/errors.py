@@ -36,6 +36,10 @@ class AwayError(DataError):
     retryable = True
 
 
+class DiskFullError(DataError):
+    """There is no space left, or a quota is used up, where something was to be written."""
+
+
 class CheckpointError(PitiError):
     """A checkpoint or a weights file is missing, damaged or of another kind than needed."""
 

@@ -24,7 +24,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from piti.errors import AwayError, DataError, first_line
+from piti.errors import AwayError, DataError, DiskFullError, first_line
 
 logger = logging.getLogger("piti")
 
@@ -39,8 +39,8 @@ _LOOK_SECONDS = 1.0
 
 @contextmanager
 def disk_space(what: str, place: str | Path | Callable[[], str | Path]) -> Iterator[None]:
-    """Wrap (or decorate) code that writes `what` to the local folder `place`: a full disk or quota raises a DataError
-    that names both. A nested `disk_space` keeps the innermost error, which names the folder.
+    """Wrap (or decorate) code that writes `what` to the local folder `place`: a full disk or quota raises a
+    DiskFullError that names both. A nested `disk_space` keeps the innermost error, which names the folder.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def disk_space(what: str, place: str | Path | Callable[[], str | Path]) -> Itera
         if error.errno not in DISK_FULL:
             raise
         folder = place() if callable(place) else place
-        raise DataError(f"no space left for {what} in {folder}", "free some space there and run again") from error
+        raise DiskFullError(f"no space left for {what} in {folder}", "free some space there and run again") from error
 
 
 _CLIENT_LIBRARIES = frozenset(
@@ -59,6 +59,22 @@ _CLIENT_LIBRARIES = frozenset(
 def is_client_error(error: BaseException) -> bool:
     """Whether an object store's client library raised this error. Some of these libraries' errors are no OSErrors."""
     return type(error).__module__.partition(".")[0] in _CLIENT_LIBRARIES
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether storage failed: an OSError, an error of an object store's client library, or a full disk."""
+    return isinstance(error, OSError | DiskFullError) or is_client_error(error)
+
+
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """Where storage fails, log a warning that begins with `what`, and go on after the block."""
+    try:
+        yield
+    except Exception as error:
+        if not is_failure(error):
+            raise
+        logger.warning("%s: %s", what, first_line(error))
 
 
 def is_local(uri: str) -> bool:
@@ -119,7 +135,7 @@ def wait_until_there(uri: str, seconds: float = _PATIENCE_SECONDS) -> bool:
                 return is_told
             reason = "it is not there"
         except Exception as error:
-            if not isinstance(error, OSError) and not is_client_error(error):
+            if not is_failure(error):
                 raise
             reason = first_line(error)
         if time.monotonic() >= deadline:
@@ -170,7 +186,7 @@ def read_json(uri: str) -> Any:
 
 def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
     """Write `data` to `uri` atomically: a process killed at any moment leaves the old file or the new one. `private`:
-    mode 600 for a local file. Raises DataError where the disk is full."""
+    mode 600 for a local file. Raises DiskFullError."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         fs.pipe_file(path, data)
@@ -227,8 +243,8 @@ def write_json(uri: str, value: Any, private: bool = False) -> None:
 
 
 def publish_file(source: Path, uri: str) -> None:
-    """Move a finished local file to `uri`, where it appears whole. `source` is deleted. Raises DataError if the disk is
-    full or the uploaded size differs."""
+    """Move a finished local file to `uri`, where it appears whole. `source` is deleted. Raises DiskFullError, and
+    DataError if the uploaded size differs."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         fs.put_file(str(source), path)
@@ -268,7 +284,7 @@ def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
 
 def fetch(uri: str, target: Path) -> Path:
     """A local file with the content of `uri`: the file itself if local, else a download at `target`. Raises
-    FileNotFoundError for a missing remote file, DataError where the disk is full."""
+    FileNotFoundError for a missing remote file, DiskFullError."""
     if is_local(uri):
         return local_path(uri)
     with disk_space(f"a copy of {uri}", target.parent):

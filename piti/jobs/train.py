@@ -214,6 +214,7 @@ def _train(context: WorkerContext, attempt: str) -> JobResult:
     import torch
 
     from piti.training.loop import train
+    from piti.training.publisher import Publisher
     from piti.training.workers import Workers
 
     if not context.config.cluster.use_gpu:
@@ -223,17 +224,20 @@ def _train(context: WorkerContext, attempt: str) -> JobResult:
     run = context.spec.output
     _wait_for_storage(context.spec)
     places = workers.tell_all({"host": socket.gethostname(), "device": _device_name(device)})
+    publisher = Publisher()
     if workers.is_first:
         clear_leftovers(run)
         about = {"attempt": attempt, "began": time.time(), "workers": places}
-        storage.write_json(storage.join(run, WORKERS_FILE), about)
+        publisher.put(WORKERS_FILE, partial(storage.write_json, storage.join(run, WORKERS_FILE), about))
     try:
         result = train(context, workers)
+        if workers.is_first:
+            publisher.put("curve.png", partial(_draw_curve, context.spec))
     except PitiError:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # it would log a traceback, the driver says it better
         raise
-    if workers.is_first:
-        _draw_curve(context.spec)
+    finally:
+        publisher.close()
     return result
 
 

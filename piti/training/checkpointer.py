@@ -8,7 +8,7 @@ from typing import Any
 
 from piti import storage
 from piti.checkpoints import checkpoint_uri, prune_checkpoints
-from piti.errors import DataError
+from piti.errors import DataError, first_line
 from piti.job import JobContext
 from piti.provenance import code_versions
 from piti.training.publisher import Publisher
@@ -23,8 +23,8 @@ _SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
 class Checkpointer:
     """Writes a run's checkpoints, one after the other, and deletes old ones. For the first worker only.
 
-    While a checkpoint is written, the newest other one waits. A failed write is repeated until a newer checkpoint is
-    due, and training goes on.
+    While a checkpoint is written, the newest other one waits, and every one of a phase's end. A failed write is
+    repeated until a newer checkpoint is due, that of a phase's end until it succeeds; training goes on meanwhile.
     """
 
     def __init__(self, context: JobContext, state: TrainingState, status: Status) -> None:
@@ -44,20 +44,24 @@ class Checkpointer:
             "origin": state.origin, "code": code_versions(),
         }  # fmt: skip
         self._status.publish()
-        self._publisher.put("a checkpoint", partial(self._write, snapshot, about))
+        ends_phase_before_last = progress.step in settings.phase_ends[:-1]
+        name = f"the checkpoint of step {progress.step}" if ends_phase_before_last else "a checkpoint"
+        self._publisher.put(name, partial(self._write, snapshot, about))
 
-    def wait(self) -> None:
-        """Wait until the newest checkpoint is written. Raises the error of its last attempt, or TimeoutError."""
+    def wait(self) -> Exception | None:
+        """Wait until all checkpoints are written. Returns the error of the last of several attempts, or a TimeoutError;
+        None: they are written."""
         failed_before = self._publisher.num_failed
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._publisher.flush(max(0.0, deadline - time.monotonic())):
             error = self._publisher.last_error
             if error is not None and self._publisher.num_failed - failed_before >= ATTEMPTS:
-                raise error
+                return error
             if time.monotonic() >= deadline:
-                raise TimeoutError(
+                return TimeoutError(
                     f"a checkpoint of {self._context.spec.output} was not written in {PATIENCE_SECONDS} s"
                 )
+        return None
 
     def close(self) -> None:
         """Finish the current write if storage accepts it."""
@@ -78,6 +82,9 @@ class Checkpointer:
         self._status.flush()  # the metrics before a checkpoint should be stored first
         uri = self._state.save(snapshot, run, about)
         ends = [checkpoint_uri(run, step) for step in settings.phase_ends]
-        prune_checkpoints(run, settings.keep_checkpoints, spared=ends, every_steps=settings.keep_every_steps)
+        try:
+            prune_checkpoints(run, settings.keep_checkpoints, spared=ends, every_steps=settings.keep_every_steps)
+        except Exception as error:  # noqa: BLE001 - the checkpoint is there: to write it again would delete it first
+            self._context.info(f"could not delete old checkpoints, the next write tries again: {first_line(error)}")
         seconds = time.monotonic() - began_seconds
         self._context.info(f"{self._state.stage.name}: wrote {uri} in {seconds:.1f} s, beside the training")

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from piti.checkpoints import checkpoint_uri
-from piti.errors import StoppedError
+from piti.errors import StoppedError, first_line
 from piti.job import JobContext
 from piti.training.batches import Batches, degraded_input
 from piti.training.checkpointer import Checkpointer
@@ -72,14 +72,15 @@ class Observers:
         self._state.workers.agree(None)  # workers that draw nothing wait here, where it counts as time elsewhere
 
     def checkpoint(self) -> None:
-        """Every `checkpoint_every_steps`: start writing a checkpoint beside the training.
+        """Every `checkpoint_every_steps`, and at the end of a phase: start writing a checkpoint beside the training.
 
-        At the end of a phase, and before a run stops, wait for the checkpoint and raise the error of a failed write.
+        After the last step, and before a run stops, wait for the checkpoint. After the last step, raise the error of a
+        failed write; a run that stops goes on from the checkpoint before.
         """
-        must_be_written = self._ends_phase() or self._stop is not None
-        if not must_be_written and (
-            not self._is_due(self._settings.checkpoint_every_steps) or self._divergence.is_doubtful()
-        ):
+        is_last = self._state.progress.step == self._settings.total_steps
+        ends_run = is_last or self._stop is not None
+        is_due = self._is_due(self._settings.checkpoint_every_steps) and not self._divergence.is_doubtful()
+        if not (is_due or ends_run or self._ends_phase()):
             return
         self._divergence.check_weights()
         began_seconds = time.monotonic()
@@ -87,10 +88,12 @@ class Observers:
         snapshot = self._state.snapshot()
         if self._checkpointer is not None:
             self._checkpointer.save(snapshot)
-            if must_be_written:
-                self._checkpointer.wait()
-        if must_be_written:
-            self._state.workers.agree(None)  # no worker goes on, or ends the run, before it is there
+            if ends_run and (error := self._checkpointer.wait()) is not None:
+                if is_last:
+                    raise error
+                self._context.info(f"{self._state.stage.name}: stops without a last checkpoint: {first_line(error)}")
+        if ends_run:
+            self._state.workers.agree(None)  # no worker ends the run before it is there
         self._status.elsewhere(time.monotonic() - began_seconds)
 
     def stop(self) -> None:

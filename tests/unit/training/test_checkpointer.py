@@ -12,9 +12,10 @@ import torch
 
 from piti import storage
 from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, verify_checkpoint
-from piti.errors import DataError
+from piti.errors import DataError, StoppedError
+from piti.job import StopRequest
 from piti.models.checkpoints import load_model, load_trainer_state
-from piti.training import publisher, state
+from piti.training import publisher, state, stopping
 from piti.training.loop import train
 from piti.training.status import Status
 from piti.training.workers import Workers
@@ -101,6 +102,66 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(pipeline: Any, mon
     with pytest.raises(DataError, match=r"no space left for a checkpoint in .*step-00000006"):
         train(context, Workers())
     assert steps_of(context.spec.output) == []
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """The disk is full for the checkpoints named in `full`; those in `published` were published, in this order."""
+    told: dict[str, list[str]] = {"full": [], "published": []}
+    publish_folder = storage.publish_folder
+
+    def publish(source: Path, uri: str) -> None:
+        with storage.disk_space("a checkpoint", uri):
+            if storage.name(uri) in told["full"]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        publish_folder(source, uri)
+        told["published"].append(storage.name(uri))
+
+    monkeypatch.setattr(storage, "publish_folder", publish)
+    return told
+
+
+def test_a_phases_end_that_cannot_be_written_ends_no_training(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, full_disk: dict[str, list[str]]
+) -> None:
+    """There is space again two steps after the phase's end, whose checkpoint no newer one has replaced."""
+    full_disk["full"].append("step-00000003")
+    step = Status.step
+
+    def space_at_step_5(self: Any, *arguments: Any) -> None:
+        step(self, *arguments)
+        if self._state.progress.step == 5:
+            full_disk["full"].clear()
+
+    monkeypatch.setattr(Status, "step", space_at_step_5)
+    phases = [{"steps": 3, "learning_rate": 1e-3}] * 2
+    context = pipeline.context("pretrain", training__pretrain__phases=phases, training__pretrain__keep_checkpoints=1)
+    assert train(context, Workers())["storage"]["failed_checkpoints"] >= 1
+    assert steps_of(context.spec.output) == [3, 6]
+
+
+def test_a_stop_without_space_for_a_checkpoint_is_a_stop(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, full_disk: dict[str, list[str]]
+) -> None:
+    """It is not a problem that ends the run for good."""
+    monkeypatch.setattr(stopping, "CHECK_SECONDS", 0.0)
+    full_disk["full"] += [f"step-{number:08d}" for number in range(7)]
+    context = pipeline.context("pretrain")
+    StopRequest(context.spec.folder).make("its run was cancelled")
+    with pytest.raises(StoppedError, match="its run was cancelled"):
+        train(context, Workers())
+
+
+def test_a_checkpoint_is_written_once_where_older_ones_cannot_be_deleted(
+    pipeline: Any, full_disk: dict[str, list[str]]
+) -> None:
+    """The claim of an evaluation on the older one cannot be read."""
+    options = {"checkpoint_every_steps": 3, "keep_checkpoints": 1}
+    context = pipeline.context("pretrain", **{f"training__pretrain__{name}": value for name, value in options.items()})
+    storage.write_bytes(storage.join(context.spec.output, "claims", "step-00000003", "evaluation.json"), b"{")
+    train(context, Workers())
+    assert full_disk["published"] == ["step-00000003", "step-00000006"]
+    assert steps_of(context.spec.output) == [3, 6]
 
 
 def test_too_little_space_is_said_before_anything_is_written(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

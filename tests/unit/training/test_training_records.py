@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
+import os
 import time
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from piti import storage
-from piti.checkpoints import checkpoint_uri, clear_leftovers, prune_checkpoints
+from piti.checkpoints import checkpoint_uri, claim_checkpoint, clear_leftovers, prune_checkpoints
 from piti.training import metrics
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
@@ -123,3 +126,19 @@ def test_leftovers_of_killed_processes_are_cleared(tmp_path: Path) -> None:
     clear_leftovers(str(tmp_path))
     assert list(tmp_path.iterdir()) == [whole]
     clear_leftovers(str(tmp_path / "nothing-there"))
+
+
+def test_a_full_disk_under_a_claim_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its evaluation goes on."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    uri = str(checkpoint(tmp_path, 2))
+    monkeypatch.setattr(os, "fsync", full)
+    with caplog.at_level(logging.WARNING, "piti"):
+        claim_checkpoint(uri, "evaluation")
+    assert "could not claim" in caplog.text
+    assert "no space left" in caplog.text
