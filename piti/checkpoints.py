@@ -1,7 +1,7 @@
 """Checkpoint folders: listing, verifying, claiming and deleting them. Imports no torch.
 
 A checkpoint is a folder `<run>/step-00000100/`. It is finished once it has a DONE.json, and whole if its files have the
-hashes that DONE.json lists. Weights that the stage does not train are stored once a run, in
+hashes that DONE.json lists. One that a resumed run found damaged is set aside: it has a DAMAGED.json instead. Weights that the stage does not train are stored once a run, in
 `<run>/frozen-<hash>.safetensors`. `piti.models.checkpoints` writes and loads the weights in it.
 """
 
@@ -28,6 +28,7 @@ _READABLE = (1, FORMAT)
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
+DAMAGED = "DAMAGED.json"  # the name of the marker of a checkpoint that is set aside
 ASIDE_PREFIX = ".writing-"  # of the folder in which a checkpoint is written before it is renamed
 
 NETWORK_ROLES = ("checkpoint", "upsampler", "stage1")  # among an evaluation's inputs
@@ -191,6 +192,15 @@ def remove_checkpoint(uri: str) -> None:
     storage.remove(uri)
 
 
+def set_aside(uri: str) -> None:
+    """Have a damaged checkpoint not count as finished any more, by renaming its DONE.json to DAMAGED.json.
+
+    Its files stay, for people to look at, until a checkpoint of the same step is written.
+    """
+    fs, path = storage.filesystem(uri)
+    fs.mv(storage.join(path, storage.MARKER), storage.join(path, DAMAGED))
+
+
 def claim_checkpoint(uri: str, who: str, seconds: float = CLAIM_SECONDS) -> None:
     """Keep a training run from deleting a checkpoint that `who` reads, until `release_checkpoint` or for `seconds`.
 
@@ -245,10 +255,11 @@ def _step_of(uri: str) -> int:
 
 
 def clear_leftovers(run: str) -> None:
-    """Delete checkpoints in a local run folder that killed processes left unfinished."""
+    """Delete checkpoints in a local run folder that killed processes left unfinished. Those set aside stay."""
     if not storage.is_local(run) or not storage.local_path(run).is_dir():
         return
     for path in storage.local_path(run).iterdir():
-        unfinished = path.name.startswith("step-") and not (path / storage.MARKER).exists()
+        has_marker = any((path / marker).exists() for marker in (storage.MARKER, DAMAGED))
+        unfinished = path.name.startswith("step-") and not has_marker
         if path.is_dir() and (path.name.startswith(ASIDE_PREFIX) or unfinished):
             shutil.rmtree(path)

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from piti import storage
-from piti.checkpoints import ASIDE_PREFIX, EMA_FILE, FORMAT, MODEL_FILE, TRAINER_FILE, Checkpoint, checkpoints_of
+from piti.checkpoints import (
+    ASIDE_PREFIX,
+    EMA_FILE,
+    FORMAT,
+    MODEL_FILE,
+    TRAINER_FILE,
+    Checkpoint,
+    checkpoints_of,
+    set_aside,
+)
 from piti.config import ModelConfig
 from piti.errors import CheckpointError
 from piti.models.encoder import laid_out
@@ -92,7 +101,8 @@ def read_newest(run: str) -> dict[str, Any] | None:
     """Everything in the newest whole checkpoint of a run, each file read once; None where there is none.
 
     {"uri", "model", "ema", "trainer", "frozen"}: `ema` without the weights that do not learn, `frozen` as
-    `Checkpoint.frozen`. Damaged checkpoints are reported and passed over.
+    `Checkpoint.frozen`. Damaged checkpoints are reported and set aside, so that they count neither as the run's progress
+    nor among those that are kept.
     """
     for uri in reversed(checkpoints_of(run)):
         try:
@@ -105,7 +115,8 @@ def read_newest(run: str) -> dict[str, Any] | None:
                 "frozen": checkpoint.frozen,
             }
         except CheckpointError as error:
-            logger.warning("passed over a damaged checkpoint: %s", error)
+            logger.warning("set a damaged checkpoint aside: %s", error)
+            set_aside(uri)
     return None
 
 

@@ -24,11 +24,13 @@ class Batch:
 
 
 class Batches:
-    """Endless batches from the step of `state` on. `keys` are those of the newest batch."""
+    """Endless batches from the step of `state` on. `keys` are those of the newest batch; the pictures of
+    `left_out_steps` steps are left out because the run has diverged there."""
 
     def __init__(self, context: JobContext, state: TrainingState) -> None:
         config, inputs, stage, workers = context.config, context.spec.inputs, state.stage, state.workers
         self._state, step = state, state.progress.step
+        self.left_out_steps = left_out_steps(context.spec.output, step)
         self._loader = TrainingLoader(
             inputs["shards"],
             config.data,
@@ -39,7 +41,7 @@ class Batches:
             world_size=workers.world_size,
             num_workers=config.cluster.loader_workers,
             seed=config.seed,
-            start_sample=(step + left_out_steps(context.spec.output, step)) * stage.settings.batch_size,
+            start_sample=(step + self.left_out_steps) * stage.settings.batch_size,
         )
         self._num_threads = config.cluster.loader_workers
         self.keys: list[str] = []

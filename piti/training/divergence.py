@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from piti import storage
-from piti.checkpoints import newest_step
+from piti.checkpoints import Checkpoint, newest_whole_checkpoint
 from piti.errors import DivergedError, PitiError
 from piti.training.sharding import mine
 from piti.training.state import TrainingState
@@ -86,7 +86,8 @@ class Divergence:
     def _go_back(self, step: int) -> int | None:
         """Store which steps to leave out, and return the step to go back to; None if that was tried already or cannot
         help."""
-        good = max(0, newest_step(self._run))
+        newest = newest_whole_checkpoint(self._run)
+        good = 0 if newest is None else Checkpoint.at(newest).step
         if good >= step:
             return None
         told = {"from_step": good, "steps": step - good}

@@ -18,10 +18,11 @@ from piti.data.loader import TrainingLoader
 from piti.errors import DivergedError, PitiError
 from piti.job import JobContext
 from piti.training import batches, divergence, ema
-from piti.training.divergence import are_finite
+from piti.training.divergence import Divergence, are_finite
 from piti.training.loop import train
 from piti.training.stages import Examples, TrainingStage
 from piti.training.workers import Workers
+from tests.e2e.runs import wait_for
 
 CPU = Workers()
 
@@ -81,6 +82,26 @@ def test_a_run_that_is_lost_goes_back_and_leaves_those_pictures_out(pipeline: An
     phases = [{"steps": 8, "learning_rate": 2e-3}]
     train(pipeline.context("pretrain", run="whole", training__pretrain__phases=phases), CPU)
     assert after == stream.seen[6:8], "the very pictures that an undisturbed stream has at these places"
+
+
+def test_a_damaged_checkpoint_is_not_gone_back_to(
+    pipeline: Any, stream: type[Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of step 4 is damaged by the time that step 6 shows the divergence."""
+    stream.bad = range(4, 6)
+    context: JobContext = pipeline.context("pretrain")
+    newest, go_back = Path(context.spec.output, "step-00000004"), Divergence._go_back
+
+    def damaged(self: Divergence, step: int) -> int | None:
+        wait_for("the checkpoint of step 4", (newest / "DONE.json").exists, 30)
+        (newest / "ema.safetensors").write_bytes(b"damaged")
+        return go_back(self, step)
+
+    monkeypatch.setattr(Divergence, "_go_back", damaged)
+    with pytest.raises(DivergedError, match="back to step 2 once and leaves out the pictures of the 4 steps"):
+        train(context, CPU)
+    result = train(context, CPU)
+    assert (result["resumed_from_step"], result["left_out_steps"]) == (2, 4)
 
 
 def test_the_second_time_the_run_ends_with_the_remedy(pipeline: Any, stream: type[Stream]) -> None:
