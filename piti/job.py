@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from piti import storage
 from piti.config import Config
-from piti.errors import AbandonedError, PreemptedError, StoppedError, first_line
+from piti.errors import AbandonedError, DataError, PreemptedError, StoppedError
 from piti.plan import JobKind, Step
 
 logger = logging.getLogger("piti")
@@ -59,7 +59,7 @@ class Followers:
     """The runs that wait for a job. Each renews a file of its own in `<folder>/followers/`."""
 
     def __init__(self, folder: str) -> None:
-        self._place = storage.join(folder, "followers")
+        self._folder, self._place = folder, storage.join(folder, "followers")
 
     def renew(self, who: str) -> None:
         """Record that `who` still waits."""
@@ -73,14 +73,18 @@ class Followers:
         """Names of all recorded followers, whether they are alive or not."""
         return [name.removesuffix(".json") for name in storage.list_names(self._place)]
 
-    def signs(self) -> dict[str, Any]:
-        """Each follower's last record. Compare records with earlier ones, not with this machine's clock: clocks
-        differ."""
+    def signs(self) -> dict[str, bytes]:
+        """Each follower's last record, as it is stored. Compare records with earlier ones, not with this machine's
+        clock: clocks differ."""
         signs = {}
         for who in self.names():
             with suppress(FileNotFoundError):  # it left just now
-                signs[who] = storage.read_json(self._file(who))
+                signs[who] = storage.read_bytes(self._file(who))
         return signs
+
+    def are_away(self) -> bool:
+        """Whether the job's whole folder is missing, as where a mount is gone."""
+        return not storage.exists(storage.join(self._folder, SPEC_FILE))
 
     def _file(self, who: str) -> str:
         return storage.join(self._place, f"{who}.json")
@@ -93,36 +97,40 @@ class StopRequest:
         self._file = storage.join(folder, "stop.json")
         self._looked_seconds = float("-inf")
         self._reason: str | None = None
+        self._is_damaged = False
 
     def make(self, reason: str) -> None:
         """Ask the job to end. A request that is there already keeps its reason."""
         storage.create_bytes(self._file, json.dumps({"reason": reason}).encode())
 
     def reason(self) -> str | None:
-        """Why the job should end; None without a request. Storage is read every STOP_LOOK_SECONDS at most, so call it
-        often."""
+        """Why the job should end; None without a request that can be read. Storage is read every STOP_LOOK_SECONDS at
+        most, so call it often."""
         if self._reason is None and time.monotonic() - self._looked_seconds >= STOP_LOOK_SECONDS:
             self._looked_seconds = time.monotonic()
-            try:
-                self._reason = str(storage.read_json(self._file)["reason"])
-            except FileNotFoundError:
-                return None
-            except Exception as error:
-                if not isinstance(error, OSError) and not storage.is_client_error(error):
-                    raise
-                logger.warning("cannot read whether this job was asked to stop: %s", first_line(error))
+            with storage.tolerated("cannot read whether this job was asked to stop"), suppress(FileNotFoundError):
+                self._read()
         return self._reason
+
+    def _read(self) -> None:
+        try:
+            self._reason = str(storage.read_json(self._file)["reason"])
+        except (DataError, KeyError, TypeError):
+            if not self._is_damaged:
+                logger.warning("%s is damaged: this job goes on", self._file)
+            self._is_damaged = True
 
 
 class Lease:
     """Whether a job is still wanted. It is `expired` once its followers renewed nothing for `seconds` (None: never).
 
-    A job that never had a follower, such as one started by hand, does not expire.
+    A job that never had a follower, such as one started by hand, does not expire. While storage does not answer,
+    followers cannot renew either: their silence counts from its first answer on.
     """
 
     def __init__(self, followers: Followers, seconds: float | None) -> None:
         self._followers, self._seconds = followers, seconds
-        self._signs: dict[str, Any] = {}
+        self._signs: dict[str, bytes] = {}
         self._looked_seconds = self._changed_seconds = float("-inf")
 
     def expired(self) -> bool:
@@ -131,17 +139,21 @@ class Lease:
         if self._seconds is None:
             return False
         if now - self._looked_seconds >= min(LEASE_LOOK_SECONDS, self._seconds / 4):
-            self._looked_seconds = now
-            try:
-                signs = self._followers.signs()
-            except Exception as error:
-                if not isinstance(error, OSError) and not storage.is_client_error(error):
-                    raise
-                logger.warning("cannot read who follows this job: %s", first_line(error))
-                return False  # the followers may be alive: storage did not answer
-            if signs != self._signs:
-                self._signs, self._changed_seconds = signs, now
-        return now - self._changed_seconds > self._seconds and self._changed_seconds > float("-inf")
+            signs, self._looked_seconds = self._look(), time.monotonic()
+            storage_answered = signs is not None and self._looked_seconds - now < RENEW_SECONDS
+            if signs is not None and signs != self._signs:
+                self._signs, self._changed_seconds = signs, self._looked_seconds
+            elif not storage_answered and self._changed_seconds > float("-inf"):
+                self._changed_seconds = self._looked_seconds
+        return time.monotonic() - self._changed_seconds > self._seconds and self._changed_seconds > float("-inf")
+
+    def _look(self) -> dict[str, bytes] | None:
+        """The followers' signs; None where storage does not answer."""
+        with storage.tolerated("cannot read who follows this job"):
+            signs = self._followers.signs()
+            if signs or not self._signs or not self._followers.are_away():
+                return signs
+        return None
 
 
 class JobContext:
@@ -182,15 +194,15 @@ class JobContext:
             "run again: it goes on where it was",
         )
 
-    def stop_reason(self, is_preempted: bool = False) -> StoppedError | None:
-        """The error with which this job should end after a last checkpoint; None: go on."""
+    def preempted(self) -> PreemptedError:
+        """The error with which a job ends whose machine is about to be taken away."""
+        return PreemptedError(f"{self.spec.name}: a node that it runs on is about to go")
+
+    def stop_reason(self) -> StoppedError | None:
+        """The error with which this job should end after a last checkpoint; None: go on. Reads storage."""
         if (asked := self._stop_request.reason()) is not None:
             return StoppedError(f"{self.spec.name}: {asked}", "run again: it goes on where it was")
-        if self.is_abandoned():
-            return self.abandoned()
-        if is_preempted:
-            return PreemptedError(f"{self.spec.name}: a node that it runs on is about to go")
-        return None
+        return self.abandoned() if self.is_abandoned() else None
 
     def is_preempted(self) -> bool:
         """Whether a machine of this job is about to be taken away. All workers must call it together."""

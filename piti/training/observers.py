@@ -10,7 +10,7 @@ from piti.errors import StoppedError, first_line
 from piti.job import JobContext
 from piti.training.batches import Batches, degraded_input
 from piti.training.checkpointer import Checkpointer
-from piti.training.divergence import Divergence, left_out_steps
+from piti.training.divergence import Divergence
 from piti.training.gradients import StepLosses
 from piti.training.samples import Samples
 from piti.training.state import TrainingState
@@ -28,6 +28,7 @@ class Observers:
     def __init__(self, context: JobContext, state: TrainingState, batches: Batches) -> None:
         self._context = context
         self._state = state
+        self._batches = batches
         self._settings = state.stage.settings
         self._status = Status(context, state, batches)
         self._divergence = Divergence(context.spec.output, state)
@@ -102,7 +103,8 @@ class Observers:
             raise self._stop
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Finish what is being written, and look no more for a stop."""
+        self._stop_sign.close()
         if self._checkpointer is not None:
             self._checkpointer.close()
         self._status.close()
@@ -119,7 +121,7 @@ class Observers:
             "wall_seconds": round(progress.seconds, 3),
             "pictures_per_second": self._status.pictures_per_second(),
             "skipped_steps": int(progress.skipped_steps),
-            "left_out_steps": left_out_steps(self._context.spec.output, progress.step),
+            "left_out_steps": self._batches.left_out_steps,
             "num_parameters": sum(parameter.numel() for parameter in state.model.parameters()),
             "num_learning_parameters": sum(parameter.numel() for parameter in state.parameters()),
             "origin": state.origin,

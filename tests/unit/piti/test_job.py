@@ -11,7 +11,7 @@ import pytest
 
 from piti import job, storage
 from piti.config.presets import load_config
-from piti.job import Followers, JobSpec, Lease
+from piti.job import SPEC_FILE, Followers, JobSpec, Lease, StopRequest
 from piti.plan import Plan
 
 
@@ -31,6 +31,7 @@ def test_a_job_that_never_had_a_follower_is_wanted(tmp_path: Path, clock: list[f
 
 
 def test_a_lease_ends_when_the_last_follower_is_silent(tmp_path: Path, clock: list[float]) -> None:
+    storage.write_json(str(tmp_path / SPEC_FILE), {})
     followers = Followers(str(tmp_path))
     lease, endless = Lease(followers, 60), Lease(followers, None)
     followers.renew("a")
@@ -52,6 +53,7 @@ def test_a_lease_ends_when_the_last_follower_is_silent(tmp_path: Path, clock: li
 
 
 def test_a_follower_that_leaves_ends_the_lease_later(tmp_path: Path, clock: list[float]) -> None:
+    storage.write_json(str(tmp_path / SPEC_FILE), {})
     followers = Followers(str(tmp_path))
     lease = Lease(followers, 60)
     followers.renew("a")
@@ -61,6 +63,93 @@ def test_a_follower_that_leaves_ends_the_lease_later(tmp_path: Path, clock: list
     assert not lease.expired()
     clock[0] += 61
     assert lease.expired()
+
+
+class Storage:
+    """A job's folder that goes and comes back. `errors`: reading raises; else it is a mount that shows nothing."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._monkeypatch = folder, monkeypatch
+        storage.write_json(str(folder / SPEC_FILE), {})
+
+    def goes(self, errors: bool) -> None:
+        if errors:
+            self._monkeypatch.setattr(storage, "list_names", self._fail)
+        else:
+            self._folder.rename(self._folder.with_name("away"))
+
+    def comes_back(self, errors: bool) -> None:
+        if errors:
+            self._monkeypatch.undo()
+        else:
+            self._folder.with_name("away").rename(self._folder)
+
+    def _fail(self, uri: str) -> list[str]:
+        raise ConnectionError("away")
+
+
+@pytest.mark.parametrize("errors", [True, False])
+def test_an_outage_is_not_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: bool) -> None:
+    """Storage is away for ten minutes: when it is back, followers have their time to say that they are there."""
+    folder = tmp_path / "job"
+    now, mount = [1000.0], Storage(folder, monkeypatch)
+    followers = Followers(str(folder))
+    lease = Lease(followers, 60)
+    followers.renew("a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job.time, "monotonic", lambda: now[0])
+        assert not lease.expired()
+        mount.goes(errors)
+        for _ in range(60):
+            now[0] += 10
+            assert not lease.expired()
+        mount.comes_back(errors)
+        now[0] += 10
+        assert not lease.expired(), "it counts the outage as silence"
+        followers.renew("a")
+        now[0] += 50
+        assert not lease.expired()
+        now[0] += 61
+        assert lease.expired(), "nobody renewed, with storage there"
+
+
+def test_storage_that_hangs_is_an_outage(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look takes ten minutes, in which no follower can write either."""
+    followers, read_bytes = Followers(str(tmp_path)), storage.read_bytes
+    lease = Lease(followers, 60)
+    followers.renew("a")
+    assert not lease.expired()
+
+    def hang(uri: str) -> bytes:
+        clock[0] += 600
+        return read_bytes(uri)
+
+    clock[0] += 10
+    monkeypatch.setattr(storage, "read_bytes", hang)
+    assert not lease.expired()
+    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    clock[0] += 10
+    assert not lease.expired()
+    clock[0] += 61
+    assert lease.expired()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff"])
+def test_damaged_files_of_followers_and_requests_end_nothing(
+    tmp_path: Path, clock: list[float], content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    followers, request = Followers(str(tmp_path)), StopRequest(str(tmp_path))
+    lease = Lease(followers, 60)
+    storage.write_bytes(str(tmp_path / "followers" / "a.json"), content)
+    storage.write_bytes(str(tmp_path / "stop.json"), content)
+    for _ in range(3):
+        clock[0] += 10
+        assert not lease.expired()
+        assert request.reason() is None
+    assert caplog.text.count("stop.json is damaged") == 1
+    storage.write_json(str(tmp_path / "stop.json"), {"reason": "its run was cancelled"})
+    clock[0] += 10
+    assert request.reason() == "its run was cancelled"
 
 
 def test_an_abandoned_job_ends_and_says_why(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from piti.errors import StoppedError
+from piti.errors import PreemptedError
 from piti.job import JobContext, JobSpec
 from piti.training import stopping
 from piti.training.loop import train
@@ -25,22 +25,22 @@ OPTIONS: dict[str, Any] = {
 
 
 class StoppedAfter(JobContext):
-    """A job that is asked to end when it has taken `steps` steps in this process."""
+    """A job whose node is about to go when it has taken `steps` steps in this process."""
 
     def __init__(self, spec: JobSpec, steps: int) -> None:
         super().__init__(spec)
         self._steps_left = steps
 
-    def stop_reason(self, is_preempted: bool = False) -> StoppedError | None:
+    def is_preempted(self) -> bool:
         self._steps_left -= 1
-        return StoppedError("enough") if self._steps_left <= 0 else None
+        return self._steps_left <= 0
 
 
 def go_on(spec: dict[str, Any], steps: int) -> None:
     """Train `steps` more steps, from the newest checkpoint."""
     stopping.CHECK_SECONDS = 0.0  # asked after every step
     context = StoppedAfter(JobSpec.model_validate(spec), steps)
-    with pytest.raises(StoppedError, match="enough"):
+    with pytest.raises(PreemptedError):
         train(context, Workers.current())
 
 
