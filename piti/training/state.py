@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -62,6 +63,30 @@ class Progress:
             setattr(self, name, torch.as_tensor(value) if name.startswith("skipped") else value)
 
 
+class StepSums:
+    """Sums over the steps since the last report: name -> () float64 on the device. The first worker's alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add a step's values. A name may come later than others: picture losses begin at a step of their own."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def take(self) -> dict[str, Tensor]:
+        """The sums, which begin anew."""
+        taken, self._sums = self._sums, {}
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._sums)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums = {name: value.to(self._device) for name, value in state.items()}
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A copy in memory of a checkpoint's content after `step` steps."""
@@ -97,6 +122,7 @@ class TrainingState:
         self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
         self.picture_losses = PictureLosses(stage.config, workers) if stage.is_upsampler else None
         self.progress = Progress()
+        self.unreported = StepSums(workers.device)
         self._frozen: dict[str, str] | None = None  # how checkpoints find the weights that do not learn
         if stage.settings.compile:
             self.model.compile()
@@ -148,6 +174,7 @@ class TrainingState:
             "optimizer": self.optimizer,
             "timesteps": self.timesteps,
             "progress": self.progress,
+            "unreported": self.unreported,
         }
         if self.picture_losses is not None:
             entries["picture_losses"] = self.picture_losses
@@ -169,6 +196,8 @@ class TrainingState:
         state.ema.load(stored["ema"])
         state._frozen = stored["frozen"]
         for name, survivor in state.survivors().items():
+            if name == "unreported" and name not in trainer:
+                continue  # a checkpoint of an earlier version
             survivor.load_state_dict(trainer[name])
         return state
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from piti import storage
 from piti.checkpoints import checkpoint_uri
@@ -39,7 +37,6 @@ class Status:
         self._publisher = Publisher() if state.workers.is_first else None
         self._log: MetricsLog | None = None
         self._trackers: list[Tracker] = []
-        self._sums: dict[str, Tensor] = {}  # over the steps since the last report, on the device
         self._means: dict[str, float] = {}  # of the last report
         self._num_skipped = 0
         self._first_step = state.progress.step
@@ -65,19 +62,19 @@ class Status:
             self._steady_since = (time.monotonic(), step)
             self._spent_elsewhere_seconds = 0.0
         seen = {**losses.means(), "gradient_norm": losses.gradient_norm.double(), _NUM_STEPS: losses.is_finite.double()}
-        for name, value in seen.items():
-            usable = torch.where(losses.is_finite, value, 0.0)
-            self._sums[name] = self._sums[name] + usable if name in self._sums else usable
+        self._state.unreported.add({name: torch.where(losses.is_finite, value, 0.0) for name, value in seen.items()})
         if step % self._settings.log_every_steps == 0 or step == self._settings.total_steps:
             self._report(learning_rate)
-        self._publish_progress(step)
-
-    def _publish_progress(self, step: int) -> None:
-        total, now = self._settings.total_steps, time.monotonic()
-        if self._publisher is not None and (step == total or now - self._progress_seconds >= PROGRESS_INTERVAL_SECONDS):
+        now = time.monotonic()
+        is_due = step == self._settings.total_steps or now - self._progress_seconds >= PROGRESS_INTERVAL_SECONDS
+        if self._publisher is not None and is_due:
             self._progress_seconds = now
-            write = partial(self._context.progress, step, total, self._message(), force=True, picture=self._picture)
-            self._publisher.put("progress", write)
+            self._publisher.put("progress", self._write_progress)
+
+    def _write_progress(self) -> None:
+        """Called by the publisher: a write that had to wait tells what is true by then."""
+        step, total = self._state.progress.step, self._settings.total_steps
+        self._context.progress(step, total, self._message(), force=True, picture=self._picture)
 
     def validation(self, values: Mapping[str, float], seconds: float) -> None:
         """Report a validation, which took `seconds`."""
@@ -95,15 +92,15 @@ class Status:
         self.elsewhere(seconds)
         if self._log is None or self._publisher is None:
             return
-        step = self._state.progress.step
+        step, publisher = self._state.progress.step, self._publisher
         uri = storage.join(self._context.spec.output, "samples", f"step-{step:08d}.png")
 
         def write() -> None:
             storage.write_bytes(uri, png)
-            self._picture, self._progress_seconds = uri, float("-inf")
-            self._publish_progress(step)  # the run may be at its end, where no other progress tells of it
+            self._picture = max(self._picture or uri, uri)  # the newest: an older step's may be written later
+            publisher.put("progress", self._write_progress)  # at the run's end, no other progress tells of it
 
-        self._publisher.put(f"pictures of step {step}", write)
+        publisher.put(f"pictures of step {step}", write)
         self._log.add_picture(step, "samples", png)
         self._context.info(f"{self._state.stage.name}: step {step}, drew pictures ({seconds:.1f} s)")
 
@@ -166,13 +163,13 @@ class Status:
 
     def _read(self) -> None:
         """Get the sums from the device, all at once."""
-        names = list(self._sums)
+        taken = self._state.unreported.take()
         skipped = self._state.progress.skipped_steps.double()
-        *totals, num_skipped = torch.stack([*self._sums.values(), skipped.to(self._state.workers.device)]).tolist()
-        sums = dict(zip(names, totals, strict=True))
+        *totals, num_skipped = torch.stack([*taken.values(), skipped.to(self._state.workers.device)]).tolist()
+        sums = dict(zip(taken, totals, strict=True))
         num_steps = sums.pop(_NUM_STEPS)
         self._means = {name: total / num_steps for name, total in sums.items()} if num_steps else {}
-        self._num_skipped, self._sums = int(num_skipped), {}
+        self._num_skipped = int(num_skipped)
 
     def _where(self) -> str:
         return f"step {self._state.progress.step} of {self._settings.total_steps}"

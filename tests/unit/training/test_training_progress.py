@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
+import threading
 import time
 from functools import partialmethod
 from typing import Any
@@ -22,12 +24,13 @@ from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, claim_c
 from piti.config import PhaseConfig
 from piti.data.shards import ShardReader
 from piti.models import PITIModel
-from piti.training import samples
+from piti.training import samples, status
 from piti.training.batches import Batches
 from piti.training.loop import train
 from piti.training.metrics import read_metrics
 from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
+from piti.training.status import Status
 from piti.training.workers import Workers, use_precision
 from tests.unit.training.test_training_resume import differences, everything
 
@@ -54,6 +57,32 @@ def test_pictures_are_drawn_while_the_upsampler_learns(pipeline: Any, monkeypatc
     digests = [Checkpoint.at(uri).sha256["model.safetensors"] for uri in (
         result["checkpoint"], train(plain, Workers())["checkpoint"])]  # fmt: skip
     assert digests[0] == digests[1]
+
+
+def test_progress_never_goes_back(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of step 4 is stored after the last step: what is told then is still the last step."""
+    monkeypatch.setattr(samples, "NUM_STEPS", 2)
+    gate, write_bytes, told = threading.Event(), storage.write_bytes, list[float]()
+
+    def late(uri: str, data: bytes, private: bool = False) -> None:
+        if uri.endswith("step-00000004.png"):
+            assert gate.wait(60)
+        if uri.endswith("progress.json"):
+            told.append(json.loads(data)["done"])
+        write_bytes(uri, data, private)
+
+    def step_and_open(self: Status, *arguments: Any) -> None:
+        step(self, *arguments)
+        if self._state.progress.step == 6:
+            gate.set()
+
+    step = Status.step
+    monkeypatch.setattr(status, "PROGRESS_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "write_bytes", late)
+    monkeypatch.setattr(Status, "step", step_and_open)
+    train(pipeline.context("pretrain", training__pretrain__sample_every_steps=4), Workers())
+    assert told == sorted(told)
+    assert told[-1] == 6
 
 
 def test_the_record_tells_of_waiting_and_the_log_of_its_cause(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
 from piti import storage
-from piti.checkpoints import checkpoint_uri, checkpoints_of, newest_whole_checkpoint, remove_checkpoint
+from piti.checkpoints import (
+    DAMAGED,
+    checkpoint_uri,
+    checkpoints_of,
+    clear_leftovers,
+    newest_step,
+    newest_whole_checkpoint,
+    remove_checkpoint,
+)
 from piti.diffusion import LossSecondMomentSampler
 from piti.errors import AbandonedError, StoppedError
 from piti.job import JobContext, StopRequest
@@ -17,8 +28,11 @@ from piti.training import stopping
 from piti.training.gradients import StepLosses
 from piti.training.loop import train
 from piti.training.metrics import read_metrics
+from piti.training.state import TrainingState
 from piti.training.status import Status
+from piti.training.stopping import StopSign
 from piti.training.workers import Workers
+from tests.e2e.runs import wait_for
 
 
 class PlugPulledError(BaseException):
@@ -181,6 +195,56 @@ def test_a_damaged_newest_checkpoint_is_passed_over(pipeline: Any) -> None:
     assert newest_whole_checkpoint(run) == again["checkpoint"] == newest
 
 
+def test_a_damaged_newest_checkpoint_costs_no_newer_one(pipeline: Any) -> None:
+    """The last two of six are damaged, as many as are kept: the run begins again, and what it writes counts and stays."""
+    options = {"training__pretrain__checkpoint_every_steps": 1, "training__pretrain__keep_checkpoints": 2}
+    context = pipeline.context("pretrain", **options)
+    train(context, Workers())
+    run = context.spec.output
+    for uri in checkpoints_of(run):
+        (storage.local_path(uri) / "trainer.pt").write_bytes(b"damaged")
+    train_until(context, 3)
+    written = newest_step(run)
+    assert written in (1, 2), "what is not written yet when step 3 ends gives way to nothing"
+    clear_leftovers(run)
+    aside = [uri for uri in storage.list_names(run) if storage.exists(storage.join(run, uri, DAMAGED))]
+    assert aside == ["step-00000005", "step-00000006"], "for people to look at"
+    again = train(context, Workers())
+    assert again["resumed_from_step"] == written
+    assert newest_whole_checkpoint(run) == again["checkpoint"]
+    assert [storage.name(uri) for uri in checkpoints_of(run)] == ["step-00000005", "step-00000006"]
+
+
+def test_logged_means_go_on_where_they_were(pipeline: Any) -> None:
+    """Means of three steps, a checkpoint after every second one: the record of step 6 is of steps 4, 5 and 6, although
+    the run is killed at step 5 and resumed at 4."""
+    options = {"training__pretrain__log_every_steps": 3}
+    whole, broken = (pipeline.context("pretrain", run=run, **options) for run in ("whole", "broken"))
+    train(whole, Workers())
+    train_until(broken, 5)
+    assert train(broken, Workers())["resumed_from_step"] == 4
+    names = ("step", "loss", "mse", "vb", "gradient_norm")
+    expected, found = (
+        [[record[name] for name in names] for record in read_metrics(run.spec.output) if record["split"] == "train"]
+        for run in (whole, broken)
+    )
+    assert [record[0] for record in expected] == [3, 6]
+    assert found == expected
+
+
+def test_a_checkpoint_without_sums_is_resumed(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As earlier versions wrote them."""
+    context, survivors = pipeline.context("pretrain"), TrainingState.survivors
+    with monkeypatch.context() as patch:
+
+        def without_sums(self: TrainingState) -> dict[str, Any]:
+            return {name: survivor for name, survivor in survivors(self).items() if name != "unreported"}
+
+        patch.setattr(TrainingState, "survivors", without_sums)
+        train_until(context, 5)
+    assert train(context, Workers())["resumed_from_step"] == 4
+
+
 def test_a_run_that_was_killed_after_its_last_checkpoint_only_reports(pipeline: Any) -> None:
     """Resuming from the final checkpoint trains nothing and gives the same result."""
     context = pipeline.context("pretrain")
@@ -202,7 +266,16 @@ def test_old_checkpoints_are_deleted(pipeline: Any) -> None:
 
 @pytest.fixture
 def asked_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage is looked at when the loop asks, after every step, and not by a thread."""
+    after = StopSign.after
+
+    def look_and_ask(self: StopSign, step: int) -> StoppedError | None:
+        self._look()
+        return after(self, step)
+
     monkeypatch.setattr(stopping, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(StopSign, "_watch", lambda self: None)
+    monkeypatch.setattr(StopSign, "after", look_and_ask)
 
 
 class Abandoned(JobContext):
@@ -240,6 +313,52 @@ def test_a_run_that_is_asked_to_end_leaves_a_checkpoint(pipeline: Any, asked_eve
     assert newest_whole_checkpoint(context.spec.output) == storage.join(context.spec.output, "step-00000001")
 
 
+def stop_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "piti-stop-sign"]
+
+
+def test_no_step_waits_for_storage_to_say_whether_to_stop(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage does not answer before the last step. The thread that asks it ends with the run."""
+    gate, read_json = threading.Event(), storage.read_json
+
+    def hang(uri: str) -> Any:
+        if uri.endswith("stop.json"):
+            assert gate.wait(20), "the loop waits"
+        return read_json(uri)
+
+    step = Status.step
+
+    def answer_at_step_6(self: Status, *arguments: Any) -> None:
+        step(self, *arguments)
+        if self._state.progress.step == 6:
+            gate.set()
+
+    monkeypatch.setattr(stopping, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "STOP_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "read_json", hang)
+    monkeypatch.setattr(Status, "step", answer_at_step_6)
+    before = stop_threads()
+    assert train(pipeline.context("pretrain"), Workers())["steps"] == 6
+    for thread in set(stop_threads()) - set(before):
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_request_reaches_the_run_through_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "STOP_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(stopping, "CHECK_SECONDS", 0.0)
+    request, context = StopRequest(str(tmp_path)), SimpleNamespace(is_preempted=lambda: False)
+    context.stop_reason = lambda: (asked := request.reason()) and StoppedError(asked)
+    monkeypatch.setattr("piti.job.STOP_LOOK_SECONDS", 0.01)
+    sign = StopSign(cast(JobContext, context), Workers(), 0)
+    assert sign.after(1) is None
+    request.make("its run was cancelled")
+    steps = iter(range(2, 1000))
+    found = wait_for("the thread's answer", lambda: sign.after(next(steps)), 10)
+    assert str(found) == "its run was cancelled"
+    sign.close()
+
+
 def test_a_run_is_asked_about_every_five_seconds_at_the_same_step_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of a second by the clock: the looks lie 1, 2, 4, 5, 5, ... steps apart."""
     clock = [0.0]
@@ -251,11 +370,12 @@ def test_a_run_is_asked_about_every_five_seconds_at_the_same_step_by_all(monkeyp
             asked.append(round(clock[0]))
             return False
 
-        def stop_reason(self, is_preempted: bool) -> None:
+        def stop_reason(self) -> None:
             return None
 
-    sign = stopping.StopSign(cast(JobContext, Asked()), Workers(), 0)
+    sign = StopSign(cast(JobContext, Asked()), Workers(), 0)
     for step in range(1, 30):
         clock[0] += 1.0
         sign.after(step)
+    sign.close()
     assert asked == [1, 3, 7, 12, 17, 22, 27]
