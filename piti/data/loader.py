@@ -5,7 +5,7 @@ from (seed, epoch) alone (see SampleOrder). Global step b takes positions [b * B
 ranks; rank r takes the r-th contiguous part of them (`part_of`). To resume, on any number of ranks and threads, a position suffices.
 
 A damaged sample keeps its position, and its batch is smaller by one: all ranks see what they would have seen, before and
-after a resume. Where every sample of a rank's part is damaged, the next readable sample of the stream stands in, since a
+after a resume, and a batch says at which places of the rank's part its samples stand. Where every sample of a rank's part is damaged, the next readable sample of the stream stands in, since a
 training step needs at least one. `statistics` counts both.
 """
 
@@ -79,7 +79,8 @@ class Damage:
 class TrainingLoader:
     """Iterates forever over a rank's batches of the training split.
 
-    A batch is a dict: `image` (N, 3, S, S), `condition` (N, C, S, S), `keys` list of str, and, where `degraded` is
+    A batch is a dict: `image` (N, 3, S, S), `condition` (N, C, S, S), `keys` list of str, `places` list of N rising
+    positions within this rank's part (gaps: damaged samples), and, where `degraded` is
     given (companions' URI, or a recipe that is applied as pictures are read), `low_res` (N, 3, s, s) with
     s = S // `scale`. All hold uint8, so that a quarter of the bytes goes to the device, where
     `piti.data.conditions.unit_range` makes them [-1, 1]. `batch_size` counts pictures of a step over all ranks; N is this
@@ -171,17 +172,17 @@ class TrainingLoader:
             return Damage(self._examples.keys[number], str(error))
 
     def _batch(self, part: range, loaded: Sequence[Example | Damage]) -> Batch:
-        examples = [entry for entry in loaded if isinstance(entry, Example)]
+        found = {place: entry for place, entry in enumerate(loaded) if isinstance(entry, Example)}
         for entry in loaded:
             if isinstance(entry, Damage):
                 self._num_skipped += 1
                 self._skipped.append({"key": entry.key, "reason": entry.reason})
                 logger.warning("skipped damaged sample %s: %s", entry.key, entry.reason)
-        if not examples:
-            examples = [self._stand_in(part.stop)]
+        if not found:
+            found = {0: self._stand_in(part.stop)}
             self._num_substituted += 1
-        self._num_read += len(examples)
-        return collate(examples)
+        self._num_read += len(found)
+        return {**collate(list(found.values())), "places": list(found)}
 
     def _stand_in(self, first: int) -> Example:
         last = ""

@@ -73,16 +73,15 @@ def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses
     """Accumulate the step's mean gradient in the trained parameters and return the losses.
 
     Every worker calls this with at least one picture. Where damaged samples made the batch smaller, or it does not divide
-    into equal shares, the last picture fills the gap with weight 0, so that all workers take part in the same number of
-    microbatches. Whatever the number of workers, each picture weighs 1 / batch_size. The critic takes its step first, as
+    into equal shares, other pictures fill the gaps with weight 0, so that all workers take part in the same number of
+    microbatches, and every picture gets the random numbers of its position in the batch. Whatever the number of workers, each picture weighs 1 / batch_size. The critic takes its step first, as
     published. Nothing is read from the device.
     """
     settings, network, workers = state.stage.settings, state.network, state.workers
-    num_pictures, share = len(examples.pictures), -(-settings.batch_size // workers.world_size)
+    share = -(-settings.batch_size // workers.world_size)
     mean_share = settings.batch_size / workers.world_size  # gradients are averaged over the workers afterwards
-    examples = examples.padded(share)
+    examples, is_there = examples.spread(share)
     numbers = random_numbers(state, examples)
-    is_there = torch.arange(share, device=workers.device) < num_pictures
     size = settings.microbatch_size or share
     parts = [
         Microbatch(state, examples, numbers, slice(begin, min(begin + size, share))) for begin in range(0, share, size)
@@ -112,7 +111,7 @@ def accumulate_gradients(state: TrainingState, examples: Examples) -> StepLosses
             ((loss * weights).sum() / mean_share).backward()  # type: ignore[no-untyped-call]
         terms.append({"loss": loss.detach(), **{name: value.detach() for name, value in found.items()}})
     joined = {name: torch.cat([entry[name] for entry in terms]) for name in terms[0]}
-    return _gathered(numbers, joined, num_pictures, state.parameters(), workers)
+    return _gathered(numbers, joined, is_there, state.parameters(), workers)
 
 
 class Microbatch:
@@ -154,14 +153,13 @@ class Microbatch:
 def _gathered(
     numbers: RandomNumbers,
     terms: dict[str, Tensor],
-    num_pictures: int,
+    is_there: Tensor,
     parameters: Iterable[nn.Parameter],
     workers: Workers,
 ) -> StepLosses:
     """The losses of all workers. The averaged gradients, and so their norm, are equal on all workers."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))
-    is_there = torch.arange(len(numbers.t), device=workers.device) < num_pictures
     columns = [is_there.double(), numbers.t.double(), numbers.weights.double(), *(v.double() for v in terms.values())]
     there, t, weights, *columns = workers.gather(torch.stack(columns, dim=1)).unbind(dim=1)
     is_there = there == 1

@@ -9,7 +9,8 @@ upsampler  the second network, on degraded pictures
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,27 +37,31 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 @dataclass(frozen=True)
 class Examples:
     """What a network learns from: `pictures` (N, 3, S, S) at its own size, `condition` (N, C, Z, Z) and, for the
-    upsampler, `low_res` (N, 3, s, s); all float32 in [-1, 1]."""
+    upsampler, `low_res` (N, 3, s, s); all float32 in [-1, 1]. `places` are the N examples' rising positions within the
+    worker's share of the batch; None: 0 to N - 1."""
 
     pictures: Tensor
     condition: Tensor
     low_res: Tensor | None
+    places: Sequence[int] | None = None
 
     def slice(self, begin: int, end: int) -> Examples:
-        """Examples number `begin` to `end` - 1."""
+        """Examples number `begin` to `end` - 1, without their places."""
         low_res = None if self.low_res is None else self.low_res[begin:end]
         return Examples(self.pictures[begin:end], self.condition[begin:end], low_res)
 
-    def padded(self, size: int) -> Examples:
-        """These examples followed by copies of the last one, `size` in all."""
-        missing = size - len(self.pictures)
-        if missing <= 0:
-            return self
-
-        def fill(values: Tensor) -> Tensor:
-            return torch.cat([values, values[-1:].expand(missing, *values.shape[1:])])
-
-        return Examples(fill(self.pictures), fill(self.condition), None if self.low_res is None else fill(self.low_res))
+    def spread(self, size: int) -> tuple[Examples, Tensor]:
+        """`size` examples, each of these at its place and copies in the gaps; and (size,) bool on the device: no copy."""
+        places = list(range(len(self.pictures)) if self.places is None else self.places)
+        is_there = torch.zeros(size, dtype=torch.bool)
+        is_there[places] = True
+        is_there = sent(is_there, self.pictures.device)
+        if places == list(range(size)):
+            return self, is_there
+        sources = [max(bisect_right(places, place) - 1, 0) for place in range(size)]
+        index = sent(torch.tensor(sources), self.pictures.device)
+        low_res = None if self.low_res is None else self.low_res[index]
+        return Examples(self.pictures[index], self.condition[index], low_res), is_there
 
 
 class TrainingStage:
@@ -83,14 +88,14 @@ class TrainingStage:
 
         images = moved("image")
         if self.is_upsampler:
-            return Examples(images, moved("condition"), moved("low_res"))
+            return Examples(images, moved("condition"), moved("low_res"), batch.get("places"))
         if self.name == "pretrain":
             condition = semantic_thumbnails(
                 images, self.model_config.condition_size, self.model_config.condition_channels
             )
         else:
             condition = moved("condition")
-        return Examples(base_pictures(images, self.model_config.image_size), condition, None)
+        return Examples(base_pictures(images, self.model_config.image_size), condition, None, batch.get("places"))
 
     def learnable(self, model: PITIModel) -> nn.Module:
         """The part of `model` that this stage trains. In stage 1 it is the encoder, as published.

@@ -37,8 +37,8 @@ def take(loader: TrainingLoader, count: int) -> list[Batch]:
 
 
 def joined(batches: list[Batch]) -> Batch:
-    """Batches put one after the other."""
-    names = [name for name in batches[0] if name != "keys"]
+    """Batches put one after the other, without the places in each."""
+    names = [name for name in batches[0] if name not in ("keys", "places")]
     together: Batch = {name: torch.cat([batch[name] for batch in batches]) for name in names}
     return {**together, "keys": [key for batch in batches for key in batch["keys"]]}
 
@@ -215,6 +215,9 @@ def test_a_flipped_byte_costs_one_sample_and_is_counted(
     loader = load(shards, sketch_data, companions, num_workers=num_workers)
     batches = take(loader, 8)
     assert [len(batch["keys"]) for batch in batches] == [4, 4, 3, 4, 4, 4, 4, 4]
+    assert [batch["places"] for batch in batches[1:3]] == [[0, 1, 2, 3], [0, 2, 3]]
+    ranks = [take(load(shards, sketch_data, companions, rank=rank, world_size=2), 3)[2] for rank in (0, 1)]
+    assert [batch["places"] for batch in ranks] == [[0], [0, 1]], "positions within a rank's part"
     rest = [place for place, key in enumerate(healthy["keys"]) if key != victim]
     kept = {name: value[rest] for name, value in healthy.items() if name != "keys"}
     assert_same(joined(batches), {**kept, "keys": [healthy["keys"][place] for place in rest]})

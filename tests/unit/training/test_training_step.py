@@ -103,6 +103,44 @@ def test_a_gap_left_by_a_damaged_sample_weighs_nothing(pipeline: Any, uniform: A
     assert torch.equal(with_gap, gradient_of(state))
 
 
+def test_a_damaged_sample_changes_no_other_pictures_numbers(pipeline: Any, uniform: Any) -> None:
+    """The second of four is damaged: the others' timesteps and losses are those of the whole batch, on one worker and
+    on two, of which the first has lost one of its pictures."""
+    state = state_of(pipeline)
+    torch.nn.init.normal_(state.model.decoder.out[2].weight, std=0.1, generator=generator("out"))  # type: ignore[arg-type]
+    whole = examples_of(4, uniform)
+
+    def losses_of(present: list[int], places: list[int], workers: Workers) -> tuple[torch.Tensor, torch.Tensor]:
+        state.workers = workers
+        pictures = Examples(whole.pictures[present], whole.condition[present], None, places)
+        spread, is_there = pictures.spread(4 // workers.world_size)
+        drawn = random_numbers(state, spread)
+        losses = Microbatch(state, spread, drawn, slice(0, len(is_there))).losses(state.model)["mse"]
+        return drawn.t[is_there], losses[is_there]
+
+    t, losses = losses_of([0, 1, 2, 3], [0, 1, 2, 3], CPU)
+    assert len(set(t.tolist())) == 4, "timesteps are alike: nothing is proved"
+    alone = losses_of([0, 2, 3], [0, 2, 3], CPU)
+    parts = [losses_of([0], [0], Workers(0, 2)), losses_of([2, 3], [0, 1], Workers(1, 2))]
+    for found in (alone, tuple(torch.cat(part) for part in zip(*parts, strict=True))):
+        assert torch.equal(found[0], t[[0, 2, 3]])
+        assert torch.allclose(found[1], losses[[0, 2, 3]], rtol=1e-5)
+
+
+def test_a_gap_in_the_middle_weighs_nothing(pipeline: Any, uniform: Any) -> None:
+    """The gradient is that of the three pictures, whatever fills the second one's place; the loop takes what the loader
+    tells of places."""
+    state = state_of(pipeline)
+    batch = {
+        "image": ((uniform("images", (3, 3, 32, 32)) + 1) * 127.5).round().to(torch.uint8),
+        "condition": torch.zeros((3, 1, 32, 32), dtype=torch.uint8), "places": [0, 2, 3],
+    }  # fmt: skip
+    losses = accumulate_gradients(state, state.stage.examples(batch, CPU.device))
+    assert losses.is_there.tolist() == [True, False, True, True]
+    expected = (losses.terms["loss"] * losses.weights)[[0, 2, 3]].mean()
+    assert float(losses.means()["loss"]) == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_the_logged_loss_is_importance_weighted(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three timesteps, whose histories fill: then large losses are drawn more often, and weigh less."""
     seen: list[StepLosses] = []
