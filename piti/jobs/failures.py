@@ -6,27 +6,17 @@
 from __future__ import annotations
 
 from piti.errors import first_line
+from piti.training.failures import NODE_MEMORY_REMEDY, is_out_of_memory, lost_line
 
-_LONGEST_REASON = 500
-_GPU_MEMORY = "lower sampling.batch_size"
-_NODE_MEMORY = "lower cluster.num_workers or cluster.loader_workers, or use nodes with more memory"
+_BATCH_REMEDY = "lower sampling.batch_size"
 
 
 def reason_of(error: BaseException) -> str:
     """One line: what a Ray task raised, or `error` itself, and its remedy where one is known."""
-    import torch
-    from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     while isinstance(error, RayTaskError) and error.cause is not None and error.cause is not error:
         error = error.cause
-    if isinstance(error, OutOfMemoryError):
-        return f"{_in_one_line(error)} - {_NODE_MEMORY}"
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"{first_line(error)} - {_GPU_MEMORY}"
     if isinstance(error, RayError):  # of a worker or node that died; the message has several lines
-        return _in_one_line(error)
-    return first_line(error)
-
-
-def _in_one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_REASON]
+        return f"{lost_line(error)} - {NODE_MEMORY_REMEDY}" if is_out_of_memory(error) else lost_line(error)
+    return f"{first_line(error)} - {_BATCH_REMEDY}" if is_out_of_memory(error) else first_line(error)

@@ -128,7 +128,8 @@ def _failed(name: str, cause: Cause, retries: Retries) -> Exception:
             cause.remedy or "the traceback is in the job's log; the step's next run goes on from the last checkpoint"
         )
         return PitiError(f"{name} failed twice in the same place: {cause.line}", remedy)
-    return RuntimeError(f"{name} failed {retries.num_failures} times without progress: {cause.line}")
+    remedy = f" - {cause.remedy}" if cause.remedy else ""
+    return RuntimeError(f"{name} failed {retries.num_failures} times without progress: {cause.line}{remedy}")
 
 
 def _trainer(context: JobContext, attempt: str) -> Any:

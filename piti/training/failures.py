@@ -12,7 +12,12 @@ from piti.config import StageConfig
 from piti.errors import PitiError, first_line
 
 _LISTED_KEYS = 4
-_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # Python's, torch's
+_LONGEST_LOSS = 600
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # Python's; torch's and Ray's
+# Words in other errors of a device or a machine that is out of memory: CUDA's, NCCL's, the CPU allocator's, cuBLAS', cuDNN's.
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "status_alloc_failed")
+NODE_MEMORY_REMEDY = "lower cluster.num_workers or cluster.loader_workers, or use nodes with more memory"
+_UNTOLD = ("class_name:", "actor_id:", "name:", "namespace:")  # of what Ray tells of a lost worker
 # Words in torch.distributed's errors that follow from another worker's failure.
 _OTHERS_FAULT = ("connection closed by peer", "connection reset by peer", "gloo", "nccl", "processgroup", "store->get")
 
@@ -36,22 +41,33 @@ class WorkerError(Exception):
 
     @classmethod
     def of(
-        cls, error: Exception, stage: str, settings: StageConfig, rank: int, step: int, keys: Sequence[str]
+        cls, error: Exception, stage: str, settings: StageConfig, rank: int, step: int | None, keys: Sequence[str]
     ) -> WorkerError:
-        """The description of `error`, raised by worker `rank` in step number `step` with the pictures `keys`."""
+        """The description of `error`, raised by worker `rank` in step number `step` with the pictures `keys`; step None:
+        while it loaded weights."""
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
         more = f" and {len(keys) - _LISTED_KEYS} more" if len(keys) > _LISTED_KEYS else ""
         pictures = f", pictures {', '.join(keys[:_LISTED_KEYS])}{more}" if keys else ""
-        line = f"{first_line(error)} ({place}; worker {rank} on {socket.gethostname()}, step {step}{pictures})"
-        text = str(error).lower()
-        is_memory = type(error).__name__ in _OUT_OF_MEMORY or "can't allocate memory" in text
-        remedy = _memory_remedy(stage, settings) if is_memory else None
-        is_others_fault = isinstance(error, RuntimeError) and any(words in text for words in _OTHERS_FAULT)
+        when = "before its first step" if step is None else f"step {step}"
+        line = f"{first_line(error)} ({place}; worker {rank} on {socket.gethostname()}, {when}{pictures})"
+        text, is_memory = str(error).lower(), is_out_of_memory(error)
+        remedy = _memory_remedy(stage, settings, step is not None) if is_memory else None
+        is_others_fault = (
+            isinstance(error, RuntimeError) and not is_memory and any(words in text for words in _OTHERS_FAULT)
+        )
         return cls(line, f"{type(error).__name__} at {place}", remedy, is_others_fault)
 
 
-def _memory_remedy(stage: str, settings: StageConfig) -> str:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or a machine had too little memory, whichever library says so."""
+    text = str(error).lower()
+    return type(error).__name__ in _OUT_OF_MEMORY or any(words in text for words in _MEMORY_WORDS)
+
+
+def _memory_remedy(stage: str, settings: StageConfig, has_begun: bool) -> str:
+    if not has_begun:
+        return "end what else uses that memory, or divide weights over more workers: cluster.strategy fsdp"
     network = "upsampler" if stage == "upsampler" else "base"
     size = settings.microbatch_size or "a worker's whole share of the batch"
     return (
@@ -76,14 +92,23 @@ def root_cause(failures: Mapping[int, BaseException]) -> Cause:
     A PitiError comes before a worker's own error, that before a lost worker, and that before an error which another
     worker's failure caused.
     """
+    failures = {rank: getattr(error, "health_check_failure", error) for rank, error in failures.items()}
     rank, error = min(failures.items(), key=lambda failure: (_distance(failure[1]), failure[0]))
     if isinstance(error, PitiError):
         return Cause(str(error), error)
     if isinstance(error, WorkerError):
         return Cause(error.line, None, None if error.is_others_fault else error.signature, error.remedy)
     if _is_rays(error):
-        return Cause(f"worker {rank} was lost: {first_line(error)}")
+        remedy = NODE_MEMORY_REMEDY if is_out_of_memory(error) else None
+        return Cause(f"worker {rank} was lost: {lost_line(error)}", remedy=remedy)
     return Cause(f"{first_line(error)} (worker {rank}, before its first step)", None, first_line(error))
+
+
+def lost_line(error: BaseException) -> str:
+    """One line of Ray's error about a worker that died: its process, node and exit, or the memory monitor's reason."""
+    told = [line.strip() for line in str(error).splitlines()]
+    text = " ".join(line for line in told if line and not line.startswith(_UNTOLD))
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:_LONGEST_LOSS]
 
 
 def _distance(error: BaseException) -> int:

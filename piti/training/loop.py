@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import cast
 
 import torch
@@ -26,24 +27,24 @@ def train(context: JobContext, workers: Workers) -> JobResult:
 
     Every worker of the run calls this. A run with a whole checkpoint resumes from the newest. Raises PitiError:
     CheckpointError for weights, DataError for shards, and where steps keep being non-finite; StoppedError, after a
-    checkpoint, where the run was asked to end or nobody follows it any more. Any other error of the loop is raised as a
-    WorkerError that says where and when it happened.
+    checkpoint, where the run was asked to end or nobody follows it any more. Any other error is raised as a WorkerError
+    that says where and when it happened.
     """
     stage = TrainingStage(cast(Stage, context.spec.name), context.config)
     use_precision(stage.settings.precision)
-    state = TrainingState.begin(stage, context.spec.inputs, workers, context.spec.output)
-    resumed_step = state.progress.step or None
-    batches = Batches(context, state)
-    observers = Observers(context, state, batches)
+    state: TrainingState | None = None
+    batches: Batches | None = None
     try:
-        run(state, iter(batches), observers)
+        state = TrainingState.begin(stage, context.spec.inputs, workers, context.spec.output)
+        resumed_step = state.progress.step or None
+        batches = Batches(context, state)
+        with closing(Observers(context, state, batches)) as observers:
+            run(state, iter(batches), observers)
     except PitiError:
         raise
     except Exception as error:
-        at = (workers.rank, state.progress.step, batches.keys)
-        raise WorkerError.of(error, stage.name, stage.settings, *at) from error
-    finally:
-        observers.close()
+        step, keys = (state.progress.step if state else None), (batches.keys if batches else [])
+        raise WorkerError.of(error, stage.name, stage.settings, workers.rank, step, keys) from error
     return {**observers.result(), "data": batches.statistics, "resumed_from_step": resumed_step}
 
 

@@ -23,6 +23,8 @@ def wrapped(error: Exception) -> Exception:
         (wrapped(ValueError("bad")), ["ValueError: bad"]),
         (wrapped(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
          ["CUDA out of memory. Tried to allocate 2 GiB", "lower sampling.batch_size"]),
+        (wrapped(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+         ["CUBLAS_STATUS_ALLOC_FAILED", "lower sampling.batch_size"]),
         (OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7)"),
          ["10.0.0.7", "lower cluster.num_workers"]),
         (ActorDiedError(), ["ActorDiedError: The actor died unexpectedly"]),

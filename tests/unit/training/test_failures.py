@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from piti.errors import DataError, first_line
+from piti.jobs.train import _failed
 from piti.training import loop
 from piti.training.failures import Cause, Retries, WorkerError, root_cause
 from piti.training.loop import train
+from piti.training.state import TrainingState
 from piti.training.workers import Workers
 
 
@@ -61,14 +65,38 @@ def test_a_users_problem_is_not_wrapped(pipeline: Any, monkeypatch: pytest.Monke
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        torch.distributed.DistBackendError(
+            "NCCL error in: ProcessGroupNCCL.cpp:77, unhandled cuda error\nCuda failure 2 'out of memory'"
+        ),
         MemoryError(),
     ],
 )
 def test_too_little_memory_names_the_setting(pipeline: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    remedy = failure_of(pipeline, monkeypatch, error).remedy
-    assert remedy is not None
-    assert "lower training.pretrain.microbatch_size" in remedy
-    assert "models.base.activation_checkpointing" in remedy
+    failure = failure_of(pipeline, monkeypatch, error)
+    assert failure.remedy is not None
+    assert "lower training.pretrain.microbatch_size" in failure.remedy
+    assert "models.base.activation_checkpointing" in failure.remedy
+    assert not failure.is_others_fault
+
+
+def test_too_little_memory_for_weights_has_a_remedy(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainingState, "begin", full)
+    with pytest.raises(WorkerError, match=r"CUDA out of memory \(.*worker 0 on .*, before its first step\)") as caught:
+        train(pipeline.context("pretrain"), Workers())
+    assert "cluster.strategy fsdp" in str(caught.value.remedy)
+
+
+def test_a_failure_that_did_not_repeat_itself_has_its_remedy_too() -> None:
+    retries = Retries(max_failures=0)
+    assert not retries.after(Cause("too little memory", signature="x", remedy="lower the microbatch"), step=-1)
+    error = _failed("stage2", Cause("too little memory", remedy="lower the microbatch"), retries)
+    assert str(error) == "stage2 failed 1 times without progress: too little memory - lower the microbatch"
 
 
 def worker_error(line: str, *, is_others_fault: bool = False) -> WorkerError:
@@ -84,6 +112,44 @@ def test_the_root_cause_is_found_among_the_workers() -> None:
     assert root_cause({0: follows, 1: lost}).line.startswith("worker 1 was lost: ActorDiedError")
     assert root_cause({0: follows}) == Cause("RuntimeError: Connection closed by peer")
     assert root_cause({1: OSError("no network")}).line == "OSError: no network (worker 1, before its first step)"
+
+
+def lost(error: Exception) -> WorkerHealthCheckFailedError:
+    """As Ray Train tells of a worker that does not answer any more: its own words stand before what happened."""
+    return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: Worker(...)", failure=error)
+
+
+def died(message: str) -> ActorDiedError:
+    """As Ray makes it of what the cluster tells about an actor."""
+    told = ActorDiedErrorContext(
+        error_message=message, actor_id=b"\x01" * 16, class_name="RayTrainWorker", pid=4321, node_ip_address="10.0.0.7"
+    )
+    return ActorDiedError(told)
+
+
+@pytest.mark.parametrize(
+    ("error", "parts", "is_memory"),
+    [
+        (died("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+              "Worker exits with an exit code 70."),
+         ["worker 1 was lost: ActorDiedError", "pid: 4321", "ip: 10.0.0.7", "SYSTEM_ERROR", "exit code 70"], False),
+        (died("The actor died because its node has died. Node Id: 00ff\n\tthe actor's node was terminated unexpectedly"),
+         ["its node has died. Node Id: 00ff", "terminated unexpectedly"], False),
+        (OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7) was "
+                          "30GB / 31GB (0.97)"),
+         ["running low on memory", "10.0.0.7", "30GB / 31GB"], True),
+        (NodeDiedError("The node is dead"), ["NodeDiedError: The node is dead"], False),
+    ],
+)  # fmt: skip
+def test_a_lost_worker_says_how_it_ended(error: Exception, parts: list[str], is_memory: bool) -> None:
+    """Exit, node and, of the memory monitor, the remedy; for one that others' errors follow from."""
+    follows = worker_error("RuntimeError: Connection closed by peer", is_others_fault=True)
+    cause = root_cause({0: follows, 1: lost(error)})
+    assert all(part in cause.line for part in parts), cause.line
+    assert "\n" not in cause.line
+    assert "actor_id" not in cause.line
+    assert cause.signature is None
+    assert (cause.remedy is not None and "nodes with more memory" in cause.remedy) is is_memory
 
 
 def test_an_error_of_torch_distributed_is_recognised_as_anothers_fault(
