@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -42,9 +42,17 @@ WARM_UP_STEPS = 5
 class Keeping(Observers):
     """Keeps what a job keeps, of logs, progress and checkpoints."""
 
+    stalls: ClassVar[list[float]] = []  # seconds that the loop waited for each checkpoint: checked, copied, queued
+
     def begin(self) -> None: ...
     def validate(self) -> None: ...
     def sample(self) -> None: ...
+
+    def checkpoint(self) -> None:
+        began = time.perf_counter()
+        super().checkpoint()
+        if self._is_due(self._settings.checkpoint_every_steps):
+            self.stalls.append(time.perf_counter() - began)
 
 
 class Bare(Keeping):
@@ -91,7 +99,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.06, help="seconds that each write is late")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the other core writes
-    shares, stalls, writes = [], list[float](), list[float]()
+    shares, stalls, writes = [], Keeping.stalls, list[float]()
 
     def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
         def called(*given: Any) -> None:
@@ -105,7 +113,6 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(storage, "write_bytes", late(storage.write_bytes, arguments.latency)),
         mock.patch.object(storage, "publish_file", late(storage.publish_file, arguments.latency)),
-        mock.patch.object(Checkpointer, "save", timed(Checkpointer.save, stalls)),
         mock.patch.object(Checkpointer, "_write", timed(Checkpointer._write, writes)),
     ):
         whole = {

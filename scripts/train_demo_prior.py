@@ -115,6 +115,7 @@ def train(config: Config, network: str, folder: Path, num_crops: int, device: st
     for batch in batches(crops, settings.batch_size, config.seed, progress.step):
         if progress.step >= settings.total_steps:
             break
+        state.begin_phase()
         losses = accumulate_gradients(state, stage.examples(batch, workers.device))
         learn(state, losses)
         progress.seconds = before + time.monotonic() - began

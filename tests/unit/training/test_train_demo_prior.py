@@ -16,7 +16,7 @@ from skimage import data
 from piti import storage
 from piti.config import Config
 from piti.config.presets import load_config
-from piti.models.checkpoints import load_model
+from piti.models.checkpoints import load_model, load_trainer_state
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -59,6 +59,12 @@ def test_it_trains_resumes_checks_and_exports(
             load_model(uri, getattr(twice.models, network), "model").state_dict() for uri in (first, second)
         )
         assert any(not torch.equal(value, after[key]) for key, value in before.items())
+
+    phases = [{"steps": 1, "learning_rate": 1e-3}] * 2
+    phased = load_config("demo-prior", {"root": str(tmp_path / "phased"), "training.pretrain.phases": phases,
+                                        "training.pretrain.batch_size": 2})  # fmt: skip
+    moments = load_trainer_state(script.train(phased, "base", photographs, 2, "cpu"))["optimizer"]["state"][0]
+    assert moments["step"] == 1, "the second phase began with the optimizer of the first"
 
     figures = script.check(twice, photographs, 2)
     assert figures["losses"][900]["right"] > 0
