@@ -184,8 +184,10 @@ def trained_config(network: Network) -> Config | None:
     for name in reversed(storage.list_names(storage.join(root, "jobs"))):
         if name.startswith(prefix):
             try:
-                return JobSpec.model_validate(storage.read_json(storage.join(root, "jobs", name, SPEC_FILE))).config
-            except (FileNotFoundError, DataError, ValidationError):  # one of an older version, say
+                return JobSpec.model_validate(
+                    storage.read_json_if_there(storage.join(root, "jobs", name, SPEC_FILE))
+                ).config
+            except (DataError, ValidationError):  # one of an older version, or a stray file
                 continue
     return None
 
