@@ -88,14 +88,6 @@ def _size_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
                 f"the training split has {num_samples} pictures, fewer than one batch of training.{stage} ({settings.batch_size})",
                 f"lower training.{stage}.batch_size or add pictures",
             )
-    data, num_workers = config.data, config.cluster.workers.max
-    found = -(-num_samples // data.samples_per_shard)
-    if found < num_workers:
-        yield PitiError(
-            f"{num_samples} pictures in shards of {data.samples_per_shard} make {found} shards, fewer than the "
-            f"{num_workers} workers that read them",
-            f"lower data.samples_per_shard to {max(1, num_samples // num_workers)}",
-        )
 
 
 def _disk_problems(config: Config, num_samples: int) -> Iterator[PitiError]:

@@ -32,7 +32,7 @@ from ray.job_submission import JobStatus
 
 from flows.announcements import Announcer
 from flows.cancellation import give_up, is_wanted
-from flows.cluster import Cluster, Progress, RayJob, StepError, patiently
+from flows.cluster import Cluster, Progress, RayJob, StepError, patiently, storage_may_be_away
 from piti import storage
 from piti.checkpoints import checkpoints_of
 from piti.config import Config, Stage
@@ -206,15 +206,12 @@ def _follow(
     job: RayJob, step: Step, config: Config, who: str, seen: int, announcer: Announcer | None
 ) -> JobStatus | None:
     description = f"{step.name} of {config.name}"
-    artifact = cast(
-        UUID,
-        create_progress_artifact(progress=0.0, key=_key(config.name, step.name, "progress"), description=description),
-    )
+    artifact: UUID | None = None
     last: Progress = {}
     updated_seconds, asked_seconds = 0.0, time.monotonic()
 
     def show(force: bool = False) -> None:
-        nonlocal last, updated_seconds, asked_seconds
+        nonlocal artifact, last, updated_seconds, asked_seconds
         if not force and time.monotonic() - updated_seconds < ARTIFACT_INTERVAL_SECONDS:
             return
         updated_seconds = time.monotonic()
@@ -224,9 +221,12 @@ def _follow(
             if announcer is not None:
                 announcer.look()
         progress = job.progress()
-        if progress is not None and progress != last:
-            percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
-            with suppress(*PREFECT_AWAY), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # shown later, then
+        with suppress(*PREFECT_AWAY), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # shown later, then
+            if artifact is None:
+                key = _key(config.name, step.name, "progress")
+                artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=description))
+            if progress is not None and progress != last:
+                percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
                 update_progress_artifact(
                     artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
                 )
@@ -235,7 +235,8 @@ def _follow(
                 last = progress
 
     status = job.follow(get_run_logger(), show, who, seen)
-    show(force=True)
+    with storage_may_be_away(get_run_logger()):
+        show(force=True)
     _wait_for_prefect()
     return status
 

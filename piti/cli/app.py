@@ -11,6 +11,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from piti.cli import checkpoints, config, doctor, run, runs, shards, stack, translate
+from piti.credentials import refuse_credentials
 from piti.errors import PitiError, PreflightError
 
 
@@ -19,6 +20,8 @@ class ErrorsInOneLine(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            for argument in ctx.args:
+                refuse_credentials(argument, "an argument")
             return super().invoke(ctx)
         except PitiError as error:
             for problem in error.problems if isinstance(error, PreflightError) else [error]:

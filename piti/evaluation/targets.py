@@ -11,6 +11,7 @@ from piti import storage
 from piti.checkpoints import EMA_FILE, Checkpoint, checkpoints_of
 from piti.config import Config, WeightsRef
 from piti.config.section import require_known_scheme
+from piti.credentials import REMEDY, holds_credentials
 from piti.errors import CheckpointError, DataError, PitiError
 from piti.job import SPEC_FILE, JobSpec
 from piti.plan import Plan
@@ -38,6 +39,8 @@ class Network:
 
         `sha256` pins a file: one with another hash is a CheckpointError, too.
         """
+        if holds_credentials(uri):
+            raise CheckpointError("a checkpoint's address holds a user's password or token", REMEDY)
         try:
             require_known_scheme(uri)
         except ValueError as error:
