@@ -12,6 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from piti.cli import checkpoints, config, doctor, run, runs, shards, stack, translate
+from piti.credentials import refuse_credentials
 from piti.errors import PitiError, PreflightError, first_line
 
 
@@ -21,6 +22,8 @@ class ErrorsInOneLine(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            for argument in ctx.args:
+                refuse_credentials(argument, "an argument")
             return super().invoke(ctx)
         except PitiError as error:
             raise _refused(error.problems if isinstance(error, PreflightError) else [error]) from error
