@@ -18,9 +18,10 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A figure by its own name, which says through which network: figures of one column compare with each other.
+    """A figure measured in one way: figures of one column compare with each other where they are of one group.
 
     Args:
+        name: its own, which says through which network, and its resizing where that alone tells columns apart.
         heading, unit, better, meaning: as people read them; `better` is "lower" or "higher".
     """
 
@@ -39,17 +40,19 @@ class Entry:
         title: what was evaluated, in a few words.
         folder: of its report.html and grid.png, relative to the page.
         facts: (what, value) that tell evaluations apart: checkpoint, sampler, number of pictures ...
-        metrics: by name.
+        metrics: by the column's name.
+        group: names the pictures that it was measured on; figures of other pictures do not compare.
     """
 
     title: str
     folder: str
     facts: Mapping[str, str]
     metrics: Mapping[str, Metric]
+    group: str = ""
 
     def link(self, file: str) -> str:
         """Address of one of its files, relative to the page; never one with a scheme of its own."""
-        return f"./{quote(self.folder)}/{file}"
+        return f"./{quote(self.folder, errors='surrogateescape')}/{file}"
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,23 @@ class Leaderboard:
     entries: Sequence[Entry]
     unreadable: Sequence[str] = ()
 
-    def best(self, column: Column) -> float | None:
-        """The best value of a column, if there is more than one."""
-        values = [entry.metrics[column.name].value for entry in self.entries if column.name in entry.metrics]
-        if len(values) < 2:
-            return None
-        return min(values) if column.better == "lower" else max(values)
+    def is_best(self, entry: Entry, column: Column) -> bool:
+        """Whether its value is the best of its group in a column, and not the only one."""
+        rivals = [other.metrics for other in self.entries if other.group == entry.group]
+        values = [metrics[column.name].value for metrics in rivals if column.name in metrics]
+        if column.name not in entry.metrics or len(values) < 2:
+            return False
+        return entry.metrics[column.name].value == (min(values) if column.better == "lower" else max(values))
 
     def measured_with(self, column: Column) -> str:
         """Networks, hashes, resizing and notes of a column's figures, in words."""
         found: dict[str, None] = {}
+        notes: dict[str, None] = {}
         for entry in self.entries:
             if column.name in entry.metrics:
                 network = entry.metrics[column.name].network
+                if note := entry.metrics[column.name].note:
+                    notes[note] = None
                 if network is None:
                     found["needs no network"] = None
                 else:
@@ -83,7 +90,7 @@ class Leaderboard:
                     found[
                         f"{network.name}, resize {network.resize}, {comparable}, weights {network.weights_sha256}"
                     ] = None
-        return "; ".join(found)
+        return "; ".join([*found, *notes])
 
     @property
     def fact_names(self) -> list[str]:
@@ -128,7 +135,7 @@ def leaderboard_latex(board: Leaderboard) -> str:
     comments = [f"% {column.name}: {_one_line(board.measured_with(column))}" for column in board.columns]
     heads = ["evaluation", *(f"{_latex(column.heading)} {_arrow(column)}" for column in board.columns)]
     rows = [
-        [_latex(entry.title), *(_latex_cell(board, column, entry.metrics.get(column.name)) for column in board.columns)]
+        [_latex(entry.title), *(_latex_cell(board, column, entry) for column in board.columns)]
         for entry in board.entries
     ]
     table = [" & ".join(heads) + r" \\", r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
@@ -165,11 +172,11 @@ def _cell(metric: Metric | None) -> str:
     return "" if metric is None else f"{format_number(metric.value)} ({format_interval(metric)})"
 
 
-def _latex_cell(board: Leaderboard, column: Column, metric: Metric | None) -> str:
-    if metric is None:
+def _latex_cell(board: Leaderboard, column: Column, entry: Entry) -> str:
+    if column.name not in entry.metrics:
         return "--"
-    value = format_number(metric.value)
-    return rf"\textbf{{{value}}}" if metric.value == board.best(column) else value
+    value = format_number(entry.metrics[column.name].value)
+    return rf"\textbf{{{value}}}" if board.is_best(entry, column) else value
 
 
 def _row(cells: Sequence[str] | Iterator[str]) -> str:

@@ -201,6 +201,10 @@ def test_published_weights_are_known_by_their_hash() -> None:
 def test_missing_truncated_and_foreign_files_are_refused(network: type, inception_file: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be read"):
         network(tmp_path / "nowhere.pth")
+    for content in (b"broken", b"hello", b"junk", b"test", b""):  # each makes the unpickler raise another error
+        (tmp_path / "no-weights.pth").write_bytes(content)
+        with pytest.raises(WeightsError, match="not a readable file"):
+            network(tmp_path / "no-weights.pth")
     truncated = tmp_path / "truncated.pth"
     truncated.write_bytes(inception_file.read_bytes()[:100_000])
     with pytest.raises(WeightsError, match="not a readable file"):
