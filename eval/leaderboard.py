@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from eval.pages import environment, format_interval, format_number
+from eval.pages import environment, format_interval, format_number, measured_with
 from eval.pictures import Metric
 
 _LATEX = {
@@ -74,23 +74,7 @@ class Leaderboard:
 
     def measured_with(self, column: Column) -> str:
         """Networks, hashes, resizing and notes of a column's figures, in words."""
-        found: dict[str, None] = {}
-        notes: dict[str, None] = {}
-        for entry in self.entries:
-            if column.name in entry.metrics:
-                network = entry.metrics[column.name].network
-                if note := entry.metrics[column.name].note:
-                    notes[note] = None
-                if network is None:
-                    found["needs no network"] = None
-                else:
-                    comparable = (
-                        "comparable with published figures" if network.comparable else "compares only with itself"
-                    )
-                    found[
-                        f"{network.name}, resize {network.resize}, {comparable}, weights {network.weights_sha256}"
-                    ] = None
-        return "; ".join([*found, *notes])
+        return measured_with(entry.metrics[column.name] for entry in self.entries if column.name in entry.metrics)
 
     @property
     def fact_names(self) -> list[str]:
