@@ -52,17 +52,25 @@ class Entry:
 
     def link(self, file: str) -> str:
         """Address of one of its files, relative to the page; never one with a scheme of its own."""
-        return f"./{quote(self.folder, errors='surrogateescape')}/{file}"
+        return link_to(self.folder, file)
+
+
+def link_to(folder: str, file: str) -> str:
+    """Address of a file relative to the page; never one with a scheme of its own."""
+    return f"./{quote(folder, errors='surrogateescape')}/{file}"
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All that the page shows. `unreadable`: sentences on reports that are not listed, and why."""
+    """All that the page shows. `unreadable`: sentences on reports that are not listed, and why. `studies`: (name, folder) of
+    each study's page.
+    """
 
     title: str
     columns: Sequence[Column]
     entries: Sequence[Entry]
     unreadable: Sequence[str] = ()
+    studies: Sequence[tuple[str, str]] = ()
 
     def is_best(self, entry: Entry, column: Column) -> bool:
         """Whether its value is the best of its group in a column, and not the only one."""
@@ -95,7 +103,8 @@ class Leaderboard:
 
 def render_leaderboard(board: Leaderboard) -> str:
     """One HTML page that loads nothing but the grids of the two reports that are compared."""
-    return environment().get_template("leaderboard.html.jinja").render(board=board)
+    studies = [(name, link_to(folder, "study.html")) for name, folder in board.studies]
+    return environment().get_template("leaderboard.html.jinja").render(board=board, studies=studies)
 
 
 def leaderboard_markdown(board: Leaderboard) -> str:
