@@ -24,9 +24,9 @@ from eval.pictures import Metric
 from piti import storage
 from piti.config.evaluation import FigureKind
 from piti.errors import DataError
+from piti.evaluation.evaluation_plan import METRICS_FILE
 from piti.evaluation.figures import FIGURES, metric_from_json
 
-METRICS_FILE = "metrics.json"
 STUDY_FILE = "study.json"
 PAGE = "index.html"
 
