@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from eval.pages import environment, format_interval, format_number
+from eval.pages import environment, format_interval, format_number, measured_with
 from eval.pictures import Metric
 
 _LATEX = {
@@ -52,17 +52,25 @@ class Entry:
 
     def link(self, file: str) -> str:
         """Address of one of its files, relative to the page; never one with a scheme of its own."""
-        return f"./{quote(self.folder, errors='surrogateescape')}/{file}"
+        return link_to(self.folder, file)
+
+
+def link_to(folder: str, file: str) -> str:
+    """Address of a file relative to the page; never one with a scheme of its own."""
+    return f"./{quote(folder, errors='surrogateescape')}/{file}"
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All that the page shows. `unreadable`: sentences on reports that are not listed, and why."""
+    """All that the page shows. `unreadable`: sentences on reports that are not listed, and why. `studies`: (name, folder) of
+    each study's page.
+    """
 
     title: str
     columns: Sequence[Column]
     entries: Sequence[Entry]
     unreadable: Sequence[str] = ()
+    studies: Sequence[tuple[str, str]] = ()
 
     def is_best(self, entry: Entry, column: Column) -> bool:
         """Whether its value is the best of its group in a column, and not the only one."""
@@ -74,23 +82,7 @@ class Leaderboard:
 
     def measured_with(self, column: Column) -> str:
         """Networks, hashes, resizing and notes of a column's figures, in words."""
-        found: dict[str, None] = {}
-        notes: dict[str, None] = {}
-        for entry in self.entries:
-            if column.name in entry.metrics:
-                network = entry.metrics[column.name].network
-                if note := entry.metrics[column.name].note:
-                    notes[note] = None
-                if network is None:
-                    found["needs no network"] = None
-                else:
-                    comparable = (
-                        "comparable with published figures" if network.comparable else "compares only with itself"
-                    )
-                    found[
-                        f"{network.name}, resize {network.resize}, {comparable}, weights {network.weights_sha256}"
-                    ] = None
-        return "; ".join([*found, *notes])
+        return measured_with(entry.metrics[column.name] for entry in self.entries if column.name in entry.metrics)
 
     @property
     def fact_names(self) -> list[str]:
@@ -111,7 +103,8 @@ class Leaderboard:
 
 def render_leaderboard(board: Leaderboard) -> str:
     """One HTML page that loads nothing but the grids of the two reports that are compared."""
-    return environment().get_template("leaderboard.html.jinja").render(board=board)
+    studies = [(name, link_to(folder, "study.html")) for name, folder in board.studies]
+    return environment().get_template("leaderboard.html.jinja").render(board=board, studies=studies)
 
 
 def leaderboard_markdown(board: Leaderboard) -> str:

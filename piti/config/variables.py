@@ -39,7 +39,9 @@ class Variables:
     def hide(self, text: str) -> str:
         """`text` with each expanded value replaced by its variable's name."""
         for name, value in sorted(self._used.items(), key=lambda item: -len(item[1])):
-            text = text.replace(value, f"${name}") if value else text
+            # Errors repeat values as they are, and as `repr` writes them: alone, or within a text that holds both quotes.
+            for written in (repr(value + "'\"")[1:-4], repr(value)[1:-1], value):
+                text = text.replace(written, f"${name}") if written else text
         return text
 
     def _expand(self, value: Any, place: tuple[Any, ...]) -> Any:

@@ -3,7 +3,6 @@ networks."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from piti.diffusion.schedule import Coefficients
+from piti.seeds import seed_of
 
 _QUADRATURE_POINTS = 16
 _INITIAL = -1  # number of the step whose noise sampling begins with
@@ -220,8 +220,7 @@ class PictureNoise:
     def _draw(self, number: int) -> Tensor:
         pictures = []
         for seed in self._seeds:
-            digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            generator = torch.Generator().manual_seed(seed_of(seed, number))
             pictures.append(torch.randn(self._shape, generator=generator))
         return torch.stack(pictures).to(self._device)
 

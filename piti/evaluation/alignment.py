@@ -143,8 +143,11 @@ def read_label_table(uri: str) -> NDArray[np.int64]:
         pairs = {int(row["network"]): int(row["label"]) for row in rows}
         if not pairs or min(pairs) < 0 or len(pairs) != len(rows):
             raise ValueError("it lists no class, a negative one, or one twice")
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"evaluation.alignment.labels: {uri} is no table of labels ({error})", "give a CSV file with the columns network,label") from error  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:  # errors must not quote a file that is no such table
+        raise ConfigError(
+            f"evaluation.alignment.labels: {uri} is no table of labels",
+            "give a CSV file with the columns network,label, whole numbers from 0, each class of the network once",
+        ) from error
     table = np.full(max(pairs) + 1, _NO_LABEL, dtype=np.int64)
     table[list(pairs)] = list(pairs.values())
     return table

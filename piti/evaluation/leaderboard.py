@@ -24,9 +24,10 @@ from eval.pictures import Metric
 from piti import storage
 from piti.config.evaluation import FigureKind
 from piti.errors import DataError
+from piti.evaluation.evaluation_plan import METRICS_FILE
 from piti.evaluation.figures import FIGURES, metric_from_json
 
-METRICS_FILE = "metrics.json"
+STUDY_FILE = "study.json"
 PAGE = "index.html"
 
 
@@ -71,7 +72,19 @@ def leaderboard(folder: str, names: list[str]) -> Leaderboard:
         replace(entry, metrics={names_of[_way(metric)]: metric for metric in metrics.values()})
         for entry, metrics in zip(entries, found, strict=True)
     ]
-    return Leaderboard("Evaluations", list(columns.values()), entries, unreadable)
+    return Leaderboard("Evaluations", list(columns.values()), entries, unreadable, studies_in(folder))
+
+
+def studies_in(folder: str) -> list[tuple[str, str]]:
+    """(name, folder) of each study's page among the reports; one that cannot be read has its folder's name."""
+    found = []
+    for name in storage.list_names(folder):
+        try:
+            if (told := storage.read_json_if_there(storage.join(folder, name, STUDY_FILE))) is not None:
+                found.append((str(told["name"]), name))
+        except (DataError, KeyError, TypeError):
+            found.append((name, name))
+    return found
 
 
 def finished_reports(folder: str) -> list[str]:

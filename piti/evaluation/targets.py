@@ -156,7 +156,7 @@ def _newest_upsampler(plan: Plan | None, looked_in: list[str]) -> str | None:
         return None
     try:
         run = plan.upsampler.output
-    except DataError:
+    except PitiError:
         logger.warning(
             "the training data of %s is not here: nobody knows which upsampler was trained on it", plan.config.name
         )

@@ -30,7 +30,7 @@ def problems_of(root: Path, overrides: dict[str, Any]) -> list[str]:
         ),
         ({"cluster.use_gpu": True}, "GPUs, the cluster has 0"),
         ({"data.source": {"kind": "paired", "images": "/nowhere"}}, "/nowhere"),
-        ({"sampling.base_respacing": "fast"}, "cannot read the respacing 'fast'"),
+        ({"sampling.base_respacing": "ddim7777"}, "no whole stride takes exactly 7777"),
         ({"training.stage1.batch_size": 100_000}, "fewer than one batch of training.stage1 (100000)"),
         ({"models.base.model_channels": 20_000}, "GB free, this run needs about"),
         ({"pretrained.base": {"path": "/nowhere/base.pt"}}, "/nowhere/base.pt"),

@@ -34,9 +34,11 @@ def test_every_report_is_listed_and_what_cannot_be_is_named(tmp_path: Path) -> N
     ):  # fmt: skip
         storage.write_bytes(str(tmp_path / "reports" / name / "metrics.json"), content.encode())
     (tmp_path / "reports" / "unfinished").mkdir()
+    storage.write_json(str(tmp_path / "reports" / "e5" / "study.json"), {"name": "guidance <b>"})
     page = storage.read_text(rebuild_leaderboard(str(tmp_path)))
     for words in ("2 evaluations", "demo: published.pt", "./a1/report.html", "./b2/report.html", "c3/metrics.json", "d4/metrics.json", "ddim, 27 steps"):  # fmt: skip
         assert words in page
+    assert '<a href="./e5/study.html">guidance &lt;b&gt;</a>' in page
     assert "unfinished" not in page
     table = pq.read_table(io.BytesIO((tmp_path / "reports" / "leaderboard.parquet").read_bytes())).to_pylist()
     assert {(row["evaluation"], row["figure"], row["value"], row["comparable"]) for row in table} == {

@@ -100,6 +100,7 @@ def test_nothing_of_a_file_that_is_no_config_is_repeated(tmp_path: Path, content
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["hunter2", "a\\hunter2", "a'hunter2", "a'\"hunter2", "a\nhunter2"])
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -108,14 +109,16 @@ def test_nothing_of_a_file_that_is_no_config_is_repeated(tmp_path: Path, content
         {"data.source.kind": "$PITI_DATA"},
         {"data.source": {"kind": "webdataset", "train": "x", "images": [".$PITI_DATA"]}},
         {"sampling.base_sampler": "unipc", "sampling.base_respacing": "${PITI_DATA}"},
+        {"sampling.base_respacing": "$PITI_DATA"},
+        {"sampling.upsampler_respacing": "10,$PITI_DATA"},
         {"training.stage1.phases": ["$PITI_DATA", 3]},
         {"root": "$PITI_DATA://bucket"},
     ],
 )
 def test_the_value_of_a_variable_never_reaches_an_error(
-    overrides: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    overrides: dict[str, object], value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PITI_DATA", "hunter2")
+    monkeypatch.setenv("PITI_DATA", value)
     with pytest.raises(ConfigError) as caught:
         load_config("demo-sketch", overrides)
     assert "hunter2" not in str(caught.value)
