@@ -3,8 +3,10 @@
     .venv/bin/python benchmarks/demo_conditions.py [--config demo] [--set root=...] [--grid grid.png] > docs/demo-result.json
 
 `top5`: for each stage's pictures and the final ones the share whose own truth is among the five nearest of all truths (root mean
-square at 16x16 pixels), and the same where each picture is told another one's truth is its own. `upsampler`: from the degraded
-pictures of the validation split, PSNR in dB and perceptual distance to the truth (EfficientNet-Lite0), beside bicubic enlargement.
+square at 16x16 pixels), and the same where each picture is told another one's truth is its own. `upsampler`: from the truth's own
+low-resolution pictures, PSNR in dB and perceptual distance to the truth (EfficientNet-Lite0), beside bicubic enlargement;
+`upsampler_degraded`: the same from the degraded pictures of the validation split, with which it was trained. `frechet`: Fréchet distance of
+the base network's pictures to the truth, through the upsampler and enlarged.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import Metric
+from eval import Metric, fid
 from eval.grid import PictureGrid, grid_png
 from eval.lpips import lpips_distances
 from eval.pictures import mean_metric
@@ -31,8 +33,9 @@ from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.conditions import condition_picture
 from piti.data.examples import ExampleReader
+from piti.data.resizing import base_pictures
 from piti.evaluation.cascade import Order, draw_base, draw_upsampled, to_uint8
-from piti.evaluation.networks import open_perceptual_network
+from piti.evaluation.networks import open_extractor, open_perceptual_network
 from piti.models import PITIModel, build_model
 from piti.models.checkpoints import load_model
 from piti.plan import Plan
@@ -67,13 +70,17 @@ def main() -> None:
     top5 = {"final": shares(levels(final), levels(large.pictures))}
     top5 |= {name: shares(levels(pictures), levels(small.pictures)) for name, pictures in drawn.items()}
     assert large.low_res is not None
-    sharp = draw_upsampled(upsampler, orders, large.low_res, config)
-    enlarged = F.interpolate(large.low_res, scale_factor=config.scale, mode="bicubic", align_corners=False)
+    true = base_pictures(large.pictures, config.models.base.image_size)
     result = {
         "pictures": count,
         "chance": round(NEAREST / count, 3),
         "top5": top5,
-        "upsampler": sharpness(config, {"upsampler": sharp, "bicubic": enlarged.clamp(-1, 1)}, large.pictures),
+        "upsampler": sharpness(config, upsampler, orders, true, large.pictures),
+        "frechet": {
+            name: round(fid(levels(pictures), levels(large.pictures), open_extractor(config)).value, 1)
+            for name, pictures in (("upsampler", final), ("bicubic", enlarged(drawn["base"], config)))
+        },
+        "upsampler_degraded": sharpness(config, upsampler, orders, large.low_res, large.pictures),
     }
     if arguments.grid is not None:
         painted = [condition_picture(one.numpy(), config.data.modality) for one in batch["condition"]]
@@ -108,12 +115,19 @@ def shares(pictures: NDArray[np.uint8], truths: NDArray[np.uint8]) -> dict[str, 
     return {"own": round(own, 3), "shuffled": round(others, 3)}
 
 
-def sharpness(config: Config, enlarged: dict[str, Tensor], truths: Tensor) -> dict[str, Any]:
+def enlarged(low_res: Tensor, config: Config) -> Tensor:
+    return F.interpolate(low_res, scale_factor=config.scale, mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+def sharpness(
+    config: Config, upsampler: PITIModel, orders: list[Order], low_res: Tensor, truths: Tensor
+) -> dict[str, Any]:
     """Means over pictures, and the difference of perceptual distances, bicubic's less the upsampler's, with its interval."""
     network = open_perceptual_network(config)
+    made = {"upsampler": draw_upsampled(upsampler, orders, low_res, config), "bicubic": enlarged(low_res, config)}
     found: dict[str, Any] = {"psnr_db": {}, "perceptual": {}}
     distances = {}
-    for name, pictures in enlarged.items():
+    for name, pictures in made.items():
         errors = (pictures - truths).square().flatten(1).mean(dim=1) / 4
         found["psnr_db"][name] = round(float((-10 * errors.log10()).mean()), 2)
         distances[name] = lpips_distances(levels(pictures), levels(truths), network)

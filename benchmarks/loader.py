@@ -26,7 +26,7 @@ import torch
 from sharding import SIDE, best_in_turns, make_shards, write_pictures
 
 from piti.config import DegradationConfig
-from piti.data.conditions import StoredCondition, render_condition, unit_range
+from piti.data.conditions import StoredCondition, paint_condition, unit_range
 from piti.data.decoding import decode_condition, decode_image
 from piti.data.examples import Degraded, chances_of
 from piti.data.loader import TrainingLoader
@@ -86,7 +86,7 @@ def batches(samples: list[Sample]) -> None:
             image = decode_image(members)
             image = image if box is None else crop_photograph(image, box, SIDE)
             images.append(unit_range(torch.from_numpy(image).permute(2, 0, 1)))
-            conditions.append(render_condition(StoredCondition(edges), "sketch"))
+            conditions.append(unit_range(torch.from_numpy(paint_condition(StoredCondition(edges), "sketch"))))
         torch.stack(images), torch.stack(conditions)
 
 

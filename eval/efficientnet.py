@@ -92,8 +92,6 @@ def weights_path() -> Path:
 class EfficientNetFeatures(nn.Module):
     """1280 features for Frechet and kernel distances where InceptionV3 cannot be had."""
 
-    num_features = _HEAD_CHANNELS
-
     def __init__(self, resize: ResizeProtocol = "clean-fid", device: str = "cpu") -> None:
         super().__init__()
         self.network = EfficientNetLite0().to(device)

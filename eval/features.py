@@ -12,10 +12,9 @@ from eval.pictures import NetworkIdentity, Pictures, batches
 
 
 class FeatureExtractor(Protocol):
-    """uint8 (N,3,H,W) -> float32 (N, num_features)."""
+    """uint8 (N,3,H,W) -> float32 (N, number of features)."""
 
     identity: NetworkIdentity
-    num_features: int
 
     def __call__(self, pictures: Tensor) -> Tensor: ...
 

@@ -51,14 +51,18 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     With factors F^T F = S, the trace of the root is the sum of the singular values of F_a F_b^T. They come from the
     eigenvalues of its square where that is exact enough, which is faster, and else from its decomposition: relative
-    errors stay below 1e-6 also for nearly equal sets.
+    errors stay below 1e-6 also for nearly equal sets. Raises ValueError for features that are not finite, or so large
+    that their squares are not: some libraries of linear algebra end the process for such numbers.
     """
     factor_a, factor_b = _factor(a), _factor(b)
     between = factor_a @ factor_b.T
     rest = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + factor_a.square().sum() + factor_b.square().sum()
     if between.shape[0] < between.shape[1]:
         between = between.T
-    roots = torch.linalg.eigvalsh(between.T @ between).clamp(min=0).sqrt()
+    square = between.T @ between
+    if not bool(square.isfinite().all()):
+        raise ValueError("features are not finite, or so large that their squares are not")
+    roots = torch.linalg.eigvalsh(square).clamp(min=0).sqrt()
     value = float(rest - 2 * roots.sum())
     rounding = torch.finfo(roots.dtype).eps * roots.max().square()  # of the squares
     if float(torch.minimum(rounding / roots, rounding.sqrt()).sum()) > _ROUNDING_ALLOWED * value:

@@ -48,11 +48,6 @@ def kid_from_features(generated: Features, truth: Features) -> Metric:
     return Metric(name, value, low, high, error, "unbiased at any number of pictures", generated.network)
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of features float64 (N,D) and (M,D)."""
-    return _distance(_row_sums(a, a, diagonal=False), _row_sums(b, b, diagonal=False), _row_sums(a, b))
-
-
 def _distance(within_a: Tensor, within_b: Tensor, across: Tensor) -> float:
     """From sums of kernels: of each picture of a, b with the others of its set, and of each of a with all of b."""
     n, m = len(within_a), len(within_b)

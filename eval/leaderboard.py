@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from eval.pages import environment, format_interval, format_number
+from eval.pages import environment, format_interval, format_number, measured_with
 from eval.pictures import Metric
 
 _LATEX = {
@@ -18,9 +18,10 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A figure by its own name, which says through which network: figures of one column compare with each other.
+    """A figure measured in one way: figures of one column compare with each other where they are of one group.
 
     Args:
+        name: its own, which says through which network, and its resizing where that alone tells columns apart.
         heading, unit, better, meaning: as people read them; `better` is "lower" or "higher".
     """
 
@@ -39,51 +40,49 @@ class Entry:
         title: what was evaluated, in a few words.
         folder: of its report.html and grid.png, relative to the page.
         facts: (what, value) that tell evaluations apart: checkpoint, sampler, number of pictures ...
-        metrics: by name.
+        metrics: by the column's name.
+        group: names the pictures that it was measured on; figures of other pictures do not compare.
     """
 
     title: str
     folder: str
     facts: Mapping[str, str]
     metrics: Mapping[str, Metric]
+    group: str = ""
 
     def link(self, file: str) -> str:
         """Address of one of its files, relative to the page; never one with a scheme of its own."""
-        return f"./{quote(self.folder)}/{file}"
+        return link_to(self.folder, file)
+
+
+def link_to(folder: str, file: str) -> str:
+    """Address of a file relative to the page; never one with a scheme of its own."""
+    return f"./{quote(folder, errors='surrogateescape')}/{file}"
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All that the page shows. `unreadable`: sentences on reports that are not listed, and why."""
+    """All that the page shows. `unreadable`: sentences on reports that are not listed, and why. `studies`: (name, folder) of
+    each study's page.
+    """
 
     title: str
     columns: Sequence[Column]
     entries: Sequence[Entry]
     unreadable: Sequence[str] = ()
+    studies: Sequence[tuple[str, str]] = ()
 
-    def best(self, column: Column) -> float | None:
-        """The best value of a column, if there is more than one."""
-        values = [entry.metrics[column.name].value for entry in self.entries if column.name in entry.metrics]
-        if len(values) < 2:
-            return None
-        return min(values) if column.better == "lower" else max(values)
+    def is_best(self, entry: Entry, column: Column) -> bool:
+        """Whether its value is the best of its group in a column, and not the only one."""
+        rivals = [other.metrics for other in self.entries if other.group == entry.group]
+        values = [metrics[column.name].value for metrics in rivals if column.name in metrics]
+        if column.name not in entry.metrics or len(values) < 2:
+            return False
+        return entry.metrics[column.name].value == (min(values) if column.better == "lower" else max(values))
 
     def measured_with(self, column: Column) -> str:
         """Networks, hashes, resizing and notes of a column's figures, in words."""
-        found: dict[str, None] = {}
-        for entry in self.entries:
-            if column.name in entry.metrics:
-                network = entry.metrics[column.name].network
-                if network is None:
-                    found["needs no network"] = None
-                else:
-                    comparable = (
-                        "comparable with published figures" if network.comparable else "compares only with itself"
-                    )
-                    found[
-                        f"{network.name}, resize {network.resize}, {comparable}, weights {network.weights_sha256}"
-                    ] = None
-        return "; ".join(found)
+        return measured_with(entry.metrics[column.name] for entry in self.entries if column.name in entry.metrics)
 
     @property
     def fact_names(self) -> list[str]:
@@ -104,7 +103,8 @@ class Leaderboard:
 
 def render_leaderboard(board: Leaderboard) -> str:
     """One HTML page that loads nothing but the grids of the two reports that are compared."""
-    return environment().get_template("leaderboard.html.jinja").render(board=board)
+    studies = [(name, link_to(folder, "study.html")) for name, folder in board.studies]
+    return environment().get_template("leaderboard.html.jinja").render(board=board, studies=studies)
 
 
 def leaderboard_markdown(board: Leaderboard) -> str:
@@ -128,7 +128,7 @@ def leaderboard_latex(board: Leaderboard) -> str:
     comments = [f"% {column.name}: {_one_line(board.measured_with(column))}" for column in board.columns]
     heads = ["evaluation", *(f"{_latex(column.heading)} {_arrow(column)}" for column in board.columns)]
     rows = [
-        [_latex(entry.title), *(_latex_cell(board, column, entry.metrics.get(column.name)) for column in board.columns)]
+        [_latex(entry.title), *(_latex_cell(board, column, entry) for column in board.columns)]
         for entry in board.entries
     ]
     table = [" & ".join(heads) + r" \\", r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
@@ -165,11 +165,11 @@ def _cell(metric: Metric | None) -> str:
     return "" if metric is None else f"{format_number(metric.value)} ({format_interval(metric)})"
 
 
-def _latex_cell(board: Leaderboard, column: Column, metric: Metric | None) -> str:
-    if metric is None:
+def _latex_cell(board: Leaderboard, column: Column, entry: Entry) -> str:
+    if column.name not in entry.metrics:
         return "--"
-    value = format_number(metric.value)
-    return rf"\textbf{{{value}}}" if metric.value == board.best(column) else value
+    value = format_number(entry.metrics[column.name].value)
+    return rf"\textbf{{{value}}}" if board.is_best(entry, column) else value
 
 
 def _row(cells: Sequence[str] | Iterator[str]) -> str:

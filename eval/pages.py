@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -39,6 +40,23 @@ def format_interval(metric: Metric) -> str:
     if metric.low is None or metric.high is None:
         return "no interval"
     return f"{format_number(metric.low)} to {format_number(metric.high)}"
+
+
+def measured_with(metrics: Iterable[Metric]) -> str:
+    """Networks, resizing, comparability, hashes and notes of figures of one kind, in words; each said once."""
+    networks: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    for metric in metrics:
+        network = metric.network
+        if network is None:
+            networks["needs no network"] = None
+        else:
+            compares = "comparable with published figures" if network.comparable else "compares only with itself"
+            words = f"{network.name}, resize {network.resize}, {compares}, weights {network.weights_sha256}"
+            networks[words] = None
+        if metric.note:
+            notes[metric.note] = None
+    return "; ".join([*networks, *notes])
 
 
 def format_percent(value: float | None) -> str:

@@ -29,13 +29,12 @@ _CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 
 
 
 class _FidelityFeatures(nn.Module, ABC):
-    """A network of torch-fidelity behind a resize by name: uint8 (N,3,H,W) -> float32 (N, num_features).
+    """A network of torch-fidelity behind a resize by name: uint8 (N,3,H,W) -> float32 (N, number of features).
 
     Raises WeightsError if the file is missing, damaged, of another layout, or has another hash than `sha256` (None
     accepts any that fits).
     """
 
-    num_features: int
     published: PublishedWeights
     layout: str
 
@@ -64,7 +63,6 @@ class _FidelityFeatures(nn.Module, ABC):
 class InceptionFeatures(_FidelityFeatures):
     """The 2048 pooled features of the InceptionV3 that FID is defined with; file in torch-fidelity's layout."""
 
-    num_features = 2048
     published = INCEPTION
     layout = "InceptionV3 in torch-fidelity's"
 
@@ -99,7 +97,6 @@ class ClipFeatures(_FidelityFeatures):
         extractor = feature_extractor_clip.FeatureExtractorCLIP(
             "clip-vit-b-32", ["clip"], feature_extractor_weights_path=str(path)
         )
-        self.num_features = int(extractor.model.visual.output_dim)
         return cast(nn.Module, extractor)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -120,7 +117,6 @@ class Vgg16Features(_FidelityFeatures):
 
         load_state_dict_file(path)
         extractor = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=str(path))
-        self.num_features = int(extractor.model.classifier[-1].out_features)
         return cast(nn.Module, extractor)
 
     def forward(self, pictures: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eval.grid import PictureGrid, data_uri
-from eval.pages import environment
+from eval.pages import environment, measured_with
 from eval.pictures import Metric
 
 _PANEL_INCHES = (5.2, 3.4)
@@ -62,6 +62,11 @@ class StudyData:
     warnings: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
     command: str = ""
+
+    def measured_with(self, column: StudyColumn) -> str:
+        """The names of a column's figures, and how they were measured, in words."""
+        found = [row.figures[column.key] for row in self.rows if column.key in row.figures]
+        return f"{', '.join(dict.fromkeys(metric.name for metric in found))}: {measured_with(found)}"
 
 
 def render_study(study: StudyData) -> str:

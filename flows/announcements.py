@@ -56,25 +56,25 @@ class Announcer:
         self._told = {"config": config, "overrides": overrides or {}}
         self._wanted = plan.config.evaluation.on_checkpoint
         self._known = set(checkpoints_of(plan.stage2.output))
-        self._waiting: list[str] = []
+        self._evaluated: set[str] = set()
 
     def look(self) -> None:
         """Announce what was finished since the last look, while training goes on."""
         for uri in checkpoints_of(self._plan.stage2.output):
             if uri not in self._known:
                 self._known.add(uri)
-                evaluates = self._wanted == "every" and self._can_be_evaluated(uri)
-                if not evaluates:
-                    self._waiting.append(uri)
-                self._emit(uri, evaluates)
+                self._emit(uri, self._wanted == "every" and self._can_be_evaluated(uri))
 
     def finish(self) -> None:
-        """Both networks are trained: have those evaluated that are still to be, the last one or all that are there."""
+        """Both networks are trained: have those evaluated that are still to be, the last one or all that are there.
+
+        All include those that a run finished whose process died before it could say so.
+        """
         self.look()
         there = checkpoints_of(self._plan.stage2.output)
-        wanted = {"none": [], "final": there[-1:], "every": [uri for uri in there if uri in self._waiting]}
-        for uri in dict.fromkeys([*wanted[self._wanted], *(there[-1:] if self._wanted == "every" else [])]):
-            if self._can_be_evaluated(uri):
+        wanted = {"none": [], "final": there[-1:], "every": there}
+        for uri in wanted[self._wanted]:
+            if uri not in self._evaluated and self._can_be_evaluated(uri):
                 self._emit(uri, evaluates=True)
 
     def _can_be_evaluated(self, uri: str) -> bool:
@@ -85,6 +85,7 @@ class Announcer:
             return False
 
     def _emit(self, uri: str, evaluates: bool) -> None:
+        self._evaluated |= {uri} if evaluates else set()
         run, _, step = uri.rpartition("/")
         emit_event(
             EVENT,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +19,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.states import Cancelled, Running
 
-from flows.cluster import Cluster, RayJob
+from flows.cluster import Cluster, RayJob, storage_may_be_away
+from piti.errors import PitiError
 from piti.job import RENEW_SECONDS, Followers
 
 logger = logging.getLogger("piti")
@@ -31,21 +34,41 @@ def stop_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     Prefect's hook: it runs in the serving process once the run's own process is gone.
     """
     for job in Cluster().running_jobs():
-        if str(flow_run.id) in job.followers.names():
-            give_up(job, str(flow_run.id))
+        with _by_itself(job):
+            if str(flow_run.id) in job.followers.names():
+                give_up(job, str(flow_run.id))
 
 
 def stop_unwanted_jobs() -> None:
     """Stop the jobs all of whose runs were cancelled or deleted while nothing served the deployments."""
     with get_client(sync_client=True) as client:
         for job in Cluster().running_jobs():
-            runs = {who: _run(client, who) for who in job.followers.names()}
-            if runs and all(run is None or _is_cancelled(run) for run in runs.values()):
-                for who, run in runs.items():
-                    job.followers.leave(who)
-                    if run is not None and run.state is not None and not run.state.is_final():
-                        client.set_flow_run_state(run.id, Cancelled(message="its jobs are stopped"), force=True)
-                _stop(job)
+            with _by_itself(job):
+                runs = {who: _run(client, who) for who in job.followers.names()}
+                if runs and all(run is None or _is_cancelled(run) for run in runs.values()):
+                    _stop_unwanted(client, job, runs)
+
+
+def _stop_unwanted(client: SyncPrefectClient, job: RayJob, runs: dict[str, FlowRun | None]) -> None:
+    _stop(job)
+    for who, run in runs.items():
+        if run is not None and run.state is not None and not run.state.is_final():
+            client.set_flow_run_state(run.id, Cancelled(message="its jobs are stopped"), force=True)
+        with storage_may_be_away(logger):
+            job.followers.leave(who)
+
+
+@contextmanager
+def _by_itself(job: RayJob) -> Iterator[None]:
+    """Around what is done for one job of many: trouble with it is logged, and the others are looked after.
+
+    The cluster has jobs of other roots too, whose storage may be closed to this process.
+    """
+    try:
+        with storage_may_be_away(logger):
+            yield
+    except PitiError as error:
+        logger.warning("Ray job %s is not looked after: %s", job.id, error)
 
 
 def is_wanted(client: SyncPrefectClient, who: str) -> bool:
@@ -59,9 +82,13 @@ def is_wanted(client: SyncPrefectClient, who: str) -> bool:
 
 
 def give_up(job: RayJob, who: str) -> None:
-    """Remove the follower `who`, and stop the job if no other run follows it."""
-    job.followers.leave(who)
-    if _has_live_follower(job.followers):
+    """Remove the follower `who`, and stop the job if no other run follows it, as far as storage tells."""
+    is_followed = False
+    with storage_may_be_away(logger):
+        job.followers.leave(who)
+    with storage_may_be_away(logger):
+        is_followed = _has_live_follower(job.followers)
+    if is_followed:
         logger.info("Ray job %s goes on: another run waits for it", job.id)
     else:
         _stop(job)

@@ -44,6 +44,8 @@ Progress = dict[str, Any]
 Log = logging.Logger | logging.LoggerAdapter[Any]
 Answer = TypeVar("Answer")
 
+logger = logging.getLogger("piti")
+
 logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of every log stream that ends
 
 
@@ -181,10 +183,11 @@ class RayJob:
         if status is not None:
             return status not in ALIVE
         try:
-            told = storage.read_json_if_there(self._spec_uri)
-            return told is not None and told["session"] != self._cluster.session
-        except (DataError, KeyError, TypeError):
-            return True  # a stray folder, or one of an older version
+            return bool(storage.read_json(self._spec_uri)["session"] != self._cluster.session)
+        except FileNotFoundError:
+            return False  # somebody is about to submit it
+        except (DataError, KeyError, TypeError, NotADirectoryError):
+            return True  # a stray file or folder, or one of an older version
 
     def is_over_or_about_to_be(self) -> bool:
         """As `is_over`; an attempt that was asked to end is waited for until it has."""
@@ -239,11 +242,18 @@ class RayJob:
         return lines[0] if lines else ""
 
     def stop(self) -> bool:
-        """Ask the job to end; False if it was not running."""
+        """Ask the job to end; False if it was not running. Raises UnreachableError.
+
+        The request in storage tells the job why. Ray is told whether that can be written or not.
+        """
         if self.status() not in ALIVE:
             return False
-        StopRequest(self.folder).make("its run was cancelled or deleted")
-        return bool(self._client.stop_job(self.id))
+        with storage_may_be_away(logger):
+            StopRequest(self.folder).make("its run was cancelled or deleted")
+        try:
+            return bool(self._client.stop_job(self.id))
+        except (ConnectionError, RuntimeError, requests.RequestException) as error:
+            raise _unreachable(self._cluster.url, error) from error
 
     def progress(self) -> Progress | None:
         return storage.read_json_if_there(storage.join(self.folder, "progress.json"))
@@ -282,7 +292,7 @@ class RayJob:
         while True:
             for line in tail.lines():
                 log.info(line)
-            with _storage_may_be_away(log):
+            with storage_may_be_away(log):
                 if time.monotonic() - renewed_seconds > RENEW_SECONDS:
                     renewed_seconds = time.monotonic()
                     self.followers.renew(who)
@@ -302,7 +312,7 @@ class RayJob:
             if status not in ALIVE:
                 for line in tail.last_lines(LAST_LINES_SECONDS):
                     log.info(line)
-                with _storage_may_be_away(log):
+                with storage_may_be_away(log):
                     self.followers.leave(who)
                 return status
             time.sleep(POLL_SECONDS)
@@ -313,12 +323,13 @@ def _unreachable(url: str, error: Exception) -> UnreachableError:
 
 
 @contextmanager
-def _storage_may_be_away(log: Log) -> Iterator[None]:
-    """Around what can be done later as well: storage that does not answer, or is full, ends nothing."""
+def storage_may_be_away(log: Log) -> Iterator[None]:
+    """Around what can be done later as well: storage that does not answer, is full, refuses us or needs a library that
+    is not installed, ends nothing."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError | DataError) and not storage.is_client_error(error):
+        if not isinstance(error, OSError | DataError | ImportError) and not storage.is_client_error(error):
             raise
         log.warning("storage does not answer: %s", first_line(error))
 
@@ -345,7 +356,7 @@ class _LogTail:
                 self._seen += len(fresh)
                 self._pieces.put(fresh)
         except Exception as error:  # noqa: BLE001 - whatever broke the stream, lines() opens it again
-            logging.getLogger("piti").debug("log stream of %s ended: %s", self._job_id, error)
+            logger.debug("log stream of %s ended: %s", self._job_id, error)
 
     def lines(self) -> Iterator[str]:
         """Whole lines that have arrived since the last call."""

@@ -11,13 +11,12 @@ from prefect.states import Completed
 
 from flows import steps
 from flows.cancellation import stop_jobs
-from flows.cluster import StepError
 from flows.parameters import Checkpoints, ConfigName, Overrides, Upsampler
 from flows.preflight import preflight
 from piti import storage
 from piti.checkpoints import checkpoints_of
 from piti.config import WeightsRef
-from piti.errors import CheckpointError, DataError, PitiError
+from piti.errors import CheckpointError, PitiError, StackError
 from piti.evaluation.evaluation_plan import EvaluationPlan
 from piti.evaluation.targets import Network, Target, finished_bases, make_target
 from piti.plan import Plan
@@ -113,7 +112,9 @@ def evaluate_targets(plan: Plan, targets: list[Target], after: steps.After = ())
         try:
             report = evaluate_target(EvaluationPlan(plan, target), after)
             rows.append({"checkpoint": target.base.uri, "report": report})
-        except (CheckpointError, DataError, StepError) as error:
+        except StackError:  # no other could be evaluated either
+            raise
+        except PitiError as error:
             logger.warning("%s is not evaluated: %s", target.base.uri, error)
             failure = error
     if failure is not None and not rows:

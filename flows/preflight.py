@@ -18,7 +18,7 @@ from piti.data.sources.trees import shared_listings
 from piti.errors import ConfigError, PitiError, PreflightError
 from piti.plan import Plan
 from piti.settings import settings as machine_settings
-from piti.weights import weights_problems
+from piti.weights import unpinned_keys, weights_problems
 
 
 def preflight(config: str, overrides: Overrides = None, training: bool = True) -> Plan:
@@ -41,6 +41,8 @@ def _preflight(config: str, overrides: Overrides = None, training: bool = True) 
             raise PreflightError(problems)
         plan = Plan(settings)
         data = plan.shard if training else plan.conditions
+        for key in unpinned_keys(settings) if training else []:
+            get_run_logger().warning("%s is not set: what is done already stays when another file takes its place", key)
         get_run_logger().info("config %s, data in %s, output in %s", settings.name, data.output, settings.root)
     return plan
 
@@ -88,14 +90,6 @@ def _size_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
                 f"the training split has {num_samples} pictures, fewer than one batch of training.{stage} ({settings.batch_size})",
                 f"lower training.{stage}.batch_size or add pictures",
             )
-    data, num_workers = config.data, config.cluster.workers.max
-    found = -(-num_samples // data.samples_per_shard)
-    if found < num_workers:
-        yield PitiError(
-            f"{num_samples} pictures in shards of {data.samples_per_shard} make {found} shards, fewer than the "
-            f"{num_workers} workers that read them",
-            f"lower data.samples_per_shard to {max(1, num_samples // num_workers)}",
-        )
 
 
 def _disk_problems(config: Config, num_samples: int) -> Iterator[PitiError]:

@@ -32,7 +32,8 @@ from ray.job_submission import JobStatus
 
 from flows.announcements import Announcer
 from flows.cancellation import give_up, is_wanted
-from flows.cluster import Cluster, Progress, RayJob, StepError, patiently
+from flows.cluster import Cluster, Progress, RayJob, StepError, patiently, storage_may_be_away
+from flows.markdown import link_target, plain
 from piti import storage
 from piti.checkpoints import checkpoints_of
 from piti.config import Config, Stage
@@ -130,16 +131,16 @@ def _show_report(step: Step, config_name: str, checkpoint_name: str) -> None:
     heading = ["| figure | value | 95 % interval | network, resize | comparable | note |", "|---|---|---|---|---|---|"]
     table = "\n".join([*heading, *rows])
     comparable = "" if result.get("comparable") else "\n**Not all figures are comparable with published ones.**\n"
-    markdown = (
-        f"# Evaluation of {checkpoint_name}\n\n{table}\n{comparable}\n{picture}\n\nWhole report: `{result['report']}`"
-    )
+    name_shown, report_shown = plain(checkpoint_name), plain(result["report"])
     create_markdown_artifact(
-        markdown, key=_key(config_name, checkpoint_name, "report"), description=f"evaluation of {result['checkpoint']}"
+        f"# Evaluation of {name_shown}\n\n{table}\n{comparable}\n{picture}\n\nWhole report: {report_shown}",
+        key=_key(config_name, checkpoint_name, "report"),
+        description=f"evaluation of {plain(result['checkpoint'])}",
     )
     folder, _, name = step.output.rpartition("/")
     link = reports.link(folder, f"{name}/{storage.name(result['report'])}")
     create_link_artifact(
-        link, link_text=f"report of {checkpoint_name}", key=_key(config_name, checkpoint_name, "report-link")
+        link_target(link), link_text=f"report of {name_shown}", key=_key(config_name, checkpoint_name, "report-link")
     )
     get_run_logger().info("report: %s", result["report"])
 
@@ -153,7 +154,7 @@ def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> S
     page = str(step.require_result()["page"])
     folder, _, name = step.output.rpartition("/")
     link = reports.link(folder, f"{name}/{storage.name(page)}")
-    create_link_artifact(link, link_text=f"study {about['name']}", key=_key("study", about["name"]))
+    create_link_artifact(link_target(link), link_text=f"study {plain(about['name'])}", key=_key("study", about["name"]))
     get_run_logger().info("study: %s", page)
     return made
 
@@ -206,15 +207,12 @@ def _follow(
     job: RayJob, step: Step, config: Config, who: str, seen: int, announcer: Announcer | None
 ) -> JobStatus | None:
     description = f"{step.name} of {config.name}"
-    artifact = cast(
-        UUID,
-        create_progress_artifact(progress=0.0, key=_key(config.name, step.name, "progress"), description=description),
-    )
+    artifact: UUID | None = None
     last: Progress = {}
     updated_seconds, asked_seconds = 0.0, time.monotonic()
 
     def show(force: bool = False) -> None:
-        nonlocal last, updated_seconds, asked_seconds
+        nonlocal artifact, last, updated_seconds, asked_seconds
         if not force and time.monotonic() - updated_seconds < ARTIFACT_INTERVAL_SECONDS:
             return
         updated_seconds = time.monotonic()
@@ -224,18 +222,22 @@ def _follow(
             if announcer is not None:
                 announcer.look()
         progress = job.progress()
-        if progress is not None and progress != last:
-            percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
-            with suppress(*PREFECT_AWAY), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # shown later, then
+        with suppress(*PREFECT_AWAY), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # shown later, then
+            if artifact is None:
+                key = _key(config.name, step.name, "progress")
+                artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=description))
+            if progress is not None and progress != last:
+                percent = 100.0 * progress["done"] / max(progress["total"], 1e-9)
                 update_progress_artifact(
                     artifact, progress=round(percent, 1), description=f"{description}: {progress['message']}"
                 )
                 if (picture := progress.get("picture")) and picture != last.get("picture"):
-                    _show_samples(step, picture)
+                    _show_samples(step, config.name, picture)
                 last = progress
 
     status = job.follow(get_run_logger(), show, who, seen)
-    show(force=True)
+    with storage_may_be_away(get_run_logger()):
+        show(force=True)
     _wait_for_prefect()
     return status
 
@@ -291,12 +293,15 @@ def _show_curve(step: Step, config_name: str) -> None:
         create_markdown_artifact(f"# {step.name}\n\n{curve}", key=key, description=f"loss curve of {step.name}")
 
 
-def _show_samples(step: Step, picture: str) -> None:
-    """Pictures that a training run draws now and then; the artifact's older versions are its history."""
-    title = f"{step.name}, {storage.name(picture).removesuffix('.png')}"
+def _show_samples(step: Step, config_name: str, picture: str) -> None:
+    """Pictures that a training run draws now and then; the artifact's older versions are its history, and only its."""
+    title = f"{step.name} of {config_name}, {storage.name(picture).removesuffix('.png')}"
     if markdown := _picture(picture, title):
-        key = f"samples-{step.name}-{step.fingerprint[:12]}"
-        create_markdown_artifact(f"# {title}\n\n{markdown}", key=key, description=f"pictures of {step.name}")
+        create_markdown_artifact(
+            f"# {plain(title)}\n\n{markdown}",
+            key=_key(config_name, step.name, "samples", step.fingerprint[:12]),
+            description=f"pictures that {step.name} of {config_name} draws while it trains",
+        )
 
 
 def _picture(uri: str, title: str) -> str:
@@ -305,7 +310,7 @@ def _picture(uri: str, title: str) -> str:
         content = storage.read_bytes(uri)
     except FileNotFoundError:
         return ""
-    return f"![{title}](data:image/png;base64,{base64.b64encode(content).decode()})"
+    return f"![{plain(title)}](data:image/png;base64,{base64.b64encode(content).decode()})"
 
 
 def _metric_row(name: str, metric: dict[str, Any]) -> str:
@@ -314,6 +319,6 @@ def _metric_row(name: str, metric: dict[str, Any]) -> str:
 
     interval = "none" if metric["low"] is None else f"{number('low')} .. {number('high')}"
     network = metric.get("network") or {"name": "none", "resize": "none", "comparable": True, "weights_sha256": ""}
-    measured = f"{network['name']}, {network['resize']}, `{network['weights_sha256'][:12]}`"
+    measured = plain(f"{network['name']}, {network['resize']}, {network['weights_sha256'][:12]}")
     comparable = "yes" if network["comparable"] else "only with itself"
-    return f"| {name} | {number('value')} | {interval} | {measured} | {comparable} | {metric.get('note', '')} |"
+    return f"| {plain(name)} | {number('value')} | {interval} | {measured} | {comparable} | {plain(metric.get('note', ''))} |"

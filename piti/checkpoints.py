@@ -140,12 +140,6 @@ def verify_checkpoint(uri: str) -> Checkpoint:
     return checkpoint
 
 
-def checkpoint_hashes(uri: str) -> dict[str, str]:
-    """The files' hashes that a checkpoint's DONE.json lists, for fingerprints. Raises CheckpointError as `Checkpoint.at`."""
-    checkpoint = Checkpoint.at(uri)
-    return checkpoint.sha256 | ({"frozen": checkpoint.frozen["sha256"]} if checkpoint.frozen else {})
-
-
 def checkpoint_uri(run: str, step: int) -> str:
     """URI of the checkpoint of a training run at `step`."""
     return storage.join(run, f"step-{step:08d}")

@@ -21,6 +21,7 @@ from piti.config import Config, Stage, StageConfig, WeightsRef
 from piti.data.sources import open_source
 from piti.errors import DataError
 from piti.provenance import FORMAT_VERSIONS
+from piti.weights import weights_digest
 
 JobKind = Literal["shard", "degrade", "train", "sample", "score", "report", "study"]
 
@@ -91,17 +92,24 @@ class Plan:
         print_ = fingerprint({"kind": kind, "name": name, "version": FORMAT_VERSIONS[kind], **content})
         return Step(name, kind, print_, storage.join(self.config.root, folder, print_[:16]), inputs)
 
+    def _data(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """How a dataset is read; the sketches' detector by its content."""
+        data = self.config.data
+        is_pinned = data.sketch.weights is None or data.sketch.weights.sha256 is not None
+        detector = {} if is_pinned else {"detector": weights_digest(data.sketch.weights)}
+        return {"data": dump(data, exclude=exclude), **detector}
+
     @cached_property
     def shard(self) -> Step:
         source = open_source(self.config.data)
-        content = {"data": dump(self.config.data), "source": source.fingerprint(), "seed": self.config.seed}
+        content = {**self._data(), "source": source.fingerprint(), "seed": self.config.seed}
         return self.step("shard", "shard", "shards", content, {})
 
     @cached_property
     def validation(self) -> Step:
         """The validation split alone: all that evaluation reads of a dataset."""
         content = {
-            "data": dump(self.config.data, exclude=_TRAINING_DATA_KEYS),
+            **self._data(exclude=_TRAINING_DATA_KEYS),
             "source": open_source(self.config.data).fingerprint(["validation"]),
         }
         return self.step("validation", "shard", "shards", content, {})

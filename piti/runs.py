@@ -6,9 +6,10 @@ Reads only what lies below a root: `runs/<fingerprint>/` (checkpoints, metrics, 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from piti.checkpoints import Checkpoint, checkpoints_of
 from piti.config import STAGES
 from piti.errors import CheckpointError, DataError
 from piti.job import SPEC_FILE
+
+logger = logging.getLogger("piti")
 
 WORKERS_FILE = "workers.json"
 _SILENT_SECONDS = 60.0  # a job without progress for so long does not run
@@ -96,10 +99,15 @@ class Run:
 
 
 def runs_below(root: str) -> list[Run]:
-    """Every training run below a root, in the order of their newest attempts; those without one first."""
+    """Every training run below a root, in the order of their newest attempts; those without one first. Runs and attempts
+    whose files are damaged are left out, and the log says which.
+    """
     folder = storage.join(root, "runs")
     attempts = _attempts(root)
-    found = [_run(storage.join(folder, name), attempts) for name in storage.list_names(folder)]
+    found = []
+    for name in storage.list_names(folder):
+        with _left_out_if_damaged():
+            found.append(_run(storage.join(folder, name), attempts))
     return sorted(found, key=lambda run: run.attempts[-1].time if run.attempts else 0.0)
 
 
@@ -165,14 +173,38 @@ def _run(uri: str, attempts: list[Attempt]) -> Run:
 def _attempts(root: str) -> list[Attempt]:
     """The training jobs below a root, oldest first."""
     folder = storage.join(root, "jobs")
-    found = []
+    found: list[tuple[int, Attempt]] = []
     for name in storage.list_names(folder):
         if any(name.startswith(f"piti-{stage}-") for stage in STAGES):
-            place = storage.join(folder, name)
-            spec = storage.read_json_if_there(storage.join(place, SPEC_FILE))
-            if spec is not None:
-                told = (
-                    storage.read_json_if_there(storage.join(place, f"{file}.json")) for file in ("progress", "error")
-                )
-                found.append(Attempt(place, spec, *told))
-    return sorted(found, key=lambda attempt: int(attempt.folder.rpartition("-")[2]))
+            with _left_out_if_damaged():
+                attempt = _attempt(storage.join(folder, name))
+                if attempt is not None:
+                    found.append((_number(name), attempt))
+    return [attempt for _, attempt in sorted(found, key=lambda numbered: numbered[0])]
+
+
+def _attempt(place: str) -> Attempt | None:
+    """The job that `place` is the folder of; None where it has no specification yet. Raises DataError."""
+    spec = storage.read_json_if_there(storage.join(place, SPEC_FILE))
+    if spec is None:
+        return None
+    told = [storage.read_json_if_there(storage.join(place, f"{file}.json")) for file in ("progress", "error")]
+    is_one = isinstance(spec, dict) and isinstance(spec.get("output"), str) and isinstance(spec.get("config"), dict)
+    if not is_one or not all(isinstance(each, dict | None) for each in told):
+        raise DataError(f"{place} is no folder of a job of this project", "delete it")
+    return Attempt(place, spec, *told)
+
+
+def _number(submission_id: str) -> int:
+    number = submission_id.rpartition("-")[2]
+    if not (number.isascii() and number.isdecimal()):
+        raise DataError(f"{submission_id} in jobs/ is not named like a job, whose number stands last", "delete it")
+    return int(number)
+
+
+@contextmanager
+def _left_out_if_damaged() -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        logger.warning("left out: %s", error)

@@ -8,7 +8,7 @@
 | PITI_REPORTS_URL            | none                     | where the local stack serves reports over HTTP              |
 | PITI_PREFECT_AUTH_FILE      | `<PITI_HOME>/prefect-auth` | user:password that `piti up` makes and the server asks for |
 | PITI_CONFIG_VARIABLES       | none                     | further variables that configs may use, separated by commas |
-| PITI_CONFIG_FOLDERS         | the working folder       | folders whose configs a run may name, separated by colons   |
+| PITI_CONFIG_FOLDERS         | the working folder       | where configs of runs may lie, besides PITI_ROOT: folders and remote prefixes, separated by colons |
 | PITI_RAY_PATIENCE_SECONDS   | 300                      | how long a silent cluster is waited for before giving up    |
 | PITI_JOB_PYTHON             | this interpreter         | the Python that jobs run in (in an image: the image's)      |
 | PITI_JOB_STOP_SECONDS       | 60                       | what a stopped job gets to leave in order before SIGKILL    |
@@ -82,11 +82,14 @@ class Settings(BaseSettings):
         return (*CONFIG_VARIABLES, *(name.strip() for name in self.config_variables.split(",") if name.strip()))
 
     def allowed_folders(self) -> list[str]:
-        """Local folders and remote prefixes whose files a run's parameter `config` may name."""
-        if not self.config_folders:
-            return [str(Path.cwd())]
+        """Local folders and remote prefixes whose files a run's parameter `config` may name.
+
+        PITI_ROOT is one: reports keep their configs there, and give them to the command that repeats a report.
+        """
         local = self.config_folders.replace("://", "\0").split(os.pathsep)
-        return [folder.replace("\0", "://") for folder in local if folder]
+        folders = [folder.replace("\0", "://") for folder in local if folder] or [str(Path.cwd())]
+        root = os.environ.get("PITI_ROOT")
+        return [*folders, root] if root else folders
 
     def job_environment(self) -> dict[str, str]:
         """Environment variables of every job: unbuffered logs, time to stop in order, large memory pages.

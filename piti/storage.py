@@ -32,6 +32,7 @@ MARKER = "DONE.json"
 ASSETS = Path(__file__).resolve().parent / "assets"  # what the package ships
 _SHIPPED = "piti://"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of exFAT, CIFS and many FUSE mounts
 _CHUNK_BYTES = 1 << 20
 _PATIENCE_SECONDS = 600.0
 _LOOK_SECONDS = 1.0
@@ -208,7 +209,7 @@ def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
 
 def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
     """As `write_bytes`, but only if `uri` does not exist yet. Returns whether this call created it: exactly one of
-    several callers at once gets True."""
+    several callers at once gets True. On a filesystem without hard links, a process killed in between leaves a part."""
     if not is_local(uri):
         fs, path = filesystem(uri)
         try:
@@ -223,16 +224,36 @@ def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
         os.link(aside, target)  # fails where the name is taken, unlike a rename
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _create_in_place(target, data, private)
     finally:
         aside.unlink(missing_ok=True)
     return True
 
 
+def _create_in_place(target: Path, data: bytes, private: bool) -> bool:
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with disk_space(target.name, target.parent), open(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return True
+
+
 def read_json_if_there(uri: str) -> dict[str, Any] | None:
-    """`read_json` of an object; None where there is no file."""
+    """`read_json` of an object; None where there is no file, or a file where its folder would be."""
     try:
         found: dict[str, Any] = read_json(uri)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found
 

@@ -111,6 +111,16 @@ def weights_problems(config: Config, training: bool = True) -> list[PitiError]:
     return problems
 
 
+def unpinned_keys(config: Config) -> list[str]:
+    """Keys of the files that training depends on and that steps know by their path alone."""
+    refs = {
+        "pretrained.base.sha256": config.pretrained.base,
+        "pretrained.upsampler.sha256": config.pretrained.upsampler,
+        "training.upsampler.vgg19.sha256": config.training.upsampler.vgg19,
+    }
+    return [key for key, ref in refs.items() if ref is not None and ref.sha256 is None]
+
+
 def file_problems(key: str, ref: WeightsRef, origin: str = "them") -> Iterator[PitiError]:
     """Problems of a weights file: a pinned file is hashed; any other only has to exist."""
     if ref.sha256 is None and storage.exists(ref.path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -11,22 +12,41 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from piti.cli import checkpoints, config, doctor, run, runs, shards, stack, translate
-from piti.errors import PitiError, PreflightError
+from piti.credentials import refuse_credentials
+from piti.errors import PitiError, PreflightError, first_line
 
 
 class ErrorsInOneLine(TyperGroup):
-    """Prints a PitiError as a red line on stderr and exits with 1. Wrong usage exits with 2, as everywhere."""
+    """Prints a PitiError, or an error of the operating system, as a red line on stderr and exits with 1. Wrong usage
+    exits with 2, as everywhere."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            for argument in ctx.args:
+                refuse_credentials(argument, "an argument")
             return super().invoke(ctx)
         except PitiError as error:
-            for problem in error.problems if isinstance(error, PreflightError) else [error]:
-                Console(stderr=True, soft_wrap=True).print(Text(f"piti: {problem}", style="bold red"))
-            raise typer.Exit(1) from error
+            raise _refused(error.problems if isinstance(error, PreflightError) else [error]) from error
+        except BrokenPipeError:
+            raise  # `piti ... | head`: typer ends without a word
+        except OSError as error:
+            raise _refused([_told(error)]) from error
         except KeyboardInterrupt:
             print("piti: interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
+
+
+def _refused(problems: Sequence[PitiError]) -> typer.Exit:
+    for problem in problems:
+        Console(stderr=True, soft_wrap=True).print(Text(f"piti: {problem}", style="bold red"))
+    return typer.Exit(1)
+
+
+def _told(error: OSError) -> PitiError:
+    """An error of the operating system for people: the file first, where it names one."""
+    if error.filename is None or error.strerror is None:
+        return PitiError(first_line(error))
+    return PitiError(f"{error.filename}: {error.strerror}", "check the path, and who may read and write there")
 
 
 app = typer.Typer(

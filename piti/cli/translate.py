@@ -69,10 +69,12 @@ def translate(
     wish.sampling(networks.config.sampling)
     paths = picture_names(condition, wish, out)
     painted = read_condition(condition, networks.config.data)
+    if Path(out).is_file():
+        raise PitiError(f"--out {out} is a file", "name the folder to write the pictures into")
     Path(out).mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for path, picture in zip(paths, Translator(networks).draw(painted, wish), strict=True):
-        cv2.imwrite(str(path), picture[..., ::-1])
+        path.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
         typer.echo(f"{path}  ({time.monotonic() - started:.1f} s)")
 
 

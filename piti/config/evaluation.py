@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from piti.config.section import Positive, ProgramRef, Section, WeightsRef
+
+_RESPACING = re.compile(r"fast27|(?:ddim|logsnr)[0-9]{1,6}|[0-9]{1,6}(?:, ?[0-9]{1,6})*")
 
 FigureKind = Literal[
     "fid", "kid", "clip_fid", "precision", "recall", "lpips", "lpips_vgg", "lpips_diversity", "psnr", "ssim",
@@ -38,6 +41,16 @@ class SamplingConfig(Section):
     diversity_conditions: Annotated[int, Field(ge=0)] = 0
     diversity_samples: Annotated[int, Field(ge=2)] = 4
     upsampled_conditions: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("base_respacing", "upsampler_respacing")
+    @classmethod
+    def _respacing_is_one(cls, respacing: str) -> str:
+        """Whether the schedule has so many steps is for preflight."""
+        if not _RESPACING.fullmatch(respacing):
+            raise ValueError(
+                "cannot read the respacing: give a number of steps, a list like 10,10,3,2,2, ddimN, logsnrN or fast27"
+            )
+        return respacing
 
     @model_validator(mode="after")
     def _batches_fit_parts(self) -> Self:

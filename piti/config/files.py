@@ -6,11 +6,13 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
 from piti import storage
 from piti.config.section import require_known_scheme
+from piti.credentials import refuse_credentials
 from piti.errors import ConfigError
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
@@ -43,6 +45,7 @@ def read_yaml(
 
     `kind` is the word for shipped files in errors. Raises ConfigError.
     """
+    refuse_credentials(file, "a config's address" if kind == "preset" else "a study's address")
     if "\0" in file:
         raise ConfigError("a config's name holds a null character", f"give a {kind}'s name or the path of a YAML file")
     is_path = "/" in file or file.endswith((".yaml", ".yml"))
@@ -67,15 +70,28 @@ def _require_allowed(config: str, folders: Sequence[str] | None) -> None:
         require_known_scheme(config)
     except ValueError as error:
         raise ConfigError(f"config {config!r}: {error}") from error
-    if folders is None or not storage.is_local(config):
+    if folders is None:
         return
-    path = storage.local_path(config).resolve()
-    allowed = [Path(folder).expanduser().resolve() for folder in folders if storage.is_local(folder)]
-    if not any(path.is_relative_to(folder) for folder in [*allowed, PRESETS.resolve()]):
+    refuse_credentials(folders, "PITI_CONFIG_FOLDERS or PITI_ROOT")
+    is_below = _is_below_local if storage.is_local(config) else _is_below_remote
+    if not any(is_below(config, folder) for folder in [*folders, str(PRESETS)]):
         raise ConfigError(
             f"config {config!r} lies outside of the folders whose configs may be run ({', '.join(folders)})",
             "move it there, run `piti up` in its folder, or name that in PITI_CONFIG_FOLDERS before `piti up`",
         )
+
+
+def _is_below_local(path: str, folder: str) -> bool:
+    """With links followed."""
+    if not storage.is_local(folder):
+        return False
+    return storage.local_path(path).resolve().is_relative_to(storage.local_path(folder).resolve())
+
+
+def _is_below_remote(uri: str, prefix: str) -> bool:
+    """By whole components, in the same spelling; none of them may lead up again."""
+    leads_up = {".", ".."} & set(unquote(uri).replace("\\", "/").split("/"))
+    return not storage.is_local(prefix) and not leads_up and uri.startswith(f"{prefix.rstrip('/')}/")
 
 
 def _content(config: str, uri: str) -> bytes:

@@ -16,6 +16,7 @@ from piti.config.data import DataConfig, SourceConfig
 from piti.config.files import PRESETS, nearest, preset_names, read_config_file
 from piti.config.tree import Config
 from piti.config.variables import Variables, written_at
+from piti.credentials import refuse_credentials
 from piti.errors import ConfigError
 from piti.settings import settings
 
@@ -33,6 +34,7 @@ def load_config(
     variables in PITI_CONFIG_VARIABLES are expanded in values. A relative `root` is resolved against the working
     directory. Raises ConfigError that lists every problem, with the nearest known key for an unknown one.
     """
+    refuse_credentials(overrides or {}, "overrides")
     tree = read_config_file(config, folders)
     for dotted, value in (overrides or {}).items():
         _override(tree, str(dotted), copy.deepcopy(value))

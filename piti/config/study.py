@@ -12,9 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 from piti.config.files import nearest, read_yaml
 from piti.config.section import Section
 from piti.config.tree import Config
+from piti.credentials import refuse_credentials
 from piti.errors import ConfigError
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
+
+# Keys of every study. A file without them is not a study, and errors must not quote its keys.
+_OWN_KEYS = ("name", "question", "config", "variants")
 
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
 Overrides = dict[str, Any]
@@ -104,6 +108,12 @@ def read_study(study: str, folders: Sequence[str] | None) -> StudyConfig:
     Raises ConfigError that lists every problem.
     """
     tree = read_yaml(study, "study", STUDIES, study_names(), folders)
+    if missing := [key for key in _OWN_KEYS if key not in tree]:
+        raise ConfigError(
+            f"{study} is no study of this project: it lacks {', '.join(missing)}",
+            "docs/evaluation.md shows what a study holds",
+        )
+    refuse_credentials(tree, f"study {study!r}")
     try:
         return StudyConfig.model_validate(tree)
     except ValidationError as error:

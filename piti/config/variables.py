@@ -7,10 +7,10 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from piti.credentials import refuse_credentials
 from piti.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[^}]*)\}|(?P<plain>\w+))")
-_CREDENTIALS = re.compile(r"://[^/\s@]*:[^/\s@]*@|[?&][^=&\s]*(?:sig|token|secret|password|credential)[^=&\s]*=", re.I)
 _MOST_VALUES = 20_000  # a config has hundreds; a few lines of YAML with aliases can hold billions
 
 
@@ -24,17 +24,24 @@ class Variables:
         self._num_values = 0
 
     def expand(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """A copy of `tree` with every `$NAME` and `${NAME}` in its strings expanded. Raises ConfigError."""
+        """A copy of `tree` with every `$NAME` and `${NAME}` in its strings expanded.
+
+        Raises ConfigError, for credentials too: those of the tree and those of variables.
+        """
+        refuse_credentials(tree, f"config {self._config!r}")
         try:
             expanded: dict[str, Any] = self._expand(tree, ())
         except RecursionError as error:
             raise ConfigError(f"config {self._config!r} is nested too deeply") from error
+        refuse_credentials(expanded, f"config {self._config!r}")
         return expanded
 
     def hide(self, text: str) -> str:
         """`text` with each expanded value replaced by its variable's name."""
         for name, value in sorted(self._used.items(), key=lambda item: -len(item[1])):
-            text = text.replace(value, f"${name}") if value else text
+            # Errors repeat values as they are, and as `repr` writes them: alone, or within a text that holds both quotes.
+            for written in (repr(value + "'\"")[1:-4], repr(value)[1:-1], value):
+                text = text.replace(written, f"${name}") if written else text
         return text
 
     def _expand(self, value: Any, place: tuple[Any, ...]) -> Any:
@@ -47,13 +54,7 @@ class Variables:
             return [self._expand(child, (*place, index)) for index, child in enumerate(value)]
         if not isinstance(value, str):
             return value
-        expanded = _VARIABLE.sub(lambda match: self._value(match, place), value)
-        if _CREDENTIALS.search(expanded):
-            raise ConfigError(
-                f"config {self._config!r}: {_dotted(place)} holds a user's password or token",
-                "give credentials in the environment of the servers instead (docs/security.md)",
-            )
-        return expanded
+        return _VARIABLE.sub(lambda match: self._value(match, place), value)
 
     def _value(self, match: re.Match[str], place: tuple[Any, ...]) -> str:
         name = match["plain"] or match["braced"]

@@ -95,15 +95,6 @@ def encode_normals(normals: NDArray[Any]) -> NDArray[np.uint16]:
     return np.where(known, codes, 0).astype(np.uint16)
 
 
-def render_condition(stored: StoredCondition, modality: Modality, num_classes: int | None = None) -> Tensor:
-    """What the encoder sees: float32 (C, H, W) in [-1, 1]; C is 3 for masks, 1 for sketches, 6 for geometry.
-
-    Masks: the colour of each label, black where it is not below `num_classes`. Sketches: the L1 distance (mask 3) to
-    the nearest edge, clipped to 255. Geometry: normals, then depth in colours; black where unknown.
-    """
-    return unit_range(torch.from_numpy(paint_condition(stored, modality, num_classes)))
-
-
 def unit_range(levels: Tensor) -> Tensor:
     """8-bit levels, uint8 of any shape, as float32 in [-1, 1] on the same device, contiguous."""
     return levels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
@@ -136,8 +127,13 @@ def label_colors(num_classes: int) -> NDArray[np.uint8]:
     return colors
 
 
-def paint_condition(stored: StoredCondition, modality: Modality, num_classes: int | None) -> NDArray[np.uint8]:
-    """uint8 (C, H, W): what the published data pipeline holds as pictures; see `render_condition`."""
+def paint_condition(stored: StoredCondition, modality: Modality, num_classes: int | None = None) -> NDArray[np.uint8]:
+    """What the encoder sees, in 8-bit levels (see `unit_range`): uint8 (C, H, W), as the published data pipeline holds it.
+
+    C is 3 for masks, 1 for sketches, 6 for geometry. Masks: the colour of each label, black where it is not below
+    `num_classes`. Sketches: the L1 distance (mask 3) to the nearest edge, clipped to 255. Geometry: normals, then depth
+    in colours; black where unknown.
+    """
     if modality == "mask":
         if num_classes is None:
             raise ValueError("masks need num_classes")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -24,6 +25,15 @@ from piti.errors import DataError, repair_advice
 
 class DamagedSample(Exception):  # noqa: N818 - an outcome of reading that is counted, not a failure of the program
     """A sample's bytes are not those that were written. `str()` is the reason."""
+
+
+@contextmanager
+def named_sample(shards: str, key: str) -> Iterator[None]:
+    """Where every sample is needed: a damaged one becomes a DataError that names it and its set."""
+    try:
+        yield
+    except DamagedSample as error:
+        raise DataError(f"{shards}: sample {key} is damaged: {error}", repair_advice(shards)) from error
 
 
 @dataclass(frozen=True)

@@ -161,13 +161,12 @@ class GaussianDiffusion:
         sampler: Sampler = "ddpm",
         step_noise: Callable[[int], Tensor] | None = None,
         *,
-        eta: float = 0.0,
         clip: bool = True,
     ) -> Tensor:
         """Draw pictures (N, 3, H, W), in [-1, 1] if `clip`, from initial `noise` of that `shape`.
 
         `step_noise(i)` gives the noise added in step i = 0, 1, ... (None: torch's global generator); `ddpm` takes
-        it at all steps but the last, `ddim` only for eta > 0 (eta 1 has DDPM's variance), `dpm++` and `unipc` never.
+        it at all steps but the last, the other samplers never.
         Raises ValueError if noise has another shape or the sampler is unknown.
         """
         if tuple(noise.shape) != tuple(shape):
@@ -176,7 +175,7 @@ class GaussianDiffusion:
         if sampler == "ddpm":
             step: Step = AncestralStep(self.num_timesteps, draw)
         elif sampler == "ddim":
-            step = ImplicitStep(self._table, self.num_timesteps, draw, eta)
+            step = ImplicitStep(self._table)
         elif sampler == "dpm++":
             step = SolverStep(self.coefficients, self.final_share)
         elif sampler == "unipc":

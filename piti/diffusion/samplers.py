@@ -3,7 +3,6 @@ networks."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from piti.diffusion.schedule import Coefficients
+from piti.seeds import seed_of
 
 _QUADRATURE_POINTS = 16
 _INITIAL = -1  # number of the step whose noise sampling begins with
@@ -67,31 +67,19 @@ class AncestralStep:
 
 
 class ImplicitStep:
-    """DDIM (Song et al., ICLR 2021, equation 12); the last step adds no noise."""
+    """DDIM (Song et al., ICLR 2021, equation 12 without noise)."""
 
-    def __init__(self, table: Table, num_timesteps: int, draw: Callable[[int], Tensor], eta: float) -> None:
+    def __init__(self, table: Table) -> None:
         self._table = table
-        self._last_number = num_timesteps - 1
-        self._draw = draw
-        self._eta = eta
-
-    def deviation(self, t: Tensor) -> Tensor:
-        """Standard deviation of the added noise at timesteps t, (N,) float64: eta times that of the posterior."""
-        like = torch.empty(0, dtype=torch.float64)
-        return self._eta * self._table.at("posterior_variance", t, like).sqrt()
 
     def __call__(self, predicted: Prediction, x_t: Tensor, t: Tensor, number: int) -> Tensor:
         wide = torch.empty(0, 1, 1, 1, dtype=torch.float64)
         share_before = self._table.at("alphas_cumprod_prev", t, wide)
-        sigma = self.deviation(t).view(-1, 1, 1, 1)
-        direction = (1 - share_before - sigma**2).clamp(min=0).sqrt().to(x_t.dtype)
+        direction = (1 - share_before).clamp(min=0).sqrt().to(x_t.dtype)
         # Derived again from x_0, which may have been clipped.
         scaled = self._table.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
         noise = (scaled - predicted.x0) / self._table.at("sqrt_recipm1_alphas_cumprod", t, x_t)
-        mean = share_before.sqrt().to(x_t.dtype) * predicted.x0 + direction * noise
-        if self._eta == 0 or number == self._last_number:
-            return mean
-        return mean + sigma.to(x_t.dtype) * self._draw(number)
+        return share_before.sqrt().to(x_t.dtype) * predicted.x0 + direction * noise
 
 
 class _Path:
@@ -232,8 +220,7 @@ class PictureNoise:
     def _draw(self, number: int) -> Tensor:
         pictures = []
         for seed in self._seeds:
-            digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            generator = torch.Generator().manual_seed(seed_of(seed, number))
             pictures.append(torch.randn(self._shape, generator=generator))
         return torch.stack(pictures).to(self._device)
 

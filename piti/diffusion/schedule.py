@@ -139,7 +139,6 @@ class Coefficients:
     alphas_cumprod_prev: Array
     sqrt_alphas_cumprod: Array
     sqrt_one_minus_alphas_cumprod: Array
-    log_one_minus_alphas_cumprod: Array
     sqrt_recip_alphas_cumprod: Array
     sqrt_recipm1_alphas_cumprod: Array
     posterior_variance: Array
@@ -162,7 +161,6 @@ class Coefficients:
             alphas_cumprod_prev=previous,
             sqrt_alphas_cumprod=np.sqrt(alphas_cumprod),
             sqrt_one_minus_alphas_cumprod=np.sqrt(1.0 - alphas_cumprod),
-            log_one_minus_alphas_cumprod=np.log(1.0 - alphas_cumprod),
             sqrt_recip_alphas_cumprod=np.sqrt(1.0 / alphas_cumprod),
             sqrt_recipm1_alphas_cumprod=np.sqrt(1.0 / alphas_cumprod - 1),
             posterior_variance=posterior_variance,

@@ -22,7 +22,7 @@ from piti import storage
 from piti.config import SketchConfig
 from piti.data.conditions import StoredCondition
 from piti.data.sketch import detect_sketch, sketch_record
-from piti.errors import ConfigError
+from piti.errors import CheckpointError, ConfigError
 
 _NO_LABEL = -1
 _CODES = 65534  # see `StoredCondition`
@@ -64,7 +64,7 @@ class MaskAligner:
         return np.stack(found).astype(np.int32)
 
     def _labels(self, picture: Tensor, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        output = self._program(picture)
+        output = _output(self._program, picture)
         if output.ndim == 4:
             output = _resized(output.float(), shape).argmax(dim=1)
         elif output.ndim == 3 and not output.is_floating_point():
@@ -125,7 +125,7 @@ class GeometryAligner:
             )
 
     def _planes(self, picture: Tensor, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        output = self._program(picture)
+        output = _output(self._program, picture)
         if output.ndim != 4 or output.shape[1] not in (1, 4):
             raise WeightsError(
                 f"{self._program.identity.name} gives {tuple(output.shape)}, not depth (and normals) of pixels"
@@ -143,11 +143,25 @@ def read_label_table(uri: str) -> NDArray[np.int64]:
         pairs = {int(row["network"]): int(row["label"]) for row in rows}
         if not pairs or min(pairs) < 0 or len(pairs) != len(rows):
             raise ValueError("it lists no class, a negative one, or one twice")
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"evaluation.alignment.labels: {uri} is no table of labels ({error})", "give a CSV file with the columns network,label") from error  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:  # errors must not quote a file that is no such table
+        raise ConfigError(
+            f"evaluation.alignment.labels: {uri} is no table of labels",
+            "give a CSV file with the columns network,label, whole numbers from 0, each class of the network once",
+        ) from error
     table = np.full(max(pairs) + 1, _NO_LABEL, dtype=np.int64)
     table[list(pairs)] = list(pairs.values())
     return table
+
+
+def _output(program: Program, picture: Tensor) -> Tensor:
+    """What a network gives for a picture. Raises CheckpointError for numbers that are not finite."""
+    output = program(picture)
+    if output.is_floating_point() and not bool(output.isfinite().all()):
+        raise CheckpointError(
+            f"evaluation.alignment.network: {program.identity.name} gives numbers that are not finite",
+            "check evaluation.alignment.input_levels, or take another file",
+        )
+    return output
 
 
 def _probe() -> Tensor:

@@ -23,9 +23,9 @@ from piti.config import Config, ScheduleConfig, WeightsRef
 from piti.data.conditions import condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.resizing import base_pictures
-from piti.data.shards import DamagedSample
+from piti.data.shards import named_sample
 from piti.diffusion import GaussianDiffusion, PictureNoise, guided, quantize_8bit
-from piti.errors import DataError, repair_advice
+from piti.errors import CheckpointError
 from piti.evaluation.picture_sets import (
     Part,
     PictureSet,
@@ -93,7 +93,7 @@ def draw_base(model: PITIModel, orders: Sequence[Order], config: Config) -> Tens
         sampling.base_sampler,
         step_noise=noise.step,
     )
-    return quantize_8bit(pictures)
+    return _at_8_bits(pictures, orders, "base")
 
 
 def draw_upsampled(model: PITIModel, orders: Sequence[Order], low_res: Tensor, config: Config) -> Tensor:
@@ -118,7 +118,7 @@ def draw_upsampled(model: PITIModel, orders: Sequence[Order], low_res: Tensor, c
         sampling.upsampler_sampler,
         step_noise=noise.step,
     )
-    return quantize_8bit(pictures.float())
+    return _at_8_bits(pictures.float(), orders, "upsampler")
 
 
 class Cascade:
@@ -199,11 +199,8 @@ class Cascade:
 
     def _orders(self, part: Part) -> Iterator[Order]:
         for number in range(part.first, part.last):
-            try:
+            with named_sample(self._inputs["shards"], self._examples.keys[number]):
                 example = self._examples.example(number, None)
-            except DamagedSample as error:
-                key, shards = self._examples.keys[number], self._inputs["shards"]
-                raise DataError(f"{shards}: sample {key} is damaged: {error}", repair_advice(shards)) from error
             condition = unit_range(example.condition)
             low_res = None
             if part.set == "upsampled":
@@ -312,6 +309,17 @@ def _one_ahead(
                 yield before, pictures.result()
         for before, pictures in coming:
             yield before, pictures.result()
+
+
+def _at_8_bits(pictures: Tensor, orders: Sequence[Order], network: Network) -> Tensor:
+    """Raises CheckpointError for a picture with numbers that are not finite, which would become a black one."""
+    finite = pictures.isfinite().flatten(1).all(dim=1).tolist()
+    if not all(finite):
+        raise CheckpointError(
+            f"the {network} network draws numbers that are not finite, for {orders[finite.index(False)].key} first",
+            "set sampling.precision to fp32, or take another checkpoint",
+        )
+    return quantize_8bit(pictures)
 
 
 def _noise(orders: Sequence[Order], config: Config, network: Network, side: int, device: torch.device) -> PictureNoise:

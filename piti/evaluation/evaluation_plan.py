@@ -15,6 +15,7 @@ from piti.plan import OPERATIONAL_MODEL_KEYS, Plan, Step, dump, fingerprint
 from piti.provenance import FORMAT_VERSIONS
 from piti.weights import weights_digest
 
+METRICS_FILE = "metrics.json"  # what scoring leaves, and the report beside its page
 _SHOWN_ONLY = {"grid_samples", "published"}  # of the evaluation's settings: the report's own
 _NOT_IN_FIGURES: dict[str, Any] = {
     **dict.fromkeys((*_SHOWN_ONLY, "on_checkpoint"), True),  # what is shown, and when

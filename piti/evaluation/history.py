@@ -9,8 +9,9 @@ from eval.report import CheckpointFigures, DrawnInTraining
 from piti import storage
 from piti.config import STAGE_LABELS, STAGES
 from piti.errors import DataError
+from piti.evaluation.evaluation_plan import METRICS_FILE
 from piti.evaluation.figures import metric_from_json
-from piti.evaluation.leaderboard import METRICS_FILE, finished_reports
+from piti.evaluation.leaderboard import finished_reports
 
 _SHOWN_OF_A_RUN = 3
 _SAME = ("config_fingerprint", "data_fingerprint", "sampler", "guidance")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,9 +24,10 @@ from eval.pictures import Metric
 from piti import storage
 from piti.config.evaluation import FigureKind
 from piti.errors import DataError
+from piti.evaluation.evaluation_plan import METRICS_FILE
 from piti.evaluation.figures import FIGURES, metric_from_json
 
-METRICS_FILE = "metrics.json"
+STUDY_FILE = "study.json"
 PAGE = "index.html"
 
 
@@ -46,20 +49,42 @@ def leaderboard(folder: str, names: list[str]) -> Leaderboard:
     """The leaderboard of the reports with these names below a folder. A report that cannot be read is mentioned on the
     page."""
     entries: list[Entry] = []
+    found: list[dict[FigureKind, Metric]] = []
     unreadable: list[str] = []
-    columns: dict[str, tuple[FigureKind, Metric]] = {}
     for name in names:
         try:
             stored = storage.read_json(storage.join(folder, name, METRICS_FILE))
-            metrics = {kind: metric_from_json(stored["metrics"][own]) for kind, own in stored["kinds"].items()}
-            entries.append(Entry(_title(stored), name, _facts(stored), {one.name: one for one in metrics.values()}))
+            known = {kind: own for kind, own in stored["kinds"].items() if kind in FIGURES}  # a newer version has more
+            metrics = {kind: metric_from_json(stored["metrics"][own]) for kind, own in known.items()}
+            facts = _facts(stored)
+            entries.append(Entry(_title(stored), name, facts, {}, f"{facts['data']}, {facts['pictures']} pictures"))
+            found.append(metrics)
         except (DataError, FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
             unreadable.append(f"{name}/{METRICS_FILE} ({error})")
-            continue
-        columns |= {metric.name: (kind, metric) for kind, metric in metrics.items() if kind in FIGURES}
-    order = list(FIGURES)
-    ordered = sorted(columns.values(), key=lambda found: (order.index(found[0]), found[1].name))
-    return Leaderboard("Evaluations", [_column(*found) for found in ordered], entries, unreadable)
+    names_of = _column_names([metric for metrics in found for metric in metrics.values()])
+    columns = {
+        names_of[_way(metrics[kind])]: _column(kind, metrics[kind], names_of[_way(metrics[kind])])
+        for kind in FIGURES
+        for metrics in sorted(found, key=lambda metrics: names_of[_way(metrics[kind])] if kind in metrics else "")
+        if kind in metrics
+    }
+    entries = [
+        replace(entry, metrics={names_of[_way(metric)]: metric for metric in metrics.values()})
+        for entry, metrics in zip(entries, found, strict=True)
+    ]
+    return Leaderboard("Evaluations", list(columns.values()), entries, unreadable, studies_in(folder))
+
+
+def studies_in(folder: str) -> list[tuple[str, str]]:
+    """(name, folder) of each study's page among the reports; one that cannot be read has its folder's name."""
+    found = []
+    for name in storage.list_names(folder):
+        try:
+            if (told := storage.read_json_if_there(storage.join(folder, name, STUDY_FILE))) is not None:
+                found.append((str(told["name"]), name))
+        except (DataError, KeyError, TypeError):
+            found.append((name, name))
+    return found
 
 
 def finished_reports(folder: str) -> list[str]:
@@ -67,9 +92,22 @@ def finished_reports(folder: str) -> list[str]:
     return sorted(name for name in storage.list_names(folder) if storage.exists(storage.join(folder, name, METRICS_FILE)))  # fmt: skip
 
 
-def _column(kind: FigureKind, metric: Metric) -> Column:
+def _way(metric: Metric) -> tuple[str, str, str]:
+    """Figures that were measured in the same way: name, weights and resizing."""
+    network = metric.network
+    return (metric.name, "", "") if network is None else (metric.name, network.weights_sha256, network.resize)
+
+
+def _column_names(metrics: Sequence[Metric]) -> dict[tuple[str, str, str], str]:
+    """A name for each way: the figure's own, with resizing and weights where that name stands for several ways."""
+    ways = sorted({_way(metric) for metric in metrics})
+    own = Counter(name for name, _, _ in ways)
+    return {way: way[0] if own[way[0]] == 1 else f"{way[0]} (resize {way[2]}, weights {way[1][:8]})" for way in ways}
+
+
+def _column(kind: FigureKind, metric: Metric, name: str) -> Column:
     figure = FIGURES[kind]
-    return Column(metric.name, figure.label(metric), figure.unit, figure.better, figure.meaning)
+    return Column(name, figure.label(metric), figure.unit, figure.better, figure.meaning)
 
 
 def _title(stored: Mapping[str, Any]) -> str:
@@ -94,7 +132,7 @@ def _facts(stored: Mapping[str, Any]) -> dict[str, str]:
 
 def _publish(folder: str, board: Leaderboard) -> None:
     table = io.BytesIO()
-    rows = list(leaderboard_rows(board))
+    rows = [{name: _clean(value) for name, value in row.items()} for row in leaderboard_rows(board)]
     pq.write_table(pa.Table.from_pylist(rows), table)
     storage.write_bytes(storage.join(folder, "leaderboard.parquet"), table.getvalue())
     for name, text in (
@@ -102,3 +140,8 @@ def _publish(folder: str, board: Leaderboard) -> None:
         (PAGE, render_leaderboard(board)),
     ):  # fmt: skip
         storage.write_bytes(storage.join(folder, name), text.encode("utf-8", "backslashreplace"))
+
+
+def _clean(value: Any) -> Any:
+    """A text that UTF-8 can hold, whatever a file was named."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -25,11 +25,21 @@ from piti.data.conditions import StoredCondition, condition_picture, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.manifest import MANIFEST
 from piti.data.resizing import base_pictures
+from piti.data.shards import named_sample
 from piti.errors import DataError
 from piti.evaluation.alignment import Aligner
 from piti.evaluation.figures import FIGURES, Alignment, FeatureNetwork, Need, PerceptualTrunk
 from piti.evaluation.networks import Networks
-from piti.evaluation.picture_sets import SET_NAMES, PictureSet, PictureSetName, num_wanted, set_folders
+from piti.evaluation.picture_sets import (
+    SET_NAMES,
+    Part,
+    PictureSet,
+    PictureSetName,
+    drawn_ranges,
+    num_wanted,
+    set_folders,
+    variants_of,
+)
 from piti.evaluation.stored_arrays import StoredArrays
 
 FEWEST_PICTURES = 4
@@ -77,30 +87,35 @@ class Evaluation:
         return self.keys[: num_wanted(self._config, name, len(self.keys))]
 
     def _check_complete(self, name: PictureSetName, folder: str) -> None:
-        keys = self.keys_of(name)
-        missing = [key for key in keys if key not in self.sets[name]]
+        keys, variants = self.keys_of(name), variants_of(self._config, name)
+        missing = [key for key in keys if not self.sets[name].holds(key, variants)]
         if missing:
-            named = ", ".join(missing[:_NAMED_AT_MOST]) + (" ..." if len(missing) > _NAMED_AT_MOST else "")
+            numbers = [self._numbers[key] for key in missing]
+            drawn = [part for part in drawn_ranges(folder) if any(number in part for number in numbers)]
+            tars = [storage.join(folder, Part(name, part.start, part.stop).file_name) for part in drawn]
             raise DataError(
-                f"{folder}: {len(missing)} of {len(keys)} pictures of the set {name} are missing: {named}",
-                f"delete {storage.join(folder, storage.MARKER)} and run again: what is missing is drawn",
+                f"{folder}: {len(missing)} of {len(keys)} pictures of the set {name} are missing: {_listed(missing)}",
+                f"{f'delete {_listed(tars)} and ' if tars else ''}run again: what is missing is drawn",
             )
 
     def truth(self, key: str) -> Truth:
         """The ground truth of a condition."""
-        example = self._reader.example(self._numbers[key], None)
+        with named_sample(self._shards, key):
+            example = self._reader.example(self._numbers[key], None)
         small = base_pictures(unit_range(example.image)[None], self._config.models.base.image_size)[0]
         condition = condition_picture(example.condition.numpy(), self._config.data.modality)
         return Truth(example.image.permute(1, 2, 0).contiguous().numpy(), _levels(small), condition)
 
     def condition(self, key: str) -> StoredCondition:
         """A condition as stored."""
-        return self._reader.condition(self._numbers[key])[0]
+        with named_sample(self._shards, key):
+            return self._reader.condition(self._numbers[key])[0]
 
     @property
     def has_given_sketches(self) -> bool:
         """Whether sketches come with the dataset; then edges detected in pictures are not comparable with them."""
-        about = self._reader.condition(self._numbers[self.keys[0]])[1]
+        with named_sample(self._shards, self.keys[0]):
+            about = self._reader.condition(self._numbers[self.keys[0]])[1]
         return bool(about.get("sketch", {}).get("name") == "given")
 
     def describe(self, name: PictureSetName) -> dict[str, Any]:
@@ -348,6 +363,10 @@ class Measurement:
                 comparison[picture_set]["lpips_gain"] = mean_metric(f"{name}_gain", previous - distances, identity)
             previous = distances
         return comparison
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED_AT_MOST]) + (" ..." if len(names) > _NAMED_AT_MOST else "")
 
 
 def spread(values: NDArray[np.float64], count: int) -> dict[str, Sequence[int]]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from eval.efficientnet import EfficientNetDistance, EfficientNetFeatures
 from eval.features import FeatureExtractor
-from eval.lpips import LpipsNetwork, PerceptualNetwork
+from eval.lpips import SMALLEST_SIDE_PIXELS, LpipsNetwork, PerceptualNetwork
 from eval.pictures import WeightsError
 from eval.programs import Program
 from eval.published_networks import ClipFeatures, InceptionFeatures, Vgg16Features
@@ -133,6 +133,14 @@ def network_problems(config: Config) -> list[PitiError]:
         "alignment.network": lambda: open_aligner(config),
     }  # fmt: skip
     problems: list[PitiError] = []
+    side = config.models.base.image_size
+    if config.evaluation.lpips_trunk is not None and side < SMALLEST_SIDE_PIXELS:
+        problems.append(
+            ConfigError(
+                f"evaluation.lpips_trunk: LPIPS sees nothing below {SMALLEST_SIDE_PIXELS} pixels, the base network draws {side}",
+                "leave it out: the shipped network measures small pictures, too",
+            )
+        )
     for key, opener in openers.items():
         if key in there:
             try:

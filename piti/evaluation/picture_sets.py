@@ -202,6 +202,10 @@ class PictureSet:
     def __contains__(self, key: str) -> bool:
         return key in self._encoded
 
+    def holds(self, key: str, variants: Iterable[int]) -> bool:
+        """Whether all these variants of a condition's picture are there."""
+        return self._encoded.get(key, {}).keys() >= set(variants)
+
     @property
     def keys(self) -> list[str]:
         """Keys of the conditions, in the order of the tars."""

@@ -18,6 +18,7 @@ from eval.study import StudyColumn, StudyData, StudyRow
 from piti import storage
 from piti.config import Config
 from piti.config.study import StudiedRun
+from piti.evaluation.evaluation_plan import METRICS_FILE
 from piti.evaluation.figures import FIGURES, metric_from_json
 from piti.evaluation.grids import random_keys
 from piti.evaluation.measurement import Evaluation
@@ -37,7 +38,7 @@ class Scored:
 
     @classmethod
     def of(cls, run: StudiedRun) -> Scored:
-        return cls(run, storage.read_json(storage.join(run["report"], "metrics.json")))
+        return cls(run, storage.read_json(storage.join(run["report"], METRICS_FILE)))
 
     def figure(self, kind: str) -> Metric | None:
         """A figure by its kind (`FIGURES`); None where it was not measured."""

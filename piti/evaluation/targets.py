@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from piti import storage
 from piti.checkpoints import EMA_FILE, Checkpoint, checkpoints_of
 from piti.config import Config, WeightsRef
 from piti.config.section import require_known_scheme
+from piti.credentials import REMEDY, holds_credentials
 from piti.errors import CheckpointError, DataError, PitiError
-from piti.job import SPEC_FILE, JobSpec, job_prefix
+from piti.job import SPEC_FILE, JobSpec
 from piti.plan import Plan
-from piti.weights import weights_digest
+from piti.weights import open_weights
 
 logger = logging.getLogger("piti")
 
@@ -38,15 +37,18 @@ class Network:
     def at(cls, uri: str, sha256: str | None = None) -> Network:
         """Raises CheckpointError for what is neither a finished checkpoint nor a file of weights, or cannot be reached.
 
-        `sha256` pins a file.
+        `sha256` pins a file: one with another hash is a CheckpointError, too.
         """
+        if holds_credentials(uri):
+            raise CheckpointError("a checkpoint's address holds a user's password or token", REMEDY)
         try:
             require_known_scheme(uri)
         except ValueError as error:
             raise CheckpointError(f"checkpoint {uri!r}: {error}", "copy it to one of these first") from error
         uri = storage.absolute(uri)
         if uri.endswith(FILE_SUFFIXES):
-            return cls(uri, {"file": str(weights_digest(WeightsRef(path=uri, sha256=sha256)))})
+            with open_weights(WeightsRef(path=uri, sha256=sha256), uri) as file:
+                return cls(uri, {"file": file.sha256})
         checkpoint = Checkpoint.at(uri)
         used = {EMA_FILE: checkpoint.sha256.get(EMA_FILE, "")}
         return cls(uri, used | ({"frozen": checkpoint.frozen["sha256"]} if checkpoint.frozen else {}), checkpoint)
@@ -154,7 +156,10 @@ def _newest_upsampler(plan: Plan | None, looked_in: list[str]) -> str | None:
         return None
     try:
         run = plan.upsampler.output
-    except DataError:  # the training data is not here, so nothing was trained here
+    except PitiError:
+        logger.warning(
+            "the training data of %s is not here: nobody knows which upsampler was trained on it", plan.config.name
+        )
         return None
     looked_in.append(run)
     found = checkpoints_of(run)
@@ -173,17 +178,20 @@ def _plan_behind(plan: Plan, base: Network) -> Plan | None:
 
 
 def trained_config(network: Network) -> Config | None:
-    """The config that a checkpoint was trained under, as its job was told; None where that is not there any more."""
-    if network.run is None:
-        return None
-    root = network.run.rpartition("/")[0].rpartition("/")[0]
-    prefix = job_prefix(str(network.stage), network.run)
-    for name in reversed(storage.list_names(storage.join(root, "jobs"))):
-        if name.startswith(prefix):
+    """The config that a checkpoint was trained under, as its job was told, with the root that it lies below now.
+
+    None where no job beside its run says it.
+    """
+    run = network.run or ""
+    root = run.rpartition("/runs/")[0]
+    for job in reversed(storage.list_names(storage.join(root, "jobs")) if root else []):
+        if job.startswith(f"piti-{network.stage}-"):
             try:
-                return JobSpec.model_validate(storage.read_json(storage.join(root, "jobs", name, SPEC_FILE))).config
-            except (FileNotFoundError, DataError, ValidationError):  # one of an older version, say
-                continue
+                spec = storage.read_json(storage.join(root, "jobs", job, SPEC_FILE))
+                if str(spec["fingerprint"]).startswith(storage.name(run)):
+                    return JobSpec.model_validate(spec).config.model_copy(update={"root": root})
+            except (DataError, OSError, KeyError, TypeError, ValueError):
+                continue  # a stray file or folder, or one of another version
     return None
 
 
@@ -191,9 +199,10 @@ def finished_bases(root: str) -> Iterator[str]:
     """URIs of the finished checkpoints of stage 2 of every run under a root, oldest first in each run."""
     runs = storage.join(root, "runs")
     for name in storage.list_names(runs):
-        uris = checkpoints_of(storage.join(runs, name))
-        try:
-            if uris and Checkpoint.at(uris[-1]).stage == "stage2":
-                yield from uris
-        except PitiError as error:
-            logger.warning("left out: %s", error)
+        for uri in checkpoints_of(storage.join(runs, name)):
+            try:
+                if Checkpoint.at(uri).stage != "stage2":
+                    break  # nor is any other of its run
+                yield uri
+            except PitiError as error:
+                logger.warning("left out: %s", error)

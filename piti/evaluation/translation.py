@@ -25,7 +25,7 @@ from piti.data.sources import measurements
 from piti.data.sources.pictures import decode_sketch
 from piti.errors import CheckpointError, ConfigError, DataError, PitiError, first_line
 from piti.evaluation.cascade import Order, draw_base, draw_upsampled, ready_to_draw, to_uint8
-from piti.job import SPEC_FILE, JobSpec
+from piti.evaluation.targets import Network, trained_config
 from piti.models import PITIModel
 from piti.models.checkpoints import load_model
 from piti.plan import Plan
@@ -89,7 +89,9 @@ def find_networks(checkpoint: str | None, upsampler: str | None = None, config: 
     base = _checkpoint(checkpoint)
     if base.stage == "upsampler":
         raise CheckpointError(f"{base.uri} is an upsampler's checkpoint", "give the base's, and this as --upsampler")
-    config = config or _config_of(base)
+    config = config or trained_config(Network.at(base.uri))
+    if config is None:
+        raise CheckpointError(f"nothing beside {base.uri} says which config it was trained with", "give --config")
     if upsampler is not None:
         return Networks(config, base.uri, _checkpoint(upsampler).uri)
     try:
@@ -107,21 +109,6 @@ def _checkpoint(uri: str) -> Checkpoint:
     """The checkpoint at `uri`, or the newest whole one of a run there. Raises CheckpointError."""
     uri = storage.absolute(uri)
     return Checkpoint.at((newest_whole_checkpoint(uri) if checkpoints_of(uri) else None) or uri)
-
-
-def _config_of(checkpoint: Checkpoint) -> Config:
-    """The config of the run that a checkpoint lies in, with the root that it lies below now."""
-    run = checkpoint.uri.rpartition("/")[0]
-    root = run.rpartition("/runs/")[0]
-    for job in reversed(storage.list_names(storage.join(root, "jobs")) if root else []):
-        if job.startswith(f"piti-{checkpoint.stage}-"):
-            try:
-                spec = storage.read_json(storage.join(root, "jobs", job, SPEC_FILE))
-                if str(spec["fingerprint"]).startswith(storage.name(run)):
-                    return JobSpec.model_validate(spec).config.model_copy(update={"root": root})
-            except (FileNotFoundError, KeyError, TypeError, ValueError):
-                continue  # a stray folder, or one of another version
-    raise CheckpointError(f"nothing beside {checkpoint.uri} says which config it was trained with", "give --config")
 
 
 def read_condition(path: str, data: DataConfig) -> NDArray[np.uint8]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from piti import storage
 from piti.checkpoints import NETWORK_ROLES, release_checkpoint
+from piti.evaluation.evaluation_plan import METRICS_FILE
 from piti.job import JobContext, JobResult
-from piti.jobs.score import METRICS_FILE
 
 
 def run(context: JobContext) -> JobResult:

@@ -6,14 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from piti import storage
+from piti.evaluation.evaluation_plan import METRICS_FILE
 from piti.job import JobContext, JobResult, JobSpec
 from piti.jobs.ray_tasks import ray_connection, result_of
 
 if TYPE_CHECKING:
     from piti.evaluation.measurement import Evaluation, Measurement
     from piti.evaluation.networks import Networks
-
-METRICS_FILE = "metrics.json"
 
 
 def run(context: JobContext) -> JobResult:

@@ -7,8 +7,12 @@ from piti.job import JobContext, JobResult
 
 
 def run(context: JobContext) -> JobResult:
-    """Write the study's files. Returns the page's URI and the figures. Raises DataError."""
+    """Write the study's files, then the leaderboard, which links it. Returns the page's URI and the figures.
+
+    Raises DataError.
+    """
     from eval.study import render_study
+    from piti.evaluation.leaderboard import STUDY_FILE, rebuild_leaderboard
     from piti.evaluation.study import Scored, parquet_bytes, study_data, study_table
 
     spec = context.spec
@@ -20,5 +24,6 @@ def run(context: JobContext) -> JobResult:
     storage.write_bytes(page, render_study(data).encode("utf-8"))
     storage.write_bytes(storage.join(spec.output, "study.parquet"), parquet_bytes(records))
     told = {name: about[name] for name in ("name", "question", "baseline", "axis", "runs")}
-    storage.write_json(storage.join(spec.output, "study.json"), {**told, "figures": records})
+    storage.write_json(storage.join(spec.output, STUDY_FILE), {**told, "figures": records})
+    rebuild_leaderboard(context.config.root)
     return {"page": page, "figures": records}

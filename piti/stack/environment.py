@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 from piti.settings import Settings
@@ -88,22 +89,47 @@ def server_environment(settings: Settings, ports: Ports, stack_id: str, folder: 
 
 
 def direct_to_loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """NO_PROXY in both spellings, with loopback added to what it says."""
+    """NO_PROXY in both spellings: what it says as far as httpx can read it, and loopback."""
     given = environment.get("NO_PROXY", environment.get("no_proxy", "")).split(",")
-    names = [name.strip() for name in given if name.strip()]
-    direct = ",".join([*names, *(name for name in (HOST, "localhost", "::1") if name not in names)])
+    names = [bare for name in given if (bare := name.strip().removeprefix("[").removesuffix("]"))]
+    readable = [name for name in names if _httpx_reads(name)]
+    direct = ",".join([*readable, *(name for name in (HOST, "localhost", "::1") if name not in readable)])
     return {"NO_PROXY": direct, "no_proxy": direct}
 
 
 def without_broken_proxies(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without SOCKS proxies where nothing can speak SOCKS: Prefect's client would not even start."""
-    if importlib.util.find_spec("socksio") is not None:
-        return dict(environment)
+    """The environment without proxies that httpx refuses, SOCKS where nothing can speak it: Prefect's client would not
+    even start, whatever server it asks."""
     return {
         name: value
         for name, value in environment.items()
-        if not (name.lower().endswith("_proxy") and value.lower().startswith("socks"))
+        if not name.lower().endswith("_proxy") or name.lower() == "no_proxy" or not value or _httpx_takes(value)
     }
+
+
+def _httpx_takes(proxy: str) -> bool:
+    import httpx  # slow; few have a proxy
+
+    try:
+        url = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}").url
+    except (ValueError, httpx.InvalidURL):
+        return False
+    return not url.scheme.startswith("socks") or importlib.util.find_spec("socksio") is not None
+
+
+def _httpx_reads(name: str) -> bool:
+    """Whether a host in NO_PROXY becomes a pattern of httpx's. `fd00::/8` does not."""
+    if name in {HOST, "localhost", "::1"}:
+        return True
+    import httpx
+
+    address = name.partition("/")[0]
+    host = f"[{name}]" if address.count(":") > 1 else f"*{name}"
+    try:
+        httpx.URL(name if "://" in name else f"all://{host}")
+    except httpx.InvalidURL:
+        return False
+    return True
 
 
 def temporary_folder_is_usable(folder: str | None) -> bool:
@@ -121,4 +147,9 @@ def temporary_folder_is_usable(folder: str | None) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether only programs on this machine reach a server that listens on `host`."""
-    return host in LOOPBACK or host.startswith("127.")
+    if host in LOOPBACK:
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, 127.0.0.1.example.org say
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import colorsys
+import re
 import threading
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ from piti.evaluation.translation import Sampler, Translator, Wish, paint
 from piti.plan import Plan
 from piti.stack.http import LOOPBACK
 
+_MOST_STEPS = 250
+_MOST_GUIDANCE = 20.0
 _MOST_CLASSES = 255  # the page sends a byte a pixel; 255 is unlabelled
 _FOLDER = Path(storage.ASSETS) / "try"
 _FILES = {
@@ -53,10 +56,10 @@ class Drawing(BaseModel):
 
     values: str
     samples: Annotated[int, Field(ge=1, le=16)] = 4
-    guidance: Annotated[float, Field(ge=0, le=20)] = 1.5
+    guidance: Annotated[float, Field(ge=0, le=_MOST_GUIDANCE)] = 1.5
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     sampler: Sampler = "dpm++"
-    steps: Annotated[int, Field(ge=1, le=250)] = 16
+    steps: Annotated[int, Field(ge=1, le=_MOST_STEPS)] = 16
 
 
 def try_page(translator: Translator, key: str) -> FastAPI:
@@ -148,8 +151,8 @@ def page_facts(config: Config) -> dict[str, Any]:
             for label, color in enumerate(colors)
         ],
         "order": sorted(range(classes), key=lambda label: _rainbow(colors[label])) if of_colours else list(range(classes)),
-        "guidance": sampling.guidance_scale, "sampler": sampling.base_sampler,
-        "steps": int("".join(letter for letter in sampling.base_respacing.split(",")[0] if letter.isdigit()) or 50),
+        "guidance": min(sampling.guidance_scale, _MOST_GUIDANCE), "sampler": sampling.base_sampler,
+        "steps": min(sum(int(number) for number in re.findall(r"\d+", sampling.base_respacing)) or 50, _MOST_STEPS),
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from skimage.data import astronaut
 
 from piti import storage
+from piti.checkpoints import EMA_FILE
 from piti.config.presets import load_config
 from piti.models import build_model
 from piti.models.pretrained import export_piti
@@ -31,9 +34,10 @@ HEAVY = {"shard the dataset", "degrade pictures", "train pretrain", "train stage
 
 @dataclass(frozen=True)
 class Asked:
-    """Runs over the output of `finished`, all started at once: they do not wait for one another."""
+    """Runs over the output of `finished`, started at once, for they do not wait for one another; `nothing_new` after all."""
 
     again: FlowRun
+    newcomer: FlowRun
     nothing_new: FlowRun
     other_grid: FlowRun
     imported: FlowRun
@@ -61,11 +65,25 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def add_checkpoint_of_another_run(root: Path) -> str:
+    """As if another config had trained: the finished stage 2 with averaged weights that differ a little."""
+    (trained,) = (found.parent for found in (root / "runs").glob("*/step-*/DONE.json") if "stage2" in found.read_text())
+    added = root / "runs" / "another" / "step-00000009"
+    shutil.copytree(trained, added)
+    weights = load_file(added / EMA_FILE)
+    save_file({name: value * 1.01 for name, value in weights.items()}, added / EMA_FILE)
+    about = json.loads((added / storage.MARKER).read_text())
+    about["sha256"][EMA_FILE] = storage.sha256_file(str(added / EMA_FILE))
+    (added / storage.MARKER).write_text(json.dumps({**about, "step": 9}))
+    return str(added)
+
+
 @pytest.fixture(scope="module")
 def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, imported: dict[str, Any]) -> Asked:
     overrides = tiny_overrides(root)
     again = prefect.start("full-train", config="demo-sketch", overrides=overrides)
-    nothing_new = prefect.start("evaluate", config="demo-sketch", overrides=overrides)
+    add_checkpoint_of_another_run(root)
+    newcomer = prefect.start("evaluate", config="demo-sketch", overrides=overrides)
     published = prefect.start("evaluate", config="demo-sketch", **imported)
     other_grid = prefect.start(
         "evaluate", config="demo-sketch", overrides=tiny_overrides(root, evaluation__grid_samples=2)
@@ -86,8 +104,10 @@ def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, 
     study.write_text(json.dumps({**asked_for, "axis": "sampling.guidance_scale"}))  # JSON is YAML, too
     compared = prefect.start("study", study=str(study))
     triggered = wait_for("the evaluation", lambda: prefect.run_with("evaluate", {"overrides": announced}), 480)
-    runs = (again, nothing_new, other_grid, published, triggered, compared)
-    return Asked(*(prefect.wait(run) for run in runs), told)
+    runs = (again, newcomer, other_grid, published, triggered, compared)
+    ended = dict(zip(("again", "newcomer", "other_grid", "imported", "triggered", "study"), map(prefect.wait, runs), strict=True))  # fmt: skip
+    nothing_new = prefect.wait(prefect.start("evaluate", config="demo-sketch", overrides=overrides))
+    return Asked(**ended, nothing_new=nothing_new, other_guidance=told)
 
 
 def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect: Prefect) -> None:
@@ -105,7 +125,7 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     kinds = [(artifact["type"], artifact["key"] or "") for artifact in prefect.artifacts(finished.id)]
     assert sum(kind == "progress" for kind, _ in kinds) == 9
     assert sum(key.endswith("-loss-curve") for _, key in kinds) == 4
-    assert any(key.startswith("samples-stage2-") for _, key in kinds), "seen while it trained"
+    assert any("-stage2-samples-" in key for _, key in kinds), "seen while it trained"
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").endswith("-report")]
     assert "data:image/png;base64," in page["data"]
     assert "| fd_efficientnet_lite0 |" in page["data"]
@@ -135,8 +155,17 @@ def test_again_does_nothing_twice(asked: Asked, finished: FlowRun, prefect: Pref
     jobs = Counter(name.split("-")[1] for name in storage.list_names(str(root / "jobs")))
     assert jobs == {
         **dict.fromkeys(("shard", "degrade", "pretrain", "stage1", "stage2", "upsampler"), 1),
-        "sample": 2, "score": 2, "report": 4, "study": 1,
-    }, "drawn and scored for two guidances, reported for two other grids, too; everything else once"  # fmt: skip
+        "sample": 3, "score": 3, "report": 5, "study": 1,
+    }, "drawn and scored for two guidances and the newcomer, reported for two other grids, too; all else once"  # fmt: skip
+
+
+def test_of_all_checkpoints_only_the_new_one_is_drawn_and_scored(asked: Asked) -> None:
+    run = asked.newcomer
+    assert run.state == "COMPLETED", run.message
+    steps = {name: state for name, state in run.tasks.items() if not name.startswith("preflight")}
+    assert {name.split()[-1] for name in steps} == {"step-00000009"}
+    assert {name.split()[0] for name in steps} == {"draw", "score", "report"}
+    assert steps["score step-00000009"] == steps["draw final step-00000009"] == "Completed"
 
 
 def test_evaluate_with_nothing_new_says_so(asked: Asked) -> None:

@@ -222,14 +222,14 @@ def test_run_ends_with_all_that_is_wrong_in_one_line(stack: RunningStack, tmp_pa
         "root": str(tmp_path / "refused"),
         "cluster.num_workers": 1,
         "cluster.cpus_per_worker": 1000,
-        "sampling.base_respacing": "fast",
+        "sampling.base_respacing": "ddim7777",
         "data.source": {"kind": "paired", "images": "/nowhere"},
     }
     answer = stack.piti("run", "train", "--config", "demo-sketch", "--param", f"overrides={json.dumps(overrides)}")
     assert answer.returncode == 1
     assert "runs/flow-run/" in answer.stdout
     (line,) = answer.stderr.splitlines()
-    for part in ("preflight found", "/nowhere", "cannot read the respacing 'fast'", "training wants 1000 CPUs"):
+    for part in ("preflight found", "/nowhere", "no whole stride takes exactly 7777", "training wants 1000 CPUs"):
         assert part in line
     assert not (tmp_path / "refused").exists(), "nothing half-written is left behind"
 

@@ -1,4 +1,7 @@
-"""A table of pairs: CSV, TSV or Parquet, a row a picture, with the files that go with it and its split."""
+"""A table of pairs: CSV, TSV or Parquet, a row a picture, with the files that go with it and its split.
+
+Errors quote neither the cells nor the columns of a table before some of its pictures are found: it may be another file.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from typing import IO, Any, NamedTuple
 
 from piti import storage
 from piti.config import DataConfig, ListSourceConfig
+from piti.config.section import require_known_scheme
+from piti.credentials import REMEDY, holds_credentials
 from piti.data.items import SPLITS, Item, Split
 from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, UriFile
 from piti.data.sources.listing import Entry, object_version, open_regular
@@ -74,10 +79,7 @@ class ListSource:
             return [error]
         problems: list[PitiError] = []
         if not any(row.image in files for row in rows):
-            example = next((row.image for row in rows if row.image), "no picture")
-            problem = (
-                f"none of the {len(rows)} pictures of {self._config.path} is in {self._root} (the first: {example})"
-            )
+            problem = f"none of the {len(rows)} pictures that {self._config.path} names is in {self._root}"
             problems.append(DataError(problem, "set data.source.root to what the names are relative to"))
         if self._data.modality != "sketch" and not any(row.condition for row in rows):
             problem = f"{self._config.path} names no conditions, which modality {self._data.modality} needs"
@@ -180,7 +182,9 @@ class ListSource:
             if row.split is None:
                 without_split = without_split or number
             elif row.split not in _SPLIT_NAMES:
-                raise DataError(f"{path}, row {number}: there is no split {row.split!r}", "use train and validation")
+                raise DataError(f"{path}, row {number}: the split is neither train nor validation", "correct it")
+            for name in row.files:
+                _check_address(name, f"{path}, row {number}")
             with_split = with_split or row.split is not None
             yield row
         if with_split and without_split is not None:
@@ -194,19 +198,21 @@ class ListSource:
         """
         found: dict[str, str | None] = {}
         own = [name for name in record if isinstance(name, str)]
-        listed = ", ".join(map(repr, own))
         wanted = {part: getattr(self._config, part) for part in _COLUMNS}
         for part, name in wanted.items():
             exact = [column for column in own if column == name]
             alike = exact or [column for column in own if _plain(column) == _plain(name)]
             if len(alike) > 1:
-                raise DataError(f"{self._config.path} has several columns {name!r}: {listed}", "rename all but one")
+                raise DataError(
+                    f"{self._config.path} has several columns {name!r}: {', '.join(map(repr, alike))}",
+                    "rename all but one",
+                )
             found[part] = alike[0] if alike else None
             if alike:
                 continue
             if part == "image":
                 raise DataError(
-                    f"{self._config.path} has no column {name!r}, only {listed}",
+                    f"{self._config.path} has no column {name!r} among its {len(own)}",
                     "set data.source.image to the column that names the pictures",
                 )
             others = {_plain(column): column for column in own if _plain(column) not in map(_plain, wanted.values())}
@@ -268,6 +274,16 @@ def _path(name: str | None) -> str | None:
     if name is None or _is_absolute(name):
         return name
     return posixpath.normpath(name.replace("\\", "/"))
+
+
+def _check_address(name: str, row: str) -> None:
+    """Raise DataError for a name that holds credentials, or that leads to where pictures may not lie."""
+    if holds_credentials(name):
+        raise DataError(f"{row} holds a user's password or token", REMEDY)
+    try:
+        require_known_scheme(name)
+    except ValueError as error:
+        raise DataError(f"{row}: {error}", "copy the pictures to one of these first") from error
 
 
 def _is_absolute(name: str) -> bool:

@@ -20,16 +20,13 @@ from piti.data.conditions import (
     encode_depth,
     encode_normals,
     label_colors,
-    render_condition,
+    paint_condition,
+    unit_range,
 )
 from piti.data.items import RawCondition
 
 GOLDEN = Path(__file__).parent / "golden"
 Maker = Callable[[str, tuple[int, ...]], torch.Tensor]
-
-
-def as_uint8(rendered: torch.Tensor) -> np.ndarray:
-    return ((rendered.double() + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 # sha256 of labelcolormap(n).tobytes() of PITI's preprocess/preprocess_mask.py at commit d9f748122dc26ee926807fea42db41a9731ae140.
@@ -46,11 +43,11 @@ def test_label_colours_are_the_published_ones(num_classes: int, sha256: str) -> 
 
 def test_masks_are_coloured_and_unlabelled_is_black() -> None:
     labels = np.array([[0, 1, 181], [255, 182, 7]], dtype=np.uint8)
-    painted = as_uint8(render_condition(StoredCondition(labels), "mask", 182)).transpose(1, 2, 0)
+    painted = paint_condition(StoredCondition(labels), "mask", 182).transpose(1, 2, 0)
     assert painted[0].tolist() == [[128, 0, 0], [0, 128, 0], label_colors(182)[181].tolist()]
     assert painted[1].tolist() == [[0, 0, 0], [0, 0, 0], [64, 0, 0]]
     wide = StoredCondition(labels.astype(np.uint16))
-    assert torch.equal(render_condition(wide, "mask", 182), render_condition(StoredCondition(labels), "mask", 182))
+    assert np.array_equal(paint_condition(wide, "mask", 182), paint_condition(StoredCondition(labels), "mask", 182))
     np.testing.assert_array_equal(condition_picture(painted.transpose(2, 0, 1), "mask"), painted)
 
 
@@ -73,10 +70,10 @@ def test_sketches_are_city_block_distances_to_the_nearest_edge() -> None:
     y, x = np.mgrid[:40, :300]
     brute = (np.abs(y[..., None] - rows) + np.abs(x[..., None] - columns)).min(axis=2)
     assert brute.max() > 255
-    rendered = render_condition(StoredCondition(edges), "sketch")
+    rendered = paint_condition(StoredCondition(edges), "sketch")
     assert rendered.shape == (1, 40, 300)
-    np.testing.assert_array_equal(as_uint8(rendered)[0], np.clip(brute, 0, 255))
-    picture = condition_picture(as_uint8(rendered), "sketch")
+    np.testing.assert_array_equal(rendered[0], np.clip(brute, 0, 255))
+    picture = condition_picture(rendered, "sketch")
     np.testing.assert_array_equal(picture[..., 1], 255 - edges)
 
 
@@ -85,7 +82,8 @@ def test_a_sketch_is_rendered_as_published() -> None:
     edges = np.zeros((64, 64), dtype=np.uint8)
     edges[:, 1:][np.abs(np.diff(green, axis=1)) > 120] = 255
     expected = np.load(GOLDEN / "sketch-condition.npy")
-    np.testing.assert_allclose(render_condition(StoredCondition(edges), "sketch").numpy(), expected, rtol=0, atol=1e-6)
+    rendered = unit_range(torch.from_numpy(paint_condition(StoredCondition(edges), "sketch")))
+    np.testing.assert_allclose(rendered.numpy(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.fixture
@@ -97,7 +95,7 @@ def painted_geometry(normal: Maker, uniform: Maker) -> tuple[np.ndarray, np.ndar
     normals = normals / np.linalg.norm(normals, axis=2, keepdims=True)
     normals[:6, :9] = 0
     raw = RawCondition(np.where(known, depth, 0).astype(np.float32), normals.astype(np.float32))
-    painted = as_uint8(render_condition(encode_condition(raw, "geometry"), "geometry"))
+    painted = paint_condition(encode_condition(raw, "geometry"), "geometry")
     return painted.astype(int), np.load(GOLDEN / "geometry-condition.npy").astype(int), known
 
 
@@ -119,14 +117,14 @@ def test_normals_are_painted_as_published(painted_geometry: tuple[np.ndarray, np
 
 def test_without_normals_their_channels_are_black() -> None:
     stored = encode_condition(RawCondition(np.full((4, 5), 2.0, np.float32)), "geometry")
-    assert (as_uint8(render_condition(stored, "geometry"))[:3] == 0).all()
+    assert (paint_condition(stored, "geometry")[:3] == 0).all()
 
 
 def test_masks_are_painted_as_published(uniform: Maker) -> None:
     """Labels beyond the classes included: black."""
     labels = (128 * (uniform("labels", (24, 32)).numpy() + 1)).astype(np.uint8)
     assert labels.max() > 182
-    painted = as_uint8(render_condition(StoredCondition(labels), "mask", 182))
+    painted = paint_condition(StoredCondition(labels), "mask", 182)
     np.testing.assert_array_equal(painted, np.load(GOLDEN / "mask-condition.npy"))
 
 

@@ -122,15 +122,38 @@ def test_a_table_that_cannot_be_used_says_why(folder: Path, tmp_path: Path) -> N
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 no more")
     assert "no whole Parquet" in messages(list_data(tmp_path / "cut.parquet"))
     named = write_table(tmp_path / "named.csv", [{"photo": "p/1.jpg"}])
-    assert "no column 'image', only 'photo'" in messages(list_data(named))
+    assert "no column 'image' among its 1" in messages(list_data(named))
     assert "names no conditions" in messages(list_data(named, {"image": "photo", "root": str(folder)}))
     assert "none of the 1 pictures" in messages(list_data(named, {"image": "photo"}))
     wrong = write_table(tmp_path / "split.csv", [{"image": "a", "split": "train"}, {"image": "b", "split": "tset"}])
-    assert "row 2: there is no split 'tset'" in messages(list_data(wrong))
+    assert "row 2: the split is neither train nor validation" in messages(list_data(wrong))
     half = write_table(tmp_path / "half.csv", [{"image": "a", "split": "train"}, {"image": "b", "split": ""}])
     assert "row 2 has no split, others have" in messages(list_data(half))
-    with pytest.raises(DataError, match="tset"):
+    with pytest.raises(DataError, match="row 2: the split"):
         items(list_data(wrong))
+
+
+@pytest.mark.parametrize(
+    ("content", "source"),
+    [
+        ("hunter2,x\nhunter2,x\n", {}),
+        ("root:hunter2:0:0\n", {}),
+        ("user,hunter2\n", {}),
+        ("login,password\nme,hunter2\n", {"image": "login", "split": "password"}),
+        ("login,password\nme,hunter2\n", {"image": "password"}),
+        ("image,condition\ns3://key:hunter2@bucket/x,y\n", {}),
+        ("image,condition\ny,https://hunter2@host/x\n", {}),
+        ("image,condition\nhttp://hunter2/latest,y\n", {}),
+        ("image,condition\nsimplecache::http://hunter2/latest,y\n", {}),
+    ],
+)
+def test_nothing_of_a_file_that_is_no_such_table_is_repeated(
+    tmp_path: Path, content: str, source: dict[str, str]
+) -> None:
+    (tmp_path / "secrets.csv").write_text(content)
+    found = messages(list_data(tmp_path / "secrets.csv", source))
+    assert found.startswith((str(tmp_path), "none of the"))
+    assert "hunter2" not in found
 
 
 @pytest.mark.parametrize("header", ["image, condition", " Image ,CONDITION", "\ufeffimage,condition\t"])

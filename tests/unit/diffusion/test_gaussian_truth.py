@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from piti.diffusion import GaussianDiffusion, PictureNoise
-from piti.diffusion.samplers import ImplicitStep, Table, prediction_weights
+from piti.diffusion import GaussianDiffusion
+from piti.diffusion.samplers import prediction_weights
 
 MEAN = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64).view(1, 3, 1, 1)
 DEVIATION = 0.25
@@ -21,14 +21,12 @@ DEVIATION = 0.25
 def exact_model(
     diffusion: GaussianDiffusion,
     *,
-    lowest_variance: bool = False,
     mean: Tensor | float = MEAN,
     deviation: float = DEVIATION,
 ) -> Any:
     """What a perfect network would answer for pixels N(mean, deviation^2): best noise, true reverse variance.
 
-    The true variance of x_{t-1} given x_t is the posterior's and the part of x_0 that x_t leaves open;
-    `lowest_variance` answers the posterior's alone.
+    The true variance of x_{t-1} given x_t is the posterior's and the part of x_0 that x_t leaves open.
     """
     c = diffusion.coefficients
     index_of = {float(diffusion.model_time(torch.tensor([i]))): i for i in range(diffusion.num_timesteps)}
@@ -40,7 +38,7 @@ def exact_model(
         noise = math.sqrt(1 - a) * (x_t - math.sqrt(a) * mean) / spread
         reverse = c.posterior_variance[i] + c.posterior_mean_coef1[i] ** 2 * deviation**2 * (1 - a) / spread
         lowest, highest = c.posterior_log_variance_clipped[i], c.log_betas[i]
-        place = -1.0 if lowest_variance or i == 0 else 2 * (math.log(reverse) - lowest) / (highest - lowest) - 1
+        place = -1.0 if i == 0 else 2 * (math.log(reverse) - lowest) / (highest - lowest) - 1
         return torch.cat([noise, torch.full_like(noise, place)], dim=1)
 
     return model_fn
@@ -119,37 +117,6 @@ def test_prediction_weights_integrate_polynomials() -> None:
         integrals.append(3.0**k - left - k * integrals[-1])
     found = [sum(w * node**k for w, node in zip(weights, nodes, strict=True)) for k in range(4)]
     np.testing.assert_allclose(found, integrals, rtol=0, atol=1e-12)
-
-
-def test_ddim_with_eta_1_has_the_variance_of_ddpm() -> None:
-    """Its added noise has the posterior's variance at every step, to 1e-12 of float64."""
-    for schedule, respacing in (("linear", None), ("squaredcos_cap_v2", "50")):
-        diffusion = GaussianDiffusion(schedule, respacing=respacing)
-        c = diffusion.coefficients
-        step = ImplicitStep(Table(c), diffusion.num_timesteps, torch.randn_like, eta=1.0)
-        sigma = step.deviation(torch.arange(diffusion.num_timesteps))
-        formula = (1 - c.alphas_cumprod_prev) / (1 - c.alphas_cumprod) * (1 - c.alphas_cumprod / c.alphas_cumprod_prev)
-        np.testing.assert_allclose(sigma**2, formula, rtol=1e-10, atol=1e-18)
-        np.testing.assert_allclose(sigma**2, c.posterior_variance, rtol=1e-12, atol=0)
-
-
-def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance() -> None:
-    """The same step, mean and noise: with the variance at its lower bound both draw the same picture."""
-    diffusion = GaussianDiffusion("linear", respacing="25")
-    noise = PictureNoise([3], (3, 4, 4))
-    drawn = [
-        diffusion.sample(
-            exact_model(diffusion, lowest_variance=True),
-            (1, 3, 4, 4),
-            noise.initial().double(),
-            sampler,
-            lambda i: noise.step(i).double(),
-            eta=1.0,
-            clip=False,
-        )
-        for sampler in ("ddpm", "ddim")
-    ]
-    assert torch.allclose(*drawn, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

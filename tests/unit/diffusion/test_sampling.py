@@ -27,7 +27,7 @@ def test_a_picture_depends_on_its_own_seed_only(sampler: Any) -> None:
 
     def draw(seeds: list[int]) -> Tensor:
         noise = PictureNoise(seeds, SHAPE)
-        return diffusion.sample(stand_in, (len(seeds), *SHAPE), noise.initial(), sampler, noise.step, eta=0.5)
+        return diffusion.sample(stand_in, (len(seeds), *SHAPE), noise.initial(), sampler, noise.step)
 
     batch = draw([11, 12, 13])
     assert torch.equal(draw([12]), batch[1:2])

@@ -10,7 +10,6 @@ import torch
 
 from eval import EfficientNetFeatures, Features, Metric, features_of, fid_from_features, kid_from_features
 from eval.fid import frechet_distance, frechet_standard_error
-from eval.kid import kernel_distance
 from eval.torchvision_operators import ensure_torchvision_importable
 from tests.unit.eval.damage import blurred, crops, jpeg, noisy, tinted
 from tests.unit.eval.feature_sets import PUBLISHED, STAND_IN, correlated, features, gaussian
@@ -148,12 +147,23 @@ def test_kid_interval_is_as_wide_as_the_spread_of_fresh_draws() -> None:
     assert 1 / 1.3 < np.mean(errors) / np.std([metric.value for metric in fresh]) < 1.3
 
 
-def test_kid_equals_torchmetrics_kernel() -> None:
+@pytest.mark.parametrize(("count", "num_features"), [(50, 10), (48, 2048)])
+def test_kid_equals_torchmetrics_and_torch_fidelitys_kernel(count: int, num_features: int) -> None:
     ensure_torchvision_importable()
+    from torch_fidelity.metric_kid import kernel_mmd
     from torchmetrics.image.kid import poly_mmd
 
-    a, b = gaussian(50, 0.2, np.ones(10), 1), gaussian(50, 0.0, np.ones(10), 2)
-    assert kernel_distance(a, b) == pytest.approx(float(poly_mmd(a, b)), rel=1e-9)
+    a, b = correlated(count, num_features, 1) + 0.2, correlated(count, num_features, 2)
+    own = kid_from_features(features(a), features(b)).value
+    options = {
+        "kid_kernel": "poly",
+        "kid_kernel_poly_degree": 3,
+        "kid_kernel_poly_gamma": None,
+        "kid_kernel_poly_coef0": 1,
+    }
+    fidelity = kernel_mmd(a.numpy(), b.numpy(), **options)
+    assert own == pytest.approx(float(poly_mmd(a, b)), rel=1e-6)
+    assert own == pytest.approx(float(fidelity), rel=1e-6)
 
 
 @pytest.mark.parametrize(("network", "names"), [(PUBLISHED, ["fid", "kid"]), (STAND_IN, ["fd_efficientnet_lite0", "kd_efficientnet_lite0"])])  # fmt: skip
@@ -181,6 +191,15 @@ def test_a_feature_that_is_not_finite_is_an_error(broken: float) -> None:
     values[7, 2] = broken
     with pytest.raises(ValueError, match="features of 1 of 60 pictures are not finite"):
         features(values)
+
+
+@pytest.mark.parametrize("broken", [math.nan, 1e200])
+def test_what_no_distance_can_be_computed_of_is_refused(broken: float) -> None:
+    """Not a distance of 0, nor the process's end within a library."""
+    values = gaussian(60, 0, np.ones(4), 1)
+    values[7, 2] = broken
+    with pytest.raises(ValueError, match="not finite, or so large"):
+        frechet_distance(values, gaussian(60, 0, np.ones(4), 2))
 
 
 def test_a_metric_that_is_not_finite_is_an_error() -> None:

@@ -1,6 +1,7 @@
 """The leaderboard: every evaluation with all that its figures carry, in four forms; texts from data stay texts."""
 
 import re
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -104,5 +105,14 @@ def test_texts_from_data_stay_texts() -> None:
 @pytest.mark.parametrize(("better", "best"), [("lower", 9.25), ("higher", 20.5)])
 def test_the_best_is_by_the_columns_direction(better: str, best: float) -> None:
     column = Column("fid", "FID", "", better, "")
-    assert board().best(column) == best
-    assert board(entries=[entry("a", 1.0)]).best(column) is None
+    found = board()
+    assert [one.metrics["fid"].value for one in found.entries if found.is_best(one, column)] == [best]
+    alone = board(entries=[entry("a", 1.0)])
+    assert not alone.is_best(alone.entries[0], column)
+
+
+def test_figures_of_other_pictures_have_no_common_best() -> None:
+    """FID falls with the number of pictures, and other data are another task."""
+    rows = [replace(entry(title, fid), group=group) for title, fid, group in (("a", 3.0, "x"), ("b", 2.0, "x"), ("c", 1.0, "y"))]  # fmt: skip
+    found = board(entries=rows)
+    assert [one.title for one in rows if found.is_best(one, FID)] == ["b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,16 @@ def test_of_many_evaluations_the_best_are_shown_first(tmp_path: Path) -> None:
     assert by_fid == by_recall == [f"{number:02d}" for number in range(20)]
     assert height <= MOST_PHONE_PIXELS
     assert count == 60
+
+
+def test_evaluations_of_other_pictures_are_not_subtracted(tmp_path: Path) -> None:
+    rows = [replace(entry("a", 20.5), group="x"), replace(entry("b", 9.25), group="y")]
+    act = """
+    document.querySelectorAll(".board input").forEach(box => box.click());
+    return [...document.querySelectorAll("#comparison tbody tr")].map(row => row.cells[3].textContent);
+    """
+    page = render_leaderboard(board(entries=rows, columns=[FID]))
+    assert look_at(page, 1280, tmp_path, act=act)["acted"] == ["of other pictures"]
 
 
 def test_names_from_data_run_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tests.unit.eval.damage import blurred, crops, noisy
 from tests.unit.eval.feature_sets import PUBLISHED, STAND_IN, correlated, features
 
 
-@pytest.mark.parametrize(("count", "num_features"), [(48, 8), (300, 16)])
+@pytest.mark.parametrize(("count", "num_features"), [(48, 8), (300, 16), (48, 2048)])
 def test_precision_and_recall_are_torch_fidelitys(count: int, num_features: int) -> None:
     ensure_torchvision_importable()
     from torch_fidelity.metric_prc import calculate_precision_recall_full

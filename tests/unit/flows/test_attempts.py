@@ -5,6 +5,7 @@ Ray's side is a stand-in with its two properties that matter: an id is taken onc
 
 from __future__ import annotations
 
+import errno
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray.job_submission import JobStatus
 from flows.cluster import Cluster, submission_prefix
 from piti import storage
 from piti.config.presets import load_config
+from piti.errors import DataError
 from piti.plan import Plan
 
 
@@ -35,6 +37,10 @@ class Client:
             if submission_id in self.jobs:
                 raise RuntimeError(f"{submission_id} already exists")
             self.jobs[submission_id] = JobStatus.RUNNING
+
+    def stop_job(self, submission_id: str) -> bool:
+        self.jobs[submission_id] = JobStatus.STOPPED
+        return True
 
     def get_job_status(self, submission_id: str) -> JobStatus:
         if submission_id not in self.jobs:
@@ -92,6 +98,28 @@ def test_stray_folders_harm_nobody(plan: Plan) -> None:
     storage.write_bytes(storage.join(plan.config.root, "jobs", f"{prefix}4", "spec.json"), b"{")
     job, attached = cluster_of(Client()).submit_or_attach(plan.shard, plan.config, "a")
     assert (job.id, attached) == (f"{prefix}5", False)
+
+
+def test_a_stray_file_harms_nobody(plan: Plan) -> None:
+    prefix = submission_prefix(plan.shard)
+    storage.write_bytes(storage.join(plan.config.root, "jobs", f"{prefix}5"), b"")
+    job, attached = cluster_of(Client()).submit_or_attach(plan.shard, plan.config, "a")
+    assert (job.id, attached) == (f"{prefix}6", False)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EROFS, "read-only"), DataError("full")])
+def test_ray_is_told_to_stop_where_the_request_cannot_be_written(
+    plan: Plan, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client()
+    job, _ = cluster_of(client).submit_or_attach(plan.shard, plan.config, "a")
+
+    def fail(*_: Any, **__: Any) -> bool:
+        raise error
+
+    monkeypatch.setattr(storage, "create_bytes", fail)
+    assert job.stop()
+    assert client.jobs[job.id] == JobStatus.STOPPED
 
 
 @pytest.mark.parametrize(

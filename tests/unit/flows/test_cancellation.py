@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Crashed, Running
 
 from flows import cancellation
-from flows.cancellation import give_up, is_wanted
+from flows.cancellation import give_up, is_wanted, stop_jobs, stop_unwanted_jobs
+from flows.full_train import full_train
 from piti.job import Followers
 
 
@@ -57,6 +60,47 @@ def test_a_live_follower_keeps_its_job(job: Any) -> None:
     timer.join()
     assert not job.is_stopped
     assert job.followers.names() == ["b"]
+
+
+@pytest.mark.parametrize("closed", ["leave", "signs"])
+def test_storage_that_is_away_keeps_no_job_alive(job: Any, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.followers.renew("a")
+    monkeypatch.setattr(job.followers, closed, refuse)
+    give_up(job, "a")
+    assert job.is_stopped
+
+
+def refuse(*_: object) -> Any:
+    raise PermissionError("not yours")
+
+
+@pytest.fixture
+def two_jobs(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job of ours, after one whose folder this process may not read."""
+    foreign = Job(tmp_path / "foreign")
+    monkeypatch.setattr(foreign.followers, "names", refuse)
+    monkeypatch.setattr(cancellation, "Cluster", lambda: SimpleNamespace(running_jobs=lambda: [foreign, job]))
+    return job
+
+
+def test_a_cancelled_runs_job_is_stopped_beside_one_that_cannot_be_read(two_jobs: Job) -> None:
+    run = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4())
+    two_jobs.followers.renew(str(run.id))
+    stop_jobs(full_train, run, Cancelled())
+    assert two_jobs.is_stopped
+
+
+def test_unwanted_jobs_are_stopped_beside_one_that_cannot_be_read(
+    two_jobs: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(Cancelling())
+    monkeypatch.setattr(cancellation, "get_client", lambda sync_client: nullcontext(client))
+    two_jobs.followers.renew(str(uuid.uuid4()))
+    stop_unwanted_jobs()
+    assert two_jobs.is_stopped
+    assert two_jobs.followers.names() == []
+    assert client.state is not None
+    assert client.state.is_cancelled()
 
 
 class Client:

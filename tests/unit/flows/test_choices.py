@@ -98,6 +98,27 @@ def test_a_checkpoint_that_disappears_is_left_out(plan: Plan, monkeypatch: pytes
     assert chosen(plan, "new") == [there]
 
 
+def test_a_damaged_checkpoint_hides_no_other_of_its_run(plan: Plan) -> None:
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    good, damaged = (add_checkpoint(plan.stage2.output, step) for step in (10, 20))
+    Path(storage.join(damaged, storage.MARKER)).write_text("{cut short")
+    assert chosen(plan, "new") == [good]
+
+
+def test_a_root_that_was_moved_keeps_its_pairs(plan: Plan, tmp_path: Path) -> None:
+    """The upsampler that belongs to a base is found by the config its job was told, below the root of today."""
+    here = tmp_path / "here"
+    other = Plan(load_config("demo-sketch", {"root": str(here), "seed": 3}))
+    base = add_checkpoint(other.stage2.output, 10)
+    trained = add_checkpoint(other.upsampler.output, 7, "upsampler")
+    folder = storage.join(str(here), "jobs", f"{submission_prefix(other.stage2)}1")
+    spec = JobSpec.for_step(other.stage2, other.config, folder)
+    storage.write_json(storage.join(folder, "spec.json"), spec.model_dump(mode="json"))
+    here.rename(tmp_path / "there")
+    base, trained = (uri.replace(str(here), str(tmp_path / "there")) for uri in (base, trained))
+    assert make_target(plan, base).upsampler.uri == trained
+
+
 def test_one_that_fails_does_not_end_the_others(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     add_checkpoint(plan.upsampler.output, 5, "upsampler")
     storage.write_json(plan.shard.marker, {})
@@ -159,6 +180,12 @@ def test_the_first_upsampler_that_there_is(plan: Plan, tmp_path: Path) -> None:
     assert make_target(with_one, file, given).upsampler.uri == given
     own = add_checkpoint(plan.upsampler.output, 5, "upsampler")
     assert make_target(plan, file).upsampler.uri == own
+    pinned = {"path": pretrained, "sha256": storage.sha256_file(pretrained)}
+    with_pin = Plan(load_config("demo-sketch", {"root": str(tmp_path), "pretrained.upsampler": pinned}))
+    assert make_target(with_pin, file).upsampler.sha256 == {"file": pinned["sha256"]}
+    Path(pretrained).write_bytes(b"other weights")
+    with pytest.raises(CheckpointError, match="the config pins"):
+        make_target(with_pin, file)
 
 
 def test_a_file_of_other_sizes_is_refused_before_any_job(plan: Plan, tmp_path: Path) -> None:

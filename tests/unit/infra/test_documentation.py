@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -96,3 +97,15 @@ def test_every_command_tells_what_it_does(name: tuple[str, ...]) -> None:
     answer = piti(*name, "--help")
     assert answer.exit_code == 0, answer.output
     assert "Usage" in answer.stdout
+
+
+def test_quoted_figures_of_the_demo_are_the_stored_ones() -> None:
+    text = (PROJECT / "docs" / "performance.md").read_text().replace("\n", " ")
+    prior = json.loads((PROJECT / "piti" / "assets" / "demo-prior-check.json").read_text())
+    ratios = [losses["shuffled"] / losses["right"] for losses in prior["losses"].values()]
+    assert f"{min(ratios):.1f} to {max(ratios):.1f} times smaller" in text
+    demo = json.loads((PROJECT / "docs" / "demo-result.json").read_text())["upsampler"]
+    for psnr in (prior["psnr_db"], demo["psnr_db"]):
+        assert f"the upsampler reaches {psnr['upsampler']:.1f} dB" in text
+        assert f"bicubic enlargement {psnr['bicubic']:.1f} dB" in text
+    assert f"distance to the truth is {demo['perceptual']['upsampler']:.2f}" in text

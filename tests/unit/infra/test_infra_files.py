@@ -18,6 +18,7 @@ from ray.scripts.scripts import drain_node
 
 from piti.config.presets import PRESETS, load_config, preset_names
 from piti.settings import CONFIG_VARIABLES, PROJECT, Settings
+from tests.wheel import SOURCES
 
 INFRA = PROJECT / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -164,7 +165,13 @@ def test_the_image_is_pinned_unprivileged_and_copies_what_exists() -> None:
     assert "ARG PITI_COMMIT=unknown" in lines
     build_packages = re.search(r"include = \[(.*?)\]", (PROJECT / "pyproject.toml").read_text())
     assert build_packages is not None
-    assert {name.strip(' "*') for name in build_packages[1].split(",")} <= set(copied)
+    packages = {name.strip(' "*') for name in build_packages[1].split(",")}
+    assert packages | set(SOURCES) <= set(copied), "the image holds what the wheel holds"
+    linked = {
+        path.resolve().relative_to(PROJECT.resolve()).parts[0]
+        for package in packages for path in (PROJECT / package).rglob("*") if path.is_symlink()
+    }  # fmt: skip
+    assert {"configs", "studies"} <= linked <= set(copied), "links of the packages lead to what the image holds"
 
 
 def test_compose_refers_only_to_what_it_declares() -> None:
@@ -368,6 +375,9 @@ def test_the_guide_names_only_what_exists() -> None:
         assert (PROJECT / path).exists(), path
     for preset in re.findall(r"--config (\S+)", guide):
         assert preset in preset_names()
+    for text in (guide, *(path.read_text() for path in INFRA.glob("*/*.yaml"))):
+        for overlay in re.findall(r"overlay `?([\w-]+)/", text):
+            assert (INFRA / overlay / "kustomization.yaml").is_file(), overlay
     used = {
         secret["secretName"] if "secretName" in secret else secret["name"]
         for _, spec in pods() for volume in spec.get("volumes", [])
@@ -416,6 +426,10 @@ def test_a_pod_that_is_stopped_announces_it_and_gives_training_its_minute(tmp_pa
             leaving.wait(0.8)
         (tmp_path / "2" / "cmdline").write_bytes(b"")
         assert leaving.wait(30) == 0
+    (pattern,) = re.findall(r'grep -q "(\S+)"', (INFRA / "leave-node").read_text())
+    for line, is_found in ((f"grep\n-q\n{pattern}\n", False), ("ray::RayTrainWorker\n", True)):
+        found = subprocess.run(["grep", "-q", pattern], input=line, text=True, check=False)
+        assert (found.returncode == 0) == is_found, line
     command, *options = (tmp_path / "told").read_text().splitlines()
     told = drain_node.make_context(command, options).params
     assert (told["node_id"], told["address"]) == ("abc", "10.0.0.1:6379")

@@ -1,4 +1,4 @@
-"""prefect.yaml offers a work pool the same deployments as the serving process, in a form that Prefect accepts."""
+"""prefect.yaml has the same deployments as the serving process, in a form that Prefect accepts."""
 
 from __future__ import annotations
 

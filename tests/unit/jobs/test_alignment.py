@@ -130,6 +130,21 @@ def test_a_program_is_opened_by_its_hash_only_and_must_fit(
         Program(exported, storage.sha256_file(str(exported)))
 
 
+class Overflowing(RedDepth):
+    """Depth of bright pictures is not finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / (x.amax() < 0.5).float()
+
+
+def test_numbers_that_are_not_finite_are_an_error(stored: Callable[[nn.Module], tuple[Path, str]]) -> None:
+    """They would have counted as a wrong order of depths, and as an unknown normal."""
+    aligner = GeometryAligner(Program(*stored(Overflowing()), levels="unit"), farther_is_higher=True)
+    condition = StoredCondition(encode_depth(np.ones((64, 64))))
+    with pytest.raises(CheckpointError, match=r"evaluation\.alignment\.network: .* not finite"):
+        aligner.rows([split_picture()], [condition])
+
+
 def test_programs_of_torch_export_run_too(tmp_path: Path) -> None:
     path = tmp_path / "network.pt2"
     shapes = {"x": {0: torch.export.Dim("pictures", min=1, max=64)}}
@@ -147,6 +162,8 @@ def test_preflight_names_what_does_not_fit(stored: Callable[[nn.Module], tuple[P
     assert network_problems(load_config("demo", fits)) == []
     assert open_aligner(load_config("demo", fits)) is not None
     assert open_aligner(load_config("demo")) is None
+    small = {"evaluation.lpips_trunk": {"path": str(path)}}  # the demo's base draws 16x16
+    assert any("LPIPS sees nothing below 32 pixels" in str(one) for one in network_problems(load_config("demo", small)))
     with pytest.raises(ConfigError, match="has no effect with sketches"):
         load_config("demo-sketch", fits)
     with pytest.raises(ConfigError, match=r"sha256"):

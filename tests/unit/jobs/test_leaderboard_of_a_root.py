@@ -34,9 +34,11 @@ def test_every_report_is_listed_and_what_cannot_be_is_named(tmp_path: Path) -> N
     ):  # fmt: skip
         storage.write_bytes(str(tmp_path / "reports" / name / "metrics.json"), content.encode())
     (tmp_path / "reports" / "unfinished").mkdir()
+    storage.write_json(str(tmp_path / "reports" / "e5" / "study.json"), {"name": "guidance <b>"})
     page = storage.read_text(rebuild_leaderboard(str(tmp_path)))
     for words in ("2 evaluations", "demo: published.pt", "./a1/report.html", "./b2/report.html", "c3/metrics.json", "d4/metrics.json", "ddim, 27 steps"):  # fmt: skip
         assert words in page
+    assert '<a href="./e5/study.html">guidance &lt;b&gt;</a>' in page
     assert "unfinished" not in page
     table = pq.read_table(io.BytesIO((tmp_path / "reports" / "leaderboard.parquet").read_bytes())).to_pylist()
     assert {(row["evaluation"], row["figure"], row["value"], row["comparable"]) for row in table} == {
@@ -44,6 +46,35 @@ def test_every_report_is_listed_and_what_cannot_be_is_named(tmp_path: Path) -> N
     }  # fmt: skip
     assert "published.pt" in (tmp_path / "reports" / "leaderboard.md").read_text()
     assert r"\begin{tabular}" in (tmp_path / "reports" / "leaderboard.tex").read_text()
+
+
+def test_another_resizing_or_file_is_another_column(tmp_path: Path) -> None:
+    """All are called FID: only figures that were measured in the same way stand below each other."""
+    for name, fid, network in (("a1", 20.5, {}), ("b2", 9.25, {"resize": "torch-fidelity"}), ("c3", 8.0, {})):
+        content = metrics(fid)
+        content["metrics"]["fid"]["network"] = content["metrics"]["fid"]["network"] | network
+        storage.write_json(str(tmp_path / "reports" / name / "metrics.json"), content)
+    board = room.leaderboard(str(tmp_path / "reports"), ["a1", "b2", "c3"])
+    same, other = sorted(board.columns, key=lambda column: "torch-fidelity" in column.name)
+    assert [column.heading for column in board.columns] == ["FID", "FID"]
+    values = [
+        [one.metrics[c.name].value if c.name in one.metrics else None for c in (same, other)] for one in board.entries
+    ]
+    assert values == [[20.5, None], [None, 9.25], [8.0, None]]
+    assert [board.is_best(one, same) for one in board.entries] == [False, False, True]
+
+
+def test_no_report_keeps_the_others_from_the_board(tmp_path: Path) -> None:
+    """One of a newer version with a figure that nobody knows here; one with a name that is no UTF-8."""
+    newer = metrics(20.5, kinds={"fid": "fid", "fid_of_tomorrow": "fid"})
+    odd = metrics(9.25, "published\udcff.pt")
+    for name, content in (("a1", newer), ("b2", odd)):
+        text = json.dumps(content)
+        storage.write_bytes(str(tmp_path / "reports" / name / "metrics.json"), text.encode())
+    page = storage.read_text(rebuild_leaderboard(str(tmp_path)))
+    assert "2 evaluations" in page
+    table = pq.read_table(io.BytesIO((tmp_path / "reports" / "leaderboard.parquet").read_bytes())).to_pylist()
+    assert [row["evaluation"] for row in table] == ["demo: stage 2, step 20", "demo: published\\udcff.pt"]
 
 
 def test_a_report_that_ends_meanwhile_is_taken_in(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,11 +1,13 @@
 """The jobs as a cluster runs them: sample, restart after losses, score, report; on a Ray of two CPUs in this process."""
 
+import io
 import itertools
 import json
 import os
 import re
 import shutil
 import signal
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +108,19 @@ def test_more_samples_draw_the_rest(sampled: JobSpec, job_spec: SpecMaker, tmp_p
         "base/000006-000007.tar",
     ]
     assert len(pictures_of(spec, "final")) == len(pictures_of(spec, "base")) == 7
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_any_number_of_workers_draws_the_same_pictures(
+    sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, num_workers: int
+) -> None:
+    """Two drew `sampled`."""
+    cluster = sampled.config.cluster.model_copy(update={"num_workers": num_workers})
+    inputs = with_pictures(sampled.inputs, str(tmp_path / "pictures"), *SETS)
+    spec = job_spec("sample", config=sampled.config.model_copy(update={"cluster": cluster}), **inputs)
+    sample.run(JobContext(spec))
+    assert sampled.config.cluster.workers.max == 2
+    assert tars(spec) == tars(sampled)
 
 
 def test_a_lost_worker_costs_a_retry(
@@ -275,6 +290,18 @@ def test_every_picture_of_the_truth_is_decoded_once(
     assert (again["metrics"], again["arrays_computed"], decoded) == (first["metrics"], 0, {})
 
 
+def test_a_damaged_truth_is_named(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
+    shutil.copytree(sampled.inputs["shards"], tmp_path / "shards")
+    reader = ExampleReader(sampled.inputs["shards"], "validation", sampled.config.data, None, sampled.config.scale)
+    (tar,) = (tmp_path / "shards").glob("validation-*.tar")
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"\xff\xd8\xff") + 200] ^= 1  # in the first JPEG
+    tar.write_bytes(content)
+    inputs = {**score_inputs(sampled), "shards": str(tmp_path / "shards")}
+    with pytest.raises(DataError, match=f"{re.escape(str(tmp_path))}/shards: sample {re.escape(reader.keys[0])} is damaged"):  # fmt: skip
+        score.score(JobContext(job_spec("score", **inputs)))
+
+
 def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path) -> None:
     """The whole way from shards to metrics: with the truth in place of generated pictures, distances are 0."""
     evaluation = Evaluation(sampled.config, sampled.inputs)
@@ -295,7 +322,7 @@ def test_pictures_that_are_the_truth_have_no_distance(sampled: JobSpec, job_spec
     assert "psnr_upsampler" not in result["metrics"]
 
 
-@pytest.mark.parametrize("lost", ["final", "stage1", "diversity", "upsampled"])
+@pytest.mark.parametrize("lost", ["final", "base", "stage1", "diversity", "upsampled"])
 def test_missing_pictures_are_named(sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, lost: str) -> None:
     shutil.copytree(Path(set_folders(sampled.inputs)["final"]).parent, tmp_path / "pictures")
     for path in (tmp_path / "pictures" / lost).glob("*.tar"):
@@ -304,6 +331,33 @@ def test_missing_pictures_are_named(sampled: JobSpec, job_spec: SpecMaker, tmp_p
     inputs = score_inputs(sampled) | with_pictures({}, str(tmp_path / "pictures"), *SETS)
     with pytest.raises(DataError, match=rf"pictures of the set {lost} are missing: {re.escape(key)}"):
         score.score(JobContext(job_spec("score", **inputs)))
+
+
+@pytest.mark.parametrize(("lost", "member"), [("final", "{key}.png"), ("diversity", "{key}.2.png")])
+def test_a_picture_that_its_tar_lacks_is_named_and_drawn_anew(
+    sampled: JobSpec, job_spec: SpecMaker, tmp_path: Path, lost: str, member: str
+) -> None:
+    """The remedy names the tar: once that is deleted, its pictures are missing, and are drawn."""
+    shutil.copytree(Path(set_folders(sampled.inputs)["final"]).parent, tmp_path / "pictures")
+    key = pictures_of(sampled, "final").keys[1]
+    pictures = with_pictures({}, str(tmp_path / "pictures"), *SETS)
+    holed = []
+    for path in sorted((tmp_path / "pictures" / lost).glob("*.tar")):
+        with tarfile.open(path) as archive:
+            members = [(one, archive.extractfile(one).read()) for one in archive]  # type: ignore[union-attr]
+        if member.format(key=key) in {one.name for one, _ in members}:
+            holed.append(str(path))
+            with tarfile.open(path, "w") as archive:
+                for one, data in members:
+                    if one.name != member.format(key=key):
+                        archive.addfile(one, io.BytesIO(data))
+    (tar,) = holed
+    with pytest.raises(DataError, match=rf"1 of \d+ pictures of the set {lost} are missing: {re.escape(key)} - delete {re.escape(tar)} and run"):  # fmt: skip
+        score.score(JobContext(job_spec("score", **(score_inputs(sampled) | pictures))))
+    Path(tar).unlink()
+    available = sample.count_conditions(sampled)
+    parts = sample.missing_parts(sampled.config, set_folders(pictures), available)
+    assert [part.set for part in parts] == [lost]
 
 
 def test_without_weights_scoring_is_refused_unless_the_config_allows_it(sampled: JobSpec, job_spec: SpecMaker) -> None:

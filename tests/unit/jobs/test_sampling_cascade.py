@@ -229,6 +229,26 @@ def test_a_damaged_tar_is_named(tmp_path: Path) -> None:
         PictureSet(str(tmp_path))
 
 
+@pytest.mark.parametrize("network", ["checkpoint", "upsampler"])
+def test_numbers_that_are_not_finite_are_no_picture(
+    small_config: Config, small_inputs: dict[str, str], tmp_path: Path, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are finite, and overflow when they are used: they would have drawn black."""
+
+    def load(uri: str, *arguments: object) -> PITIModel:
+        model = load_model(uri, *arguments)  # type: ignore[arg-type]
+        if uri == small_inputs[network]:
+            for weights in model.parameters():
+                weights.data.mul_(1e30)
+        return model
+
+    monkeypatch.setattr(cascade, "load_model", load)
+    role = "base" if network == "checkpoint" else "upsampler"
+    with pytest.raises(CheckpointError, match=f"the {role} network draws numbers that are not finite, for .+ first - "):
+        drawn(small_config, small_inputs, tmp_path, Part("final", 0, 2))
+    assert not list(tmp_path.glob("*/*.tar"))
+
+
 def test_a_missing_checkpoint_is_named_and_leaves_nothing(
     small_config: Config, small_inputs: dict[str, str], tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from piti.evaluation.translation import Translator, Wish, find_networks, read_co
 from piti.job import JobSpec
 from piti.models.checkpoints import load_model
 from piti.plan import Plan
-from piti.stack.try_page import try_page
+from piti.stack.try_page import Drawing, page_facts, try_page
 from tests.browser import CHROMIUM, opened
 from tests.command_line import fails_in_one_line, piti
 from tests.unit.jobs.conftest import OVERRIDES, write_small_checkpoint
@@ -145,8 +145,11 @@ def test_bad_input_gets_one_line(config: Config, base: str, tmp_path: Path) -> N
         ([base, label, "--sampler", "ddim"], "steps"),
         ([base, label, "--set", "seed=1"], "--config"),
         ([base, label, "--config", "demo", "--upsampler", upsampler], "shape"),
+        ([base, label, "--out", label], "is a file"),
+        ([base, label, "--out", f"{label}/pictures"], "Not a directory"),
+        ([base, f"{label}/x.png"], "Not a directory"),
     ):
-        line = fails_in_one_line(piti("translate", *arguments, "--out", str(tmp_path / "out")))
+        line = fails_in_one_line(piti("translate", "--out", str(tmp_path / "out"), *arguments))
         assert words in line
     assert not list((tmp_path / "out").glob("*.png"))
     moved = write_small_checkpoint(str(tmp_path / "runs" / "alone"), config.models.base, 2, "stage2", 20)
@@ -209,6 +212,16 @@ def test_a_person_paints_and_sees_what_translate_draws(config: Config, shards: s
     (wanted,) = translator.draw(read_condition(str(tmp_path / "painted.png"), config.data), wish)
     png = np.frombuffer(base64.b64decode(url.partition(",")[2]), np.uint8)
     assert np.array_equal(cv2.imdecode(png, cv2.IMREAD_COLOR_RGB), wanted)
+
+
+@pytest.mark.parametrize(
+    ("respacing", "steps"), [("500", 250), ("250", 250), ("fast27", 27), ("5,2,1,1,1", 10), ("ddim8", 8)]
+)
+def test_the_page_offers_what_it_takes(config: Config, respacing: str, steps: int) -> None:
+    sampling = config.sampling.model_copy(update={"base_respacing": respacing, "guidance_scale": 30.0})
+    facts = page_facts(config.model_copy(update={"sampling": sampling}))
+    assert facts["steps"] == steps
+    Drawing(values="", guidance=facts["guidance"], steps=facts["steps"])
 
 
 def test_the_page_answers_itself_only(config: Config, base: str) -> None:

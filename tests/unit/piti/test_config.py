@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from piti import storage
 from piti.config import Config, ModelConfig
 from piti.config.presets import PRESETS, known_keys, load_config, preset_names
+from piti.config.study import read_study
 from piti.errors import ConfigError
+from piti.settings import Settings
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -39,6 +42,49 @@ def test_a_run_reads_presets_and_files_below_the_allowed_folders_only(tmp_path: 
             load_config(str(path), None, folders)
 
 
+@pytest.mark.parametrize("root", ["results", "memory://bucket/results"])
+def test_a_run_reads_the_config_of_a_report(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`<root>/reports/.../config.yaml`, which the report's own command names, wherever PITI_ROOT lies."""
+    root = root if "://" in root else str(tmp_path / root)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config = storage.join(root, "reports/0123/config.yaml")
+    storage.write_bytes(config, whole_config().encode())
+    with pytest.raises(ConfigError, match="outside of the folders"):
+        load_config(config, None, Settings().allowed_folders())
+    monkeypatch.setenv("PITI_ROOT", root)
+    assert load_config(config, None, Settings().allowed_folders()).name == "demo"
+    monkeypatch.setenv("PITI_CONFIG_FOLDERS", "/elsewhere")
+    assert load_config(config, None, Settings().allowed_folders()).name == "demo"
+
+
+def test_a_run_reads_remote_files_below_listed_prefixes_only() -> None:
+    folders = ["/here", "memory://bucket/configs", "s3://bucket/configs/"]
+    for uri in (
+        "memory://bucket/configs/mine.yaml",
+        "memory://bucket/configs/a/mine.yaml",
+        "memory://elsewhere/mine.yaml",
+    ):
+        storage.write_bytes(uri, whole_config().encode())
+    assert load_config("memory://bucket/configs/mine.yaml", None, folders).name == "demo"
+    assert load_config("memory://bucket/configs/a/mine.yaml", None, folders).name == "demo"
+    assert load_config("memory://elsewhere/mine.yaml").name == "demo", "one's own command reads any file"
+    for uri in (
+        "memory://elsewhere/mine.yaml", "memory://bucket/configs-of-others/mine.yaml", "memory://bucket/configs/../mine.yaml",
+        "memory://bucket/configs/%2e%2e/mine.yaml", "memory://bucket/configs", "s3://bucket/mine.yaml", "s3://bucket/configs/./../x.yaml",
+        "gs://bucket/configs/mine.yaml", "s3://bucket/here/mine.yaml", "file:///elsewhere/mine.yaml",
+    ):  # fmt: skip
+        for read in (load_config, lambda uri, _, folders: read_study(uri, folders)):
+            with pytest.raises(ConfigError, match="outside of the folders"):
+                read(uri, None, folders)
+
+
+def test_folders_with_credentials_are_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="PITI_CONFIG_FOLDERS or PITI_ROOT: 0 holds a user's password") as caught:
+        load_config("/elsewhere/mine.yaml", None, ["s3://key:hunter2@bucket"])
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "content", ["hunter2: x\n", "hunter2\n", "- hunter2\n", "a: 'hunter2\nb: [", "name: hunter2\nroot: hunter2\n", "hunter2: 2026-99-99"]
 )  # fmt: skip
@@ -49,8 +95,12 @@ def test_nothing_of_a_file_that_is_no_config_is_repeated(tmp_path: Path, content
         with pytest.raises(ConfigError) as caught:
             load_config(str(tmp_path / "secrets.yaml"), overrides)
         assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        read_study(str(tmp_path / "secrets.yaml"), None)
+    assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["hunter2", "a\\hunter2", "a'hunter2", "a'\"hunter2", "a\nhunter2"])
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -59,14 +109,16 @@ def test_nothing_of_a_file_that_is_no_config_is_repeated(tmp_path: Path, content
         {"data.source.kind": "$PITI_DATA"},
         {"data.source": {"kind": "webdataset", "train": "x", "images": [".$PITI_DATA"]}},
         {"sampling.base_sampler": "unipc", "sampling.base_respacing": "${PITI_DATA}"},
+        {"sampling.base_respacing": "$PITI_DATA"},
+        {"sampling.upsampler_respacing": "10,$PITI_DATA"},
         {"training.stage1.phases": ["$PITI_DATA", 3]},
         {"root": "$PITI_DATA://bucket"},
     ],
 )
 def test_the_value_of_a_variable_never_reaches_an_error(
-    overrides: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    overrides: dict[str, object], value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PITI_DATA", "hunter2")
+    monkeypatch.setenv("PITI_DATA", value)
     with pytest.raises(ConfigError) as caught:
         load_config("demo-sketch", overrides)
     assert "hunter2" not in str(caught.value)
@@ -79,14 +131,6 @@ def test_other_variables_of_the_environment_stay_there(monkeypatch: pytest.Monke
         with pytest.raises(ConfigError, match=r"\$AWS_SECRET_ACCESS_KEY, which configs may not use") as caught:
             load_config("demo-sketch", {key: "$AWS_SECRET_ACCESS_KEY"})
         assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize("root", ["s3://key:hunter2@bucket/x", "s3://bucket/x?X-Amz-Signature=hunter2", "$PITI_ROOT/x"])
-def test_credentials_in_addresses_are_refused_and_not_repeated(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PITI_ROOT", "s3://key:hunter2@bucket")
-    with pytest.raises(ConfigError, match="root holds a user's password or token") as caught:
-        load_config("demo-sketch", {"root": root})
-    assert "hunter2" not in str(caught.value)
 
 
 def test_all_problems_are_told_at_once() -> None:

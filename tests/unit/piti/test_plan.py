@@ -49,6 +49,16 @@ def test_a_change_reaches_exactly_what_it_can_change(overrides: dict[str, Any], 
     assert changed(overrides) == affected
 
 
+def test_another_detector_is_other_data_wherever_it_lies(tmp_path: Path) -> None:
+    """A file without a pin counts by its content: replaced, it would have left old sketches in place."""
+    weights = tmp_path / "hed.pytorch"
+    hed = {"data.sketch": {"detector": "hed", "weights": {"path": str(weights)}}}
+    weights.write_bytes(b"one")
+    first = prints(hed)
+    weights.write_bytes(b"another")
+    assert {name for name, of_another in prints(hed).items() if first[name] != of_another} == ALL
+
+
 def test_a_pretrained_base_replaces_pretraining() -> None:
     assert set(prints({"pretrained.base.path": "/weights/base.pt"})) == ALL - {"pretrain"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -40,6 +41,35 @@ def test_one_of_many_creates_a_file(root: str) -> None:
     assert sum(won) == 1
     assert storage.read_bytes(uri) == f"{won.index(True)}".encode() * 1000
     assert storage.list_names(storage.join(root, "a")) == ["claim.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_one_of_many_creates_a_file_where_there_are_no_hard_links(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_one_of_many_creates_a_file(str(tmp_path))
+    assert not storage.create_bytes(str(tmp_path / "a" / "claim.json"), b"late")
+    assert storage.create_bytes(str(tmp_path / "private"), b"x", private=True)
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+
+
+def test_a_full_disk_without_hard_links_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links")
+
+    def full(descriptor: int) -> None:
+        if (tmp_path / "claim").exists():
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="no space left for claim"):
+        storage.create_bytes(str(tmp_path / "claim"), b"x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_strict(root: str) -> None:

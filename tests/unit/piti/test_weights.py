@@ -14,7 +14,7 @@ from piti.config.presets import load_config
 from piti.errors import CheckpointError
 from piti.models import build_model
 from piti.models.pretrained import export_piti, pretrained_problems
-from piti.weights import open_weights, weights_problems
+from piti.weights import open_weights, unpinned_keys, weights_problems
 
 
 def found(overrides: dict[str, Any]) -> list[str]:
@@ -25,6 +25,12 @@ def found(overrides: dict[str, Any]) -> list[str]:
 
 def test_the_demo_needs_no_weights() -> None:
     assert found({}) == []
+
+
+def test_files_that_steps_know_by_path_alone_are_told() -> None:
+    refs = {"pretrained.base": {"path": "base.pt"}, "training.upsampler.vgg19": {"path": "vgg.pth", "sha256": "0" * 64}}
+    assert unpinned_keys(load_config("demo-sketch", refs)) == ["pretrained.base.sha256"]
+    assert unpinned_keys(load_config("demo")) == []
 
 
 def test_the_demos_prior_is_shipped_pinned_and_fits() -> None:

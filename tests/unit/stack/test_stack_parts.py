@@ -22,7 +22,7 @@ import pytest
 from piti import settings as settings_module
 from piti.errors import StackError
 from piti.settings import PROJECT, Settings
-from piti.stack import Ports, control, prefect_plugin, prefect_profile, processes, ray_head
+from piti.stack import Ports, control, prefect_profile, processes, ray_head
 from piti.stack.environment import client_environment, server_environment
 from piti.stack.ports import free_port, holder, is_free, problems
 from piti.stack.prefect_api import auth_string, local_api_url
@@ -235,18 +235,47 @@ def test_the_server_asks_for_a_password_and_no_other_origin_may_call_it(home: Pa
     assert environment["PITI_CONFIG_FOLDERS"] == "/work"
 
 
-def test_a_socks_proxy_that_nothing_here_can_speak_is_left_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9"), ("https_proxy", "SOCKS5H://127.0.0.1:9"), ("ALL_PROXY", "socks://127.0.0.1:9"),
+        ("all_proxy", "ftp://127.0.0.1:9"), ("http_proxy", "socks4://127.0.0.1:9"), ("HTTPS_PROXY", "http://127.0.0.1:port"),
+        ("HTTPS_PROXY", "://127.0.0.1"), ("http_proxy", "127.0.0.1:port"), ("NO_PROXY", "intranet,[::1]"), ("NO_PROXY", "fd00::/8"),
+        ("no_proxy", "10.0.0.0/8,host:port"), ("NO_PROXY", "[::1]:80"), ("no_proxy", "http://a:b"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_httpx_refuses_is_left_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     """httpx, which Prefect's client uses, otherwise refuses to start even for hosts that no proxy serves."""
     ensure_secret(Settings().auth_file)
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(ImportError, match="socksio"):
-        httpx.Client()
+    for proxy in [known for known in os.environ if known.lower().endswith("_proxy")]:
+        monkeypatch.delenv(proxy)
+    monkeypatch.setenv(name, value)
+    with pytest.raises((ImportError, ValueError, httpx.InvalidURL)):
+        httpx.Client(verify=False)
     environment = server_environment(Settings(), Ports(), "id", Path("/work"))
-    assert "ALL_PROXY" not in environment
-    assert environment["https_proxy"] == "http://127.0.0.1:9"
-    monkeypatch.delenv("ALL_PROXY")
-    httpx.Client().close()
+    monkeypatch.delenv(name)
+    for proxy in [known for known in environment if known.lower().endswith("_proxy")]:
+        monkeypatch.setenv(proxy, environment[proxy])
+    httpx.Client(verify=False).close()
+
+
+def test_a_proxy_that_httpx_takes_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_secret(Settings().auth_file)
+    kept = {
+        "https_proxy": "http://127.0.0.1:9",
+        "ALL_PROXY": "127.0.0.1:9",
+        "http_proxy": "",
+        "NO_PROXY": "10.0.0.0/8,.org,[fe80::1],*",
+    }
+    for name, value in kept.items():
+        monkeypatch.setenv(name, value)
+    environment = server_environment(Settings(), Ports(), "id", Path("/work"))
+    assert {name: environment[name] for name in ("https_proxy", "ALL_PROXY", "http_proxy")} == {
+        name: kept[name] for name in ("https_proxy", "ALL_PROXY", "http_proxy")
+    }
+    assert environment["no_proxy"] == "10.0.0.0/8,.org,fe80::1,*,127.0.0.1,localhost,::1"
 
 
 @pytest.mark.parametrize("folder", ["/nowhere/at/all", "/dev/null", "/tmp/" + "long" * 20])
@@ -304,49 +333,6 @@ def test_a_password_file_serves_the_server_that_the_environment_names(
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
     assert auth_string("http://prefect:4200/api") == "team:word"
     assert auth_string("http://elsewhere:4200/api") is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "password", "refused"),
-    [
-        (["server", "start"], None, False),
-        (["server", "start", "--host", "127.0.0.1"], None, False),
-        (["server", "start", "--host", "0.0.0.0"], None, True),
-        (["server", "start", "--host=::"], None, True),
-        (["server", "start", "--host", "0.0.0.0"], "user:word", False),
-    ],
-)
-def test_a_public_prefect_server_needs_a_password(
-    arguments: list[str], password: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
-    if password:
-        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", password)
-    if not refused:
-        prefect_plugin.refuse_open_server(arguments)
-        return
-    with pytest.raises(StackError, match="without a password"):
-        prefect_plugin.refuse_open_server(arguments)
-
-
-@pytest.mark.parametrize(
-    ("command", "asks"),
-    [
-        ("deployment run piti/train", True),
-        ("--no-prompt deploy --all", True),
-        ("flow-run cancel 7", True),
-        ("flow-run execute 7", False),
-        ("11111111-2222-3333-4444-555555555555", False),
-        ("worker start --pool piti", False),
-        ("server start", False),
-        ("profile use piti", False),
-        ("deployment run --help", False),
-        ("", False),
-    ],
-)
-def test_only_commands_of_people_are_ended_where_no_server_answers(command: str, asks: bool) -> None:
-    """The process of a flow run waits for a server that is away, as Prefect does."""
-    assert prefect_plugin.asks(command.split()) is asks
 
 
 def test_a_public_ray_dashboard_needs_a_token(

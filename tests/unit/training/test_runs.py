@@ -75,6 +75,24 @@ def test_a_failed_run_says_why_and_a_folder_without_one_is_an_error(pipeline: An
     assert "there is no training run at /nowhere/runs/x" in answer.stderr
 
 
+def test_strays_among_the_jobs_are_left_out_with_a_word(pipeline: Any, caplog: pytest.LogCaptureFixture) -> None:
+    context = pipeline.context("pretrain", run="alone")
+    jobs, spec = storage.join(context.config.root, "jobs"), context.spec.model_dump_json().encode()
+    storage.write_json(storage.join(context.spec.output, WORKERS_FILE), {"attempt": "x", "began": 1.0, "workers": []})
+    whole = ATTEMPT.format("alone")
+    strays = {
+        f"{whole} (copy)": spec, "piti-stage1-old": spec, "piti-stage1-x-2": b"{}", "piti-stage1-x-3": b"{", "piti-stage1-x-4": b"[]",
+    }  # fmt: skip
+    for name, content in {whole: spec, **strays}.items():
+        storage.write_bytes(storage.join(jobs, name, "spec.json"), content)
+    storage.write_bytes(storage.join(jobs, "piti-stage1-x-5"), b"a file")
+    (run,) = json.loads(piti("runs", "ls", context.config.root, "--json"))
+    assert run["attempts"] == [whole]
+    assert json.loads(piti("runs", "show", context.spec.output, "--json"))["attempts"] == [whole]
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert all(name in told for name in strays)
+
+
 @pytest.mark.parametrize("command", ["ls", "show", "diff"])
 def test_help(command: str) -> None:
     assert "--json" in piti("runs", command, "--help")
