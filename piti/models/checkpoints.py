@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -97,27 +97,39 @@ def load_trainer_state(uri: str) -> dict[str, Any]:
     return state
 
 
-def read_newest(run: str) -> dict[str, Any] | None:
+def read_newest(run: str, store_frozen: Callable[[], object]) -> dict[str, Any] | None:
     """Everything in the newest whole checkpoint of a run, each file read once; None where there is none.
 
     {"uri", "model", "ema", "trainer", "frozen"}: `ema` without the weights that do not learn, `frozen` as
     `Checkpoint.frozen`. Damaged checkpoints are reported and set aside, so that they count neither as the run's progress
-    nor among those that are kept.
+    nor among those that are kept; not before a second look, once storage answers and `store_frozen` has stored anew the
+    weights that do not learn.
     """
     for uri in reversed(checkpoints_of(run)):
         try:
-            checkpoint = Checkpoint.at(uri)
-            return {
-                "uri": uri,
-                "model": read_checkpoint(checkpoint, MODEL_FILE),
-                "ema": fetch_weights(checkpoint.file(EMA_FILE)),
-                "trainer": load_trainer_state(uri),
-                "frozen": checkpoint.frozen,
-            }
+            return _read_whole(uri)
+        except CheckpointError as error:
+            logger.warning("looking a second time: %s", error)
+        storage.wait_until_there(run)
+        try:
+            if Checkpoint.at(uri).frozen is not None:
+                store_frozen()
+            return _read_whole(uri)
         except CheckpointError as error:
             logger.warning("set a damaged checkpoint aside: %s", error)
             set_aside(uri)
     return None
+
+
+def _read_whole(uri: str) -> dict[str, Any]:
+    checkpoint = Checkpoint.at(uri)
+    return {
+        "uri": uri,
+        "model": read_checkpoint(checkpoint, MODEL_FILE),
+        "ema": fetch_weights(checkpoint.file(EMA_FILE)),
+        "trainer": load_trainer_state(uri),
+        "frozen": checkpoint.frozen,
+    }
 
 
 def publish_frozen(state: Mapping[str, Tensor], run: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -103,6 +103,20 @@ class Snapshot:
         return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
+def _frozen_weights(model: PITIModel) -> dict[str, Tensor]:
+    """What does not learn."""
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {key: value for key, value in model.state_dict().items() if key not in learning}
+
+
+def _store_frozen(stage: TrainingStage, inputs: dict[str, str], run: str) -> None:
+    """Store what the stage does not train as it was when the run began, where that is damaged or missing."""
+    model, _ = stage.initial_model(inputs)
+    model.requires_grad_(False)
+    stage.learnable(model).requires_grad_(True)
+    publish_frozen(_frozen_weights(model), run)
+
+
 class TrainingState:
     """A stage in the middle of its training. `origin` says where the first weights came from."""
 
@@ -116,8 +130,7 @@ class TrainingState:
         if self._is_sharded:
             shard(self.model, workers)
         self.model.to(workers.device)
-        learning = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self._frozen_weights = {key: value for key, value in self.model.state_dict().items() if key not in learning}
+        self._frozen_weights = _frozen_weights(self.model)
         self.ema = EMA(self.model)
         self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
         self.picture_losses = PictureLosses(stage.config, workers) if stage.is_upsampler else None
@@ -186,7 +199,9 @@ class TrainingState:
 
         The first worker reads, and sends the others what it found.
         """
-        stored = workers.send_all(read_newest(run) if workers.is_first else None)
+        stored = workers.send_all(
+            read_newest(run, partial(_store_frozen, stage, inputs, run)) if workers.is_first else None
+        )
         if stored is None:
             return cls.fresh(stage, inputs, workers)
         uri, trainer = stored["uri"], stored["trainer"]

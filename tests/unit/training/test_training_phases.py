@@ -115,6 +115,23 @@ def test_a_damaged_frozen_decoder_is_refused(stage1: Any) -> None:
         load_model(uri, stage1.config.models.base)
 
 
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_resumed_run_stores_a_damaged_frozen_decoder_anew(stage1: Any, is_missing: bool) -> None:
+    """It is what the stage began with: no checkpoint is lost with it."""
+    run = stage1.spec.output
+    before = newest_whole_checkpoint(run)
+    assert before is not None
+    path = Path(run) / Checkpoint.at(before).frozen["file"]
+    content = path.read_bytes()
+    path.unlink()
+    if not is_missing:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    state = TrainingState.begin(TrainingStage("stage1", stage1.config), stage1.spec.inputs, Workers(), run)
+    assert state.progress.step == Checkpoint.at(before).step
+    assert path.read_bytes() == content
+    assert newest_whole_checkpoint(run) == before
+
+
 def test_a_checkpoint_of_stage_1_is_below_600_megabytes_at_published_size() -> None:
     """Weights, averages and two moments of what learns; the 0.6 GB are the goal, the count is the published one."""
     with torch.device("meta"):
