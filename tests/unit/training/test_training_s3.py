@@ -56,7 +56,7 @@ def test_a_run_in_an_object_store_survives_a_kill_and_a_damaged_checkpoint(
     whole = ["step-00000002/model.safetensors", "step-00000002/ema.safetensors", "step-00000002/trainer.pt"]
     damaged = "step-00000004/model.safetensors"  # looked at a second time before it is set aside
     assert reads == Counter([damaged, damaged, *whole]), "a whole file was read more than once"
-    assert "passed over a damaged checkpoint" in caplog.text
+    assert "set a damaged checkpoint aside" in caplog.text
     assert "step-00000004/model.safetensors is not what was written" in caplog.text
     assert result["resumed_from_step"] == 2
     assert result["checkpoint"].startswith("s3://")
