@@ -132,12 +132,14 @@ def _show_report(step: Step, config_name: str, checkpoint_name: str) -> None:
     table = "\n".join([*heading, *rows])
     comparable = "" if result.get("comparable") else "\n**Not all figures are comparable with published ones.**\n"
     name_shown, report_shown = plain(checkpoint_name), plain(result["report"])
+    folder, _, name = step.output.rpartition("/")
+    board = link_target(reports.link(folder, storage.name(result["leaderboard"])))
+    end = f"Whole report: {report_shown}\n\n[All evaluations below this root]({board})"
     create_markdown_artifact(
-        f"# Evaluation of {name_shown}\n\n{table}\n{comparable}\n{picture}\n\nWhole report: {report_shown}",
+        f"# Evaluation of {name_shown}\n\n{table}\n{comparable}\n{picture}\n\n{end}",
         key=_key(config_name, checkpoint_name, "report"),
         description=f"evaluation of {plain(result['checkpoint'])}",
     )
-    folder, _, name = step.output.rpartition("/")
     link = reports.link(folder, f"{name}/{storage.name(result['report'])}")
     create_link_artifact(
         link_target(link), link_text=f"report of {name_shown}", key=_key(config_name, checkpoint_name, "report-link")

@@ -65,18 +65,20 @@ def test_a_report_shows_names_as_they_are(name: str, artifacts: list[dict[str, A
     storage.write_bytes(str(tmp_path / "grid.png"), b"png")
     network = {"name": name, "resize": name, "comparable": True, "weights_sha256": "0123456789abcdef"}
     metric = {"value": 1.0, "low": None, "high": None, "network": network, "note": name}
-    result = {"metrics": {"fid": metric}, "report": f"s3://bucket/{name}/report.html", "checkpoint": name}
+    addresses = {"report": f"s3://bucket/{name}/report.html", "leaderboard": "s3://bucket/index.html"}
+    result = {"metrics": {"fid": metric}, "checkpoint": name, **addresses}
     step: Any = SimpleNamespace(require_result=lambda: result, output=str(tmp_path))
     steps._show_report(step, "demo", name)
     report, link = artifacts
     one_line = " ".join(name.split())
     page = shown(report["markdown"])
-    assert page.tags == {"h1", "table", "thead", "tbody", "tr", "th", "td", "p", "strong", "img"}
-    assert [address[:22] for address in page.addresses] == ["data:image/png;base64,"]
+    assert page.tags == {"h1", "table", "thead", "tbody", "tr", "th", "td", "p", "strong", "img", "a"}
+    board = (tmp_path.parent / "index.html").as_uri()
+    assert [address.partition("cG5n")[0] for address in page.addresses] == ["data:image/png;base64,", board]
     assert f"Evaluation of {one_line}" in page.texts
     cells = page.texts
-    assert [f"{one_line}, {one_line}, 0123456789ab", "yes", one_line] == cells[-6:-3], cells
-    assert cells[-1] == " ".join(f"Whole report: s3://bucket/{name}/report.html".split())
+    assert [f"{one_line}, {one_line}, 0123456789ab", "yes", one_line] == cells[-7:-4], cells
+    assert cells[-2] == " ".join(f"Whole report: s3://bucket/{name}/report.html".split())
     described = shown(report["description"])
     assert described.tags == {"p"}
     assert described.texts == [f"evaluation of {one_line}"]
