@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -128,7 +129,7 @@ def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect
     assert any("-stage2-samples-" in key for _, key in kinds), "seen while it trained"
     (page,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").endswith("-report")]
     assert "data:image/png;base64," in page["data"]
-    assert "| fd_efficientnet_lite0 |" in page["data"]
+    assert "| fd_efficientnet_lite0 |" in html.unescape(page["data"])
     (shown,) = [found for found in prefect.artifacts(finished.id) if (found["key"] or "").endswith("-report-link")]
     (address,) = re.findall(r"http://127[^)]*", shown["data"])
     assert prefect.page(address) == (report / "report.html").read_bytes(), "what the link in the UI opens"
