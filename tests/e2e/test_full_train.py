@@ -87,12 +87,16 @@ def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, 
     newcomer = prefect.start("evaluate", config="demo-sketch", overrides=overrides)
     published = prefect.start("evaluate", config="demo-sketch", **imported)
     other_grid = prefect.start(
-        "evaluate", config="demo-sketch", overrides=tiny_overrides(root, evaluation__grid_samples=2)
+        "evaluate",
+        config="demo-sketch",
+        overrides=tiny_overrides(root, evaluation__grid_samples=2),
+        checkpoints="latest",
     )
     announced = tiny_overrides(root, evaluation__on_checkpoint="final", evaluation__grid_samples=3)
     prefect.start("train", config="demo-sketch", overrides=announced)
     other = json.dumps(tiny_overrides(root, sampling__guidance_scale=2.5))
-    told = stack.piti("run", "evaluate", "--config", "demo-sketch", "--param", f"overrides={other}")
+    chosen = ("--param", f"overrides={other}", "--param", "checkpoints=latest")
+    told = stack.piti("run", "evaluate", "--config", "demo-sketch", *chosen)
     variants = [{"name": "as configured"}, {"name": "stronger", "overrides": {"sampling.guidance_scale": 2.5}}]
     asked_for = {
         "name": "tiny",
