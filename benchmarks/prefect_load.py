@@ -38,6 +38,7 @@ from piti.stack.ports import HOST, free_port
 from piti.stack.prefect_api import prefect_answers
 
 SERVER_PATIENCE_SECONDS = 180.0
+EVENTS_PATIENCE_SECONDS = 120.0
 
 
 @task
@@ -149,7 +150,7 @@ def measure(connection: str | None, num_runs: int, num_processes: int) -> dict[s
         ]
         told = [json.loads(client.communicate()[0].splitlines()[-1]) for client in clients]
         url = environment["PREFECT_API_URL"]
-        time.sleep(5)  # logs are sent beside the runs, two seconds' worth at a time
+        wait_for_events(url, num_runs)
         runs = request_json(f"{url}/flow_runs/filter", body={"limit": 200})
         for offset in range(200, num_runs, 200):
             runs += request_json(f"{url}/flow_runs/filter", body={"limit": 200, "offset": offset})
@@ -159,13 +160,26 @@ def measure(connection: str | None, num_runs: int, num_processes: int) -> dict[s
             "runs": num_runs,
             "seconds": round(seconds(ended) - seconds(begun), 1),
             "completed": sum(run["state_type"] == "COMPLETED" for run in runs),
-            "tasks": request_json(f"{url}/task_runs/count", body={"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}),
+            "tasks": num_tasks(url),
             "artifacts": request_json(f"{url}/artifacts/count", body={}),
             "log_lines": num_log_lines(url),
             "refused": sum(one["refused"] for one in told),
             "errors": sorted({error for one in told for error in one["errors"]}),
             "slowest_answer_seconds": round(max(times), 1),
         }  # fmt: skip
+
+
+def num_tasks(url: str) -> int:
+    """That the server has as completed, which it learns from events."""
+    return int(request_json(f"{url}/task_runs/count", body={"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}))
+
+
+def wait_for_events(url: str, num_runs: int) -> None:
+    """Logs and tasks' ends are told beside the runs: give the server a while to take them in."""
+    deadline = time.monotonic() + EVENTS_PATIENCE_SECONDS
+    time.sleep(5)
+    while num_tasks(url) < num_runs and time.monotonic() < deadline:
+        time.sleep(2)
 
 
 def seconds(stamp: str) -> float:
