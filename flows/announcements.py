@@ -85,7 +85,8 @@ class Announcer:
             return False
 
     def _emit(self, uri: str, evaluates: bool) -> None:
-        self._evaluated |= {uri} if evaluates else set()
+        if evaluates:
+            self._evaluated.add(uri)
         run, _, step = uri.rpartition("/")
         emit_event(
             EVENT,

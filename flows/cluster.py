@@ -329,7 +329,7 @@ def storage_may_be_away(log: Log) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError | DataError | ImportError) and not storage.is_client_error(error):
+        if not isinstance(error, DataError | ImportError) and not storage.is_failure(error):
             raise
         log.warning("storage does not answer: %s", first_line(error))
 

@@ -60,8 +60,7 @@ def translate(
     """Draw pictures from a condition. The same seed and number give the same picture."""
     from pathlib import Path
 
-    import cv2
-
+    from piti.evaluation.picture_sets import png_bytes
     from piti.evaluation.translation import Translator, Wish, picture_names, read_condition
 
     networks = _networks(checkpoint, upsampler, config, assignments)
@@ -74,7 +73,7 @@ def translate(
     Path(out).mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for path, picture in zip(paths, Translator(networks).draw(painted, wish), strict=True):
-        path.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+        path.write_bytes(png_bytes(picture, path.name))
         typer.echo(f"{path}  ({time.monotonic() - started:.1f} s)")
 
 

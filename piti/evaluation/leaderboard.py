@@ -62,12 +62,10 @@ def leaderboard(folder: str, names: list[str]) -> Leaderboard:
         except (DataError, FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
             unreadable.append(f"{name}/{METRICS_FILE} ({error})")
     names_of = _column_names([metric for metrics in found for metric in metrics.values()])
-    columns = {
-        names_of[_way(metrics[kind])]: _column(kind, metrics[kind], names_of[_way(metrics[kind])])
-        for kind in FIGURES
-        for metrics in sorted(found, key=lambda metrics: names_of[_way(metrics[kind])] if kind in metrics else "")
-        if kind in metrics
-    }
+    measured = [(kind, names_of[_way(metric)], metric) for metrics in found for kind, metric in metrics.items()]
+    order = list(FIGURES)
+    measured.sort(key=lambda one: (order.index(one[0]), one[1]))
+    columns = {name: _column(kind, metric, name) for kind, name, metric in measured}
     entries = [
         replace(entry, metrics={names_of[_way(metric)]: metric for metric in metrics.values()})
         for entry, metrics in zip(entries, found, strict=True)

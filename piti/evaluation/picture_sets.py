@@ -137,14 +137,15 @@ def write_pictures(
             if key not in keys:
                 keys.add(key)
                 if conditions is not None:
-                    _add(archive, f"{key}.{_CONDITION}", _png(conditions[key], key))
+                    _add(archive, f"{key}.{_CONDITION}", png_bytes(conditions[key], key))
                 if about is not None:
                     _add(archive, f"{key}.json", json.dumps(about[key], sort_keys=True).encode())
-            _add(archive, f"{name}.png", _png(picture, name))
+            _add(archive, f"{name}.png", png_bytes(picture, name))
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def _png(picture: NDArray[np.uint8], name: str) -> bytes:
+def png_bytes(picture: NDArray[np.uint8], name: str) -> bytes:
+    """A picture uint8 (H,W,3) RGB as a PNG. `name` is for the DataError where it cannot be one."""
     import cv2  # imported here, since flows need only the listing functions
 
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

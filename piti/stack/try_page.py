@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from eval.grid import data_uri
 from piti import storage
 from piti.config import BundledSourceConfig, Config
 from piti.data.conditions import label_colors
@@ -117,7 +118,7 @@ def try_page(translator: Translator, key: str) -> FastAPI:
         values = cv2.resize(values, (side, side), interpolation=cv2.INTER_NEAREST)
         return {
             "values": base64.b64encode(values.astype(np.uint8).tobytes()).decode(),
-            "truth": _data_url(box.cut(image)),
+            "truth": data_uri(box.cut(image)),
         }
 
     @app.post(f"/{key}/draw")
@@ -126,7 +127,7 @@ def try_page(translator: Translator, key: str) -> FastAPI:
         painted = painted_values(asked.values, config)
         wish = Wish(asked.samples, asked.seed, asked.guidance, asked.sampler, asked.steps)
         with drawing:  # requests wait for each other: a second would only make both slower
-            pictures = [_data_url(picture) for picture in translator.draw(painted, wish)]
+            pictures = [data_uri(picture) for picture in translator.draw(painted, wish)]
         return {"pictures": pictures, "seconds": round(time.monotonic() - started, 1)}
 
     return app
@@ -199,11 +200,6 @@ def _examples(config: Config) -> ShardReader | None:
         return ShardReader(Plan(config).shard.output, "validation")
     except PitiError:
         return None
-
-
-def _data_url(picture: NDArray[np.uint8]) -> str:
-    png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
-    return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
 
 
 def _problem(line: str, status: Literal[400, 403]) -> JSONResponse:
