@@ -100,8 +100,12 @@ class StopRequest:
         self._is_damaged = False
 
     def make(self, reason: str) -> None:
-        """Ask the job to end. A request that is there already keeps its reason."""
-        storage.create_bytes(self._file, json.dumps({"reason": reason}).encode())
+        """Ask the job to end. A request that is there already keeps its reason; a damaged one is replaced."""
+        request = {"reason": reason}
+        if not storage.create_bytes(self._file, json.dumps(request).encode()):
+            with suppress(FileNotFoundError):
+                if self._stored() is None:
+                    storage.write_json(self._file, request)
 
     def reason(self) -> str | None:
         """Why the job should end; None without a request that can be read. Storage is read every STOP_LOOK_SECONDS at
@@ -113,12 +117,17 @@ class StopRequest:
         return self._reason
 
     def _read(self) -> None:
-        try:
-            self._reason = str(storage.read_json(self._file)["reason"])
-        except (DataError, KeyError, TypeError):
-            if not self._is_damaged:
-                logger.warning("%s is damaged: this job goes on", self._file)
+        self._reason = self._stored()
+        if self._reason is None and not self._is_damaged:
+            logger.warning("%s is damaged: this job goes on", self._file)
             self._is_damaged = True
+
+    def _stored(self) -> str | None:
+        """The reason in storage; None where the file is damaged. Raises FileNotFoundError where there is none."""
+        try:
+            return str(storage.read_json(self._file)["reason"])
+        except (DataError, KeyError, TypeError):
+            return None
 
 
 class Lease:

@@ -9,14 +9,15 @@ from typing import Any
 from piti import storage
 from piti.checkpoints import checkpoint_uri, prune_checkpoints
 from piti.errors import DataError, first_line
-from piti.job import JobContext
+from piti.job import SPEC_FILE, JobContext
 from piti.provenance import code_versions
 from piti.training.publisher import Publisher
 from piti.training.state import Snapshot, TrainingState
 from piti.training.status import Status
 
-ATTEMPTS = 3  # at a checkpoint that must be there
-PATIENCE_SECONDS = 600.0  # for one that hangs
+ATTEMPTS = 3  # at a last checkpoint, where storage is there
+PATIENCE_SECONDS = 600.0  # where it is away or hangs
+STOP_PATIENCE_SECONDS = 45.0  # the same for a run that is stopped and should leave within a minute
 _SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
 
 
@@ -48,19 +49,22 @@ class Checkpointer:
         name = f"the checkpoint of step {progress.step}" if ends_phase_before_last else "a checkpoint"
         self._publisher.put(name, partial(self._write, snapshot, about))
 
-    def wait(self) -> Exception | None:
-        """Wait until all checkpoints are written. Returns the error of the last of several attempts, or a TimeoutError;
-        None: they are written."""
+    def wait(self, patience_seconds: float) -> Exception | None:
+        """Wait until all checkpoints are written: for several attempts, or so many seconds where storage is away.
+
+        Returns the last attempt's error, or a TimeoutError; None: they are written.
+        """
         failed_before = self._publisher.num_failed
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_seconds
         while not self._publisher.flush(max(0.0, deadline - time.monotonic())):
-            error = self._publisher.last_error
-            if error is not None and self._publisher.num_failed - failed_before >= ATTEMPTS:
-                return error
+            num_failed = self._publisher.num_failed - failed_before
+            error = self._publisher.last_error if num_failed else None
             if time.monotonic() >= deadline:
-                return TimeoutError(
-                    f"a checkpoint of {self._context.spec.output} was not written in {PATIENCE_SECONDS} s"
+                return error or TimeoutError(
+                    f"a checkpoint of {self._context.spec.output} was not written in {patience_seconds:g} s"
                 )
+            if error is not None and num_failed >= ATTEMPTS and not self._is_away(error):
+                return error
         return None
 
     def close(self) -> None:
@@ -70,6 +74,10 @@ class Checkpointer:
     def num_failed(self) -> int:
         """How many attempts at writing failed."""
         return self._publisher.num_failed
+
+    def _is_away(self, error: Exception) -> bool:
+        """Whether a write failed with `error` because storage does not answer, which may pass."""
+        return storage.is_client_error(error) or not storage.exists(storage.join(self._context.spec.folder, SPEC_FILE))
 
     def _write(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
         run, settings, began_seconds = self._context.spec.output, self._state.stage.settings, time.monotonic()

@@ -147,7 +147,8 @@ def test_damaged_files_of_followers_and_requests_end_nothing(
         assert not lease.expired()
         assert request.reason() is None
     assert caplog.text.count("stop.json is damaged") == 1
-    storage.write_json(str(tmp_path / "stop.json"), {"reason": "its run was cancelled"})
+    for reason in ("its run was cancelled", "another reason, later"):
+        StopRequest(str(tmp_path)).make(reason)
     clock[0] += 10
     assert request.reason() == "its run was cancelled"
 

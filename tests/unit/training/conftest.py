@@ -14,7 +14,7 @@ from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.publishing import write_manifest
 from piti.data.sharding import shard_dataset
-from piti.job import JobContext, JobSpec
+from piti.job import SPEC_FILE, JobContext, JobSpec
 from piti.jobs.degrade import degrade_shard
 from piti.plan import Plan
 from piti.training.loop import train
@@ -85,6 +85,7 @@ class Pipeline:
             kind="train", name=stage, fingerprint=step.fingerprint, output=output, inputs=inputs,
             folder=str(self._root / "jobs" / (run or stage)), config=config,
         )  # fmt: skip
+        storage.write_json(storage.join(spec.folder, SPEC_FILE), spec.model_dump(mode="json"))
         return JobContext(spec)
 
     def finish(self, stage: str, **overrides: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from piti import storage
 from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, verify_checkpoint
 from piti.errors import DataError, StoppedError
-from piti.job import StopRequest
+from piti.job import SPEC_FILE, StopRequest
 from piti.models.checkpoints import load_model, load_trainer_state
 from piti.training import publisher, state, stopping
 from piti.training.loop import train
@@ -102,6 +102,28 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(pipeline: Any, mon
     with pytest.raises(DataError, match=r"no space left for a checkpoint in .*step-00000006"):
         train(context, Workers())
     assert steps_of(context.spec.output) == []
+
+
+def test_a_last_checkpoint_waits_for_storage_that_is_away(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that is gone for twenty writes, then back. What is still there and refuses: the test above."""
+    context, publish_folder, num_failed = pipeline.context("pretrain"), storage.publish_folder, 0
+    spec = Path(context.spec.folder, SPEC_FILE)
+    away = spec.with_name("away")
+
+    def gone(source: Path, uri: str) -> None:
+        nonlocal num_failed
+        if num_failed < 20:
+            if num_failed == 0:
+                spec.rename(away)
+            num_failed += 1
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        away.rename(spec)
+        publish_folder(source, uri)
+
+    monkeypatch.setattr(storage, "publish_folder", gone)
+    result = train(context, Workers())
+    assert result["storage"]["failed_checkpoints"] == 20
+    assert steps_of(context.spec.output) == [6]
 
 
 @pytest.fixture

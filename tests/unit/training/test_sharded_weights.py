@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from piti.checkpoints import checkpoint_uri
 from piti.config import Config, Stage
 from piti.job import JobContext, JobSpec
-from piti.models import build_model
+from piti.models import PITIModel, build_model
 from piti.training.gradients import accumulate_gradients
 from piti.training.loop import learn, train
 from piti.training.metrics import read_metrics
@@ -101,6 +103,21 @@ def take_steps(rank: int, folder: Path, configs: dict[str, Any]) -> None:
         for damaged in (False, True):
             found = step(Config.model_validate(configs[stage]), stage, Workers.current(), damaged=damaged)
             torch.save(found, folder / f"{stage}-{damaged}-{rank}.pt")
+
+
+def take_compiled_step(rank: int, folder: Path, configs: list[dict[str, Any]]) -> None:
+    """As configured, and compiled by the backend that runs what was traced as it is."""
+    PITIModel.compile = partialmethod(PITIModel.compile, backend="eager")  # type: ignore[assignment]
+    plain, compiled = (step(Config.model_validate(config), "pretrain", Workers.current()) for config in configs)
+    assert counters["stats"]["unique_graphs"] > 0
+    for name, value in plain.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(compiled[name])), name
+
+
+def test_a_compiled_step_is_the_same(pipeline: Any, tmp_path: Path) -> None:
+    """To the bit, with divided weights and microbatches."""
+    configs = [pipeline.config(**options("pretrain", compile=compile)) for compile in (False, True)]
+    run_workers(take_compiled_step, tmp_path, [config.model_dump(mode="json") for config in configs])
 
 
 def test_a_step_of_two_workers_is_that_of_one(pipeline: Any, tmp_path: Path) -> None:
