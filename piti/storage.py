@@ -185,6 +185,16 @@ def read_json(uri: str) -> Any:
         raise DataError(f"{uri} is not valid JSON ({error})", "delete it and run again") from error
 
 
+@contextmanager
+def aside(target: Path) -> Iterator[Path]:
+    """A new name beside `target` to write to, before the file is moved there. What is left there is deleted."""
+    path = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
     """Write `data` to `uri` atomically: a process killed at any moment leaves the old file or the new one. `private`:
     mode 600 for a local file. Raises DiskFullError."""
@@ -193,18 +203,14 @@ def write_bytes(uri: str, data: bytes, private: bool = False) -> None:
         fs.pipe_file(path, data)
         return
     target = local_path(uri)
-    with disk_space(target.name, target.parent):
+    with disk_space(target.name, target.parent), aside(target) as whole:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            mode = 0o600 if private else 0o666
-            with open(aside, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        mode = 0o600 if private else 0o666
+        with open(whole, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(whole, target)
 
 
 def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
@@ -218,18 +224,16 @@ def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
             return False
         return True
     target = local_path(uri)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    write_bytes(str(aside), data, private)
-    try:
-        os.link(aside, target)  # fails where the name is taken, unlike a rename
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return _create_in_place(target, data, private)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(target) as whole:
+        write_bytes(str(whole), data, private)
+        try:
+            os.link(whole, target)  # fails where the name is taken, unlike a rename
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return _create_in_place(target, data, private)
     return True
 
 
@@ -274,20 +278,16 @@ def publish_file(source: Path, uri: str) -> None:
         source.unlink()
         return
     target = local_path(uri)
-    with disk_space(target.name, target.parent):
+    with disk_space(target.name, target.parent), aside(target) as whole:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            try:
-                os.replace(source, aside)
-            except OSError:  # another filesystem
-                shutil.copyfile(source, aside)
-                source.unlink()
-            with open(aside, "rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+            os.replace(source, whole)
+        except OSError:  # another filesystem
+            shutil.copyfile(source, whole)
+            source.unlink()
+        with open(whole, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(whole, target)
 
 
 def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
@@ -308,15 +308,11 @@ def fetch(uri: str, target: Path) -> Path:
     FileNotFoundError for a missing remote file, DiskFullError."""
     if is_local(uri):
         return local_path(uri)
-    with disk_space(f"a copy of {uri}", target.parent):
+    with disk_space(f"a copy of {uri}", target.parent), aside(target) as whole:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         fs, path = filesystem(uri)
-        try:
-            fs.get_file(path, str(aside))
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        fs.get_file(path, str(whole))
+        os.replace(whole, target)
     return target
 
 

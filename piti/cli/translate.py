@@ -6,25 +6,16 @@ import errno
 import secrets
 import socket
 import time
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from piti.cli.config import parse_settings
+from piti.config import Sampler
 from piti.errors import PitiError, StackError
 
 if TYPE_CHECKING:
     from piti.evaluation.translation import Networks
-
-
-class Sampler(StrEnum):
-    """Samplers of the base network."""
-
-    DDPM = "ddpm"
-    DDIM = "ddim"
-    DPM = "dpm++"
-    UNIPC = "unipc"
 
 
 UpsamplerOption = Annotated[
@@ -64,7 +55,7 @@ def translate(
     from piti.evaluation.translation import Translator, Wish, picture_names, read_condition
 
     networks = _networks(checkpoint, upsampler, config, assignments)
-    wish = Wish(samples, seed, guidance, None if sampler is None else sampler.value, steps)
+    wish = Wish(samples, seed, guidance, sampler, steps)
     wish.sampling(networks.config.sampling)
     paths = picture_names(condition, wish, out)
     painted = read_condition(condition, networks.config.data)

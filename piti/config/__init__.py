@@ -17,7 +17,7 @@ from piti.config.data import (
     SourceConfig,
     WebdatasetSourceConfig,
 )
-from piti.config.evaluation import EvaluationConfig, SamplingConfig
+from piti.config.evaluation import EvaluationConfig, Sampler, SamplingConfig
 from piti.config.models import ENCODER_STRIDE, DiffusionConfig, ModelConfig, ModelsConfig, ScheduleConfig
 from piti.config.section import Positive, Section, Share, WeightsRef
 from piti.config.training import (
@@ -36,7 +36,7 @@ __all__ = [
     "CONDITION_CHANNELS", "ENCODER_STRIDE", "STAGES", "STAGE_LABELS", "Ade20kSourceConfig", "BundledSourceConfig", "ClusterConfig",
     "CocoStuffSourceConfig", "Config", "DataConfig", "DegradationConfig", "DiffusionConfig", "DiodeSourceConfig",
     "EvaluationConfig", "ListSourceConfig", "Modality", "ModelConfig", "ModelsConfig", "PairedSourceConfig", "PhaseConfig",
-    "Positive", "PretrainedConfig", "SamplingConfig", "Scenes", "ScheduleConfig", "Section", "Share", "SketchConfig", "SketchInversion",
+    "Positive", "PretrainedConfig", "Sampler", "SamplingConfig", "Scenes", "ScheduleConfig", "Section", "Share", "SketchConfig", "SketchInversion",
     "SourceConfig", "Stage", "StageConfig", "TrackingConfig", "TrainingConfig", "UpsamplerStageConfig", "WebdatasetSourceConfig", "WeightsRef",
     "WorkerRange",
 ]  # fmt: skip

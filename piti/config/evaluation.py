@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from piti.config.section import Positive, ProgramRef, Section, WeightsRef
 
+Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
+
 _RESPACING = re.compile(r"fast27|(?:ddim|logsnr)[0-9]{1,6}|[0-9]{1,6}(?:, ?[0-9]{1,6})*")
 
 FigureKind = Literal[
@@ -27,11 +29,11 @@ class SamplingConfig(Section):
     `upsampled_conditions` the upsampler also draws one from the truth's own low-resolution picture.
     """
 
-    base_sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "ddpm"
+    base_sampler: Sampler = "ddpm"
     base_respacing: str = "250"
     guidance_scale: Annotated[float, Field(ge=0)] = 1.5
     normalized_guidance: bool = True
-    upsampler_sampler: Literal["ddpm", "ddim", "dpm++", "unipc"] = "ddpm"
+    upsampler_sampler: Sampler = "ddpm"
     upsampler_respacing: str = "fast27"
     upsampler_noise_scale: Annotated[float, Field(gt=0)] = 0.997
     num_samples: Positive | None = None

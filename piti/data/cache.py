@@ -8,7 +8,6 @@ import os
 import stat
 import tempfile
 import threading
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -106,11 +105,10 @@ class ShardCache:
 
 
 def _fetch(uri: str, target: Path, sha256: str, size_bytes: int) -> None:
-    candidate = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with storage.aside(target) as copy:
         for _ in range(_ATTEMPTS):
-            storage.fetch(uri, candidate)
-            found_bytes, is_same = candidate.stat().st_size, storage.sha256_file(str(candidate)) == sha256
+            storage.fetch(uri, copy)
+            found_bytes, is_same = copy.stat().st_size, storage.sha256_file(str(copy)) == sha256
             if is_same:
                 break
         if found_bytes != size_bytes:
@@ -118,6 +116,4 @@ def _fetch(uri: str, target: Path, sha256: str, size_bytes: int) -> None:
             raise DataError(problem, repair_advice(uri.rpartition("/")[0]))
         if not is_same:
             logger.warning("%s has other bytes than were written: its damaged samples will be skipped", uri)
-        os.replace(candidate, target)
-    finally:
-        candidate.unlink(missing_ok=True)
+        os.replace(copy, target)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from piti.config import Sampler
 from piti.diffusion.samplers import (
     AncestralStep,
     CorrectedSolverStep,
@@ -27,7 +28,6 @@ from piti.diffusion.samplers import (
 from piti.diffusion.schedule import Coefficients, betas_of, respaced_betas, respaced_timesteps
 
 ModelFunction = Callable[[Tensor, Tensor], Tensor]
-Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 
 _MODEL_TIME = 1000.0  # networks get the time on a scale of 0 to 1000, whatever the number of steps
 

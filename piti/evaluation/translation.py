@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from piti import storage
 from piti.checkpoints import Checkpoint, checkpoints_of, newest_whole_checkpoint
-from piti.config import Config, DataConfig, SamplingConfig
+from piti.config import Config, DataConfig, Sampler, SamplingConfig
 from piti.data.conditions import StoredCondition, check_labels, encode_condition, paint_condition, unit_range
 from piti.data.items import RawCondition, RejectedItem
 from piti.data.resizing import shrink_condition
@@ -30,7 +30,6 @@ from piti.models import PITIModel
 from piti.models.checkpoints import load_model
 from piti.plan import Plan
 
-Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 _RESPACING = {"ddpm": "{}", "ddim": "logsnr{}", "dpm++": "logsnr{}", "unipc": "logsnr{}"}
 
 

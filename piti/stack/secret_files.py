@@ -6,6 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
+from piti import storage
 from piti.errors import StackError
 
 
@@ -29,9 +30,5 @@ def ensure_secret(path: Path, prefix: str = "") -> str:
         return known
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = prefix + secrets.token_hex(32)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(content)
-    os.replace(aside, path)
+    storage.write_bytes(str(path), content.encode(), private=True)
     return content

@@ -25,14 +25,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eval.grid import data_uri
 from piti import storage
-from piti.config import BundledSourceConfig, Config
+from piti.config import BundledSourceConfig, Config, Sampler
 from piti.data.conditions import label_colors
 from piti.data.decoding import decode_condition, decode_image
 from piti.data.items import RawCondition, RejectedItem
 from piti.data.resizing import CropBox
 from piti.data.shards import DamagedSample, ShardReader
 from piti.errors import ConfigError, DataError, PitiError, first_line
-from piti.evaluation.translation import Sampler, Translator, Wish, paint
+from piti.evaluation.translation import Translator, Wish, paint
 from piti.plan import Plan
 from piti.stack.http import LOOPBACK
 

@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 import tarfile
-import uuid
 import weakref
 import zipfile
 import zlib
@@ -278,17 +277,15 @@ def plain_tar(uri: str) -> str:
 def _unpack(uri: str, target: Path) -> None:
     # This process holds the lock: whoever left such a file was killed.
     storage.remove_older(target.parent, f".{target.name}.*.tmp", -1)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(aside, "wb") as plain:
-            shutil.copyfileobj(stream, plain, _COPY_BYTES)
-        os.replace(aside, target)
+        with storage.aside(target) as whole:
+            with open_archive(uri) as packed, _decompressed(packed, uri) as stream, open(whole, "wb") as plain:
+                shutil.copyfileobj(stream, plain, _COPY_BYTES)
+            os.replace(whole, target)
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the archive
             raise
         raise DataError(f"{uri} is not a whole compressed archive ({error})", "download it again") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _decompressed(packed: IO[bytes], uri: str) -> IO[bytes]:

@@ -116,7 +116,7 @@ def take_compiled_step(rank: int, folder: Path, configs: list[dict[str, Any]]) -
 
 def test_a_compiled_step_is_the_same(pipeline: Any, tmp_path: Path) -> None:
     """To the bit, with divided weights and microbatches."""
-    configs = [pipeline.config(**options("pretrain", compile=compile)) for compile in (False, True)]
+    configs = [pipeline.config(**options("pretrain", compile=is_compiled)) for is_compiled in (False, True)]
     run_workers(take_compiled_step, tmp_path, [config.model_dump(mode="json") for config in configs])
 
 
