@@ -41,7 +41,9 @@ class ClusterConfig(Section):
 
     `max_cpus` and `max_gpus`: the largest size of a cluster that grows by itself, for preflight; None: the present
     nodes. A worker that makes no step for `stall_seconds` (for its first step at least 600) writes its stacks to the
-    log and ends; the run is tried again.
+    log and ends; the run is tried again. `start_seconds`: how long a fixed number of workers may take to get room and
+    to start, nodes that are still to come included; then all are asked for anew. `preemption_grace_seconds`: how
+    long a last checkpoint may be written after a node was taken away, by the workers that stay.
 
     `strategy`: with `ddp` every worker holds the whole network, its average and its optimizer; with `fsdp` a part of what
     is trained, for networks that do not fit one GPU otherwise.
@@ -63,6 +65,8 @@ class ClusterConfig(Section):
     max_attempts: Positive = 3
     abandoned_job_seconds: Annotated[float, Field(gt=0)] | Literal["never"] = 600.0
     stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    start_seconds: Annotated[float, Field(gt=0)] = 300.0
+    preemption_grace_seconds: Annotated[float, Field(gt=0)] = 60.0
 
     @property
     def workers(self) -> WorkerRange:

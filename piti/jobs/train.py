@@ -34,8 +34,6 @@ logger = logging.getLogger("piti")
 # Ray Train's defaults suit runs of hours. A trivial run of 2 workers on 2 cores took 30 s with them, 13 s with
 # these: a report and the end of a run each wait for the next poll, and metrics.jsonl says what Ray's metrics would.
 _QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
-_PREEMPTION_GRACE_SECONDS = 60.0  # for a last checkpoint whose upload outlasts the node that is taken away
-_START_SECONDS = 300.0  # for workers to get room and to start: Ray's minute is short for the first ones of a node
 _RESIZE_SECONDS = 300.0  # between looks for room for more workers: a resize goes back to the last checkpoint
 _COLLECTIVE_SPARE_SECONDS = 120.0  # collectives outlast `stall_seconds`, so that the stacks of a hang come first
 # Relative paths must mean the same in workers as in the driver. Log lines go to people, not to terminals.
@@ -59,7 +57,7 @@ def run(context: JobContext) -> JobResult:
     Raises PitiError for what trying again would not change, RuntimeError once `cluster.max_failures` is used up; both
     name the root cause.
     """
-    _prefer(_QUICK | _CONDUCT | _hang_settings(context))  # before Ray is imported, which is when it reads some of them
+    _prefer(_QUICK | _CONDUCT | time_outs(context))  # before Ray is imported, which is when it reads some of them
     from piti.jobs.driver import Driver
     from piti.jobs.ray_tasks import ray_connection
 
@@ -67,13 +65,13 @@ def run(context: JobContext) -> JobResult:
         return _fit(context, driver)
 
 
-def _hang_settings(context: JobContext) -> dict[str, str]:
+def time_outs(context: JobContext) -> dict[str, str]:
     """Ray Train's own time-outs; NCCL's monitoring, where there is any, ends a hang before `stall_seconds` does."""
-    stall_seconds = context.config.cluster.stall_seconds
+    stall_seconds, start_seconds = context.config.cluster.stall_seconds, context.config.cluster.start_seconds
     limits = {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{stall_seconds:g}"}
     workers = context.config.cluster.workers
     if workers.min == workers.max:  # else Ray's own, after which it looks anew for how many workers there is room
-        limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{_START_SECONDS:g}"
+        limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{start_seconds:g}"
     if not context.config.cluster.use_gpu:
         return limits
     return limits | {
@@ -152,7 +150,7 @@ def _trainer(context: JobContext, attempt: str) -> Any:
         storage_path=folder,
         storage_filesystem=filesystem,
         # Ray's collectives stay strict: workers that are about to go take part in each step until all end together.
-        failure_config=FailureConfig(max_failures=0, preemption_grace_s=_PREEMPTION_GRACE_SECONDS),
+        failure_config=FailureConfig(max_failures=0, preemption_grace_s=cluster.preemption_grace_seconds),
         logging_config=LoggingConfig(log_level="WARNING"),
     )
     return Trainer(

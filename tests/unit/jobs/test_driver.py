@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from piti.errors import StoppedError
 from piti.job import JobContext, JobSpec
 from piti.jobs import driver as driver_module
 from piti.jobs.driver import Driver, waiting_message
+from piti.jobs.train import time_outs
 from piti.plan import Plan
 from piti.runs import WORKERS_FILE
 from piti.training.watchdog import leave_stall
@@ -29,6 +31,24 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobContext:
     step = Plan(config).pretrain
     assert step is not None
     return JobContext(JobSpec.for_step(step, config, str(tmp_path / "jobs" / "one")))
+
+
+def test_time_outs_are_settings(tmp_path: Path) -> None:
+    """Under the names by which Ray Train reads them. An elastic run looks anew for room after Ray's own time."""
+    told = {}
+    for workers in (8, {"min": 2, "max": 8}):
+        overrides = tiny_overrides(tmp_path, cluster__num_workers=workers, cluster__start_seconds=900)
+        config = load_config("demo-sketch", overrides | {"cluster.stall_seconds": 700})
+        step = Plan(config).stage2
+        told[str(workers)] = time_outs(JobContext(JobSpec.for_step(step, config, str(tmp_path))))
+    fixed, elastic = told.values()
+    assert fixed == {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "700", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900"}
+    assert elastic == {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "700"}
+    ray = find_spec("ray")
+    assert ray is not None
+    assert ray.origin is not None
+    known = Path(ray.origin).with_name("train").joinpath("v2/_internal/constants.py").read_text()
+    assert all(name in known for name in fixed)
 
 
 def begin(context: JobContext, attempt: str) -> None:
