@@ -220,7 +220,10 @@ def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
         fs, path = filesystem(uri)
         try:
             fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
+        except OSError:  # stores other than AWS's tell in words of their own that there is such an object
+            fs.invalidate_cache()
+            if not fs.exists(path):
+                raise
             return False
         return True
     target = local_path(uri)

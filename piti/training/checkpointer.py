@@ -17,6 +17,7 @@ from piti.training.status import Status
 
 ATTEMPTS = 3  # at a last checkpoint, where storage is there
 PATIENCE_SECONDS = 600.0  # where it is away or hangs
+SLOWEST_BYTES_PER_SECOND = 2e6  # of storage that is there: a checkpoint gets that much more time
 STOP_PATIENCE_SECONDS = 45.0  # the same for a run that is stopped and should leave within a minute
 _SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
 

@@ -51,7 +51,8 @@ class MetricsLog:
         self._publisher = publisher
         self._trackers = trackers
         self._lock = threading.Lock()
-        self._part = len(_parts(run))
+        stored = _parts(run)  # a part that storage did not take may be missing among them
+        self._part = _part_number(stored[-1]) + 1 if stored else 0
         self._lines: dict[int, list[str]] = {}  # of parts that storage may not hold whole
         self._published_seconds = time.monotonic()
         if self._part:

@@ -9,7 +9,7 @@ from piti.checkpoints import checkpoint_uri
 from piti.errors import StoppedError, first_line
 from piti.job import JobContext
 from piti.training.batches import Batches, degraded_input
-from piti.training.checkpointer import PATIENCE_SECONDS, STOP_PATIENCE_SECONDS, Checkpointer
+from piti.training.checkpointer import PATIENCE_SECONDS, SLOWEST_BYTES_PER_SECOND, STOP_PATIENCE_SECONDS, Checkpointer
 from piti.training.divergence import Divergence
 from piti.training.gradients import StepLosses
 from piti.training.samples import Samples
@@ -90,7 +90,11 @@ class Observers:
         if self._checkpointer is not None:
             self._checkpointer.save(snapshot)
             patience_seconds = PATIENCE_SECONDS if is_last else STOP_PATIENCE_SECONDS
-            if ends_run and (error := self._checkpointer.wait(patience_seconds)) is not None:
+            if (
+                ends_run
+                and (error := self._checkpointer.wait(patience_seconds + snapshot.num_bytes / SLOWEST_BYTES_PER_SECOND))
+                is not None
+            ):
                 if is_last:
                     raise error
                 self._context.info(f"{self._state.stage.name}: stops without a last checkpoint: {first_line(error)}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Cancelling, Crashed, Running
+from prefect.states import Cancelled, Cancelling, Crashed, Failed, Running
 
 from flows import cancellation
 from flows.cancellation import give_up, is_wanted, stop_jobs, stop_unwanted_jobs
@@ -120,9 +120,10 @@ class Client:
 
 
 @pytest.mark.parametrize(
-    ("state", "wanted"), [(None, False), (Cancelled(), False), (Cancelling(), False), (Running(), True)]
+    ("state", "wanted"),
+    [(None, False), (Cancelled(), False), (Cancelling(), False), (Failed(), False), (Running(), True)],
 )
-def test_a_cancelled_or_deleted_run_is_not_wanted(state: State | None, wanted: bool) -> None:
+def test_a_cancelled_deleted_or_failed_run_is_not_wanted(state: State | None, wanted: bool) -> None:
     client: Any = Client(state)
     assert is_wanted(client, str(uuid.uuid4())) == wanted
 

@@ -43,6 +43,24 @@ def test_one_of_many_creates_a_file(root: str) -> None:
     assert storage.list_names(storage.join(root, "a")) == ["claim.json"]
 
 
+def test_a_store_that_tells_of_an_object_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every S3 server names the condition that failed, so s3fs raises a plain OSError. Any other error stays one."""
+    uri = f"memory://{uuid.uuid4().hex}/claim.json"
+    fs, _ = storage.filesystem(uri)
+
+    def refuse(path: str, data: bytes, mode: str) -> None:
+        raise OSError(errno.EINVAL, "PreconditionFailed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fs), "pipe_file", lambda self, *arguments, **options: refuse(*arguments, **options))
+        with pytest.raises(OSError, match="PreconditionFailed"):
+            storage.create_bytes(uri, b"x")
+    storage.write_bytes(uri, b"first")
+    monkeypatch.setattr(type(fs), "pipe_file", lambda self, *arguments, **options: refuse(*arguments, **options))
+    assert not storage.create_bytes(uri, b"late")
+    assert storage.read_bytes(uri) == b"first"
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
 def test_one_of_many_creates_a_file_where_there_are_no_hard_links(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,16 @@ def test_a_fresh_run_does_not_keep_what_another_left(tmp_path: Path) -> None:
     assert read_metrics(str(tmp_path)) == []
 
 
+def test_a_part_that_storage_did_not_take_costs_no_other(tmp_path: Path) -> None:
+    """The first was not written, the second was, then the run was killed."""
+    later = '{"step": 7, "split": "train", "loss": 1.0}\n'
+    (tmp_path / "metrics-000001.jsonl").write_text(later)
+    with Recorded(str(tmp_path), 7) as resumed:
+        resumed.add(8, "train", {"loss": 0.5})
+    assert (tmp_path / "metrics-000001.jsonl").read_text() == later
+    assert [record["step"] for record in read_metrics(str(tmp_path))] == [7, 8]
+
+
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
     """JSON has no NaN; other programs must be able to read the file."""
     with Recorded(str(tmp_path)) as log:
