@@ -54,13 +54,13 @@ def test_it_fits_is_accessible_and_loads_nothing(width: int, dark: bool, tmp_pat
     assert found["violations"] == found["console"] == found["outside"] == []
 
 
-@in_browser
 def test_figures_say_what_they_were_measured_with() -> None:
     page = render_study(study())
     for words in ("fd: ", STAND_IN.name, STAND_IN.weights_sha256, "compares only with itself", "psnr_upsampler: needs no network"):  # fmt: skip
         assert words in page
 
 
+@in_browser
 def test_names_from_data_run_nothing(tmp_path: Path) -> None:
     payload = HOSTILE.replace("alert(1)", "window.ran=1").replace("alert(2)", "window.ran=2")
     rows = [replace(row(payload, 1, 9), settings=payload, positions={payload: 1}, links=[(payload, payload)]), replace(row("b", 2, 8), positions={payload: 2})]  # fmt: skip
