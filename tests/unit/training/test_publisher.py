@@ -82,8 +82,8 @@ def test_storage_that_fails_every_third_write_loses_nothing(pipeline: Any, monke
             raise ConnectionError("reset by peer")
         write_bytes(uri, data, private)
 
-    monkeypatch.setattr(storage, "write_bytes", flaky)
     context = pipeline.context("pretrain")
+    monkeypatch.setattr(storage, "write_bytes", flaky)
     result = train(context, Workers())
     assert result["steps"] == 6
     assert result["storage"]["failed_writes"] >= 1
@@ -103,9 +103,10 @@ def test_a_full_disk_under_metrics_ends_no_training(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_bytes(uri, data, private)
 
+    context = pipeline.context("pretrain")
     monkeypatch.setattr(storage, "write_bytes", full)
     with caplog.at_level(logging.WARNING, "piti"):
-        result = train(pipeline.context("pretrain"), Workers())
+        result = train(context, Workers())
     assert result["steps"] == 6
     assert {"metrics.jsonl", "progress"} <= set(result["storage"]["lost"])
     assert "No space left on device" in caplog.text
@@ -133,9 +134,9 @@ def test_storage_that_hangs_does_not_hold_up_the_loop(pipeline: Any, monkeypatch
             assert hanging, "nothing hung: nothing is proved"
             gate.set()
 
+    context = pipeline.context("pretrain")
     monkeypatch.setattr(storage, "write_bytes", hang)
     monkeypatch.setattr(status.Status, "step", timed)
-    context = pipeline.context("pretrain")
     result = train(context, Workers())
     assert result["storage"] == {"failed_writes": 0, "failed_checkpoints": 0, "lost": []}
     assert len([record for record in read_metrics(context.spec.output) if record["split"] == "train"]) == 6
