@@ -73,13 +73,15 @@ def _by_itself(job: RayJob) -> Iterator[None]:
 
 def is_wanted(client: SyncPrefectClient, who: str) -> bool:
     """Whether a run was neither cancelled nor deleted, and has not failed: then a step that still goes on beside the one
-    that failed goes on for nobody. The run itself asks, so it is alive: one marked Crashed, because
-    the server was away and missed its heartbeats, is Running again.
+    that failed goes on for nobody. The run itself asks, so it is alive: one marked Crashed, because the server was away
+    and missed its heartbeats, is Running again.
     """
     run = _run(client, who)
-    if run is not None and run.state is not None and run.state.is_crashed():
+    if run is None or _is_cancelled(run):
+        return False
+    if run.state is not None and run.state.is_crashed():
         client.set_flow_run_state(run.id, Running(message="the server had missed its heartbeats"), force=True)
-    return run is not None and not _is_cancelled(run) and not (run.state is not None and run.state.is_failed())
+    return run.state is None or not run.state.is_failed()
 
 
 def give_up(job: RayJob, who: str) -> None:

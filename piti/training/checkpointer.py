@@ -9,7 +9,7 @@ from typing import Any
 from piti import storage
 from piti.checkpoints import checkpoint_uri, prune_checkpoints
 from piti.errors import DataError, first_line
-from piti.job import SPEC_FILE, JobContext
+from piti.job import Followers, JobContext
 from piti.provenance import code_versions
 from piti.training.publisher import Publisher
 from piti.training.state import Snapshot, TrainingState
@@ -18,7 +18,7 @@ from piti.training.status import Status
 ATTEMPTS = 3  # at a last checkpoint, where storage is there
 PATIENCE_SECONDS = 600.0  # where it is away or hangs
 SLOWEST_BYTES_PER_SECOND = 2e6  # of storage that is there: a checkpoint gets that much more time
-STOP_PATIENCE_SECONDS = 45.0  # the same for a run that is stopped and should leave within a minute
+STOP_PATIENCE_SECONDS = 45.0  # instead of PATIENCE_SECONDS, for a run that is stopped and should leave soon
 _SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
 
 
@@ -51,7 +51,7 @@ class Checkpointer:
         self._publisher.put(name, partial(self._write, snapshot, about))
 
     def wait(self, patience_seconds: float) -> Exception | None:
-        """Wait until all checkpoints are written: for several attempts, or so many seconds where storage is away.
+        """Wait until all checkpoints are written: for several attempts, or for `patience_seconds` where storage is away.
 
         Returns the last attempt's error, or a TimeoutError; None: they are written.
         """
@@ -78,7 +78,7 @@ class Checkpointer:
 
     def _is_away(self, error: Exception) -> bool:
         """Whether a write failed with `error` because storage does not answer, which may pass."""
-        return storage.is_client_error(error) or not storage.exists(storage.join(self._context.spec.folder, SPEC_FILE))
+        return storage.is_client_error(error) or Followers(self._context.spec.folder).are_away()
 
     def _write(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
         run, settings, began_seconds = self._context.spec.output, self._state.stage.settings, time.monotonic()

@@ -89,15 +89,8 @@ class Observers:
         snapshot = self._state.snapshot()
         if self._checkpointer is not None:
             self._checkpointer.save(snapshot)
-            patience_seconds = PATIENCE_SECONDS if is_last else STOP_PATIENCE_SECONDS
-            if (
-                ends_run
-                and (error := self._checkpointer.wait(patience_seconds + snapshot.num_bytes / SLOWEST_BYTES_PER_SECOND))
-                is not None
-            ):
-                if is_last:
-                    raise error
-                self._context.info(f"{self._state.stage.name}: stops without a last checkpoint: {first_line(error)}")
+            if ends_run:
+                self._wait_for_checkpoint(snapshot.num_bytes, is_last)
         if ends_run:
             self._state.workers.agree(None)  # no worker ends the run before it is there
         self._status.elsewhere(time.monotonic() - began_seconds)
@@ -148,6 +141,17 @@ class Observers:
         progress.initial_validation = progress.initial_validation or progress.last_validation
         self._status.validation(progress.last_validation, time.monotonic() - began_seconds)
         self._context.alive(progress.step)
+
+    def _wait_for_checkpoint(self, num_bytes: int, is_last: bool) -> None:
+        """Until a run's last checkpoint, of so many bytes, is there, as far as patience goes."""
+        assert self._checkpointer is not None
+        patience_seconds = PATIENCE_SECONDS if is_last else STOP_PATIENCE_SECONDS
+        error = self._checkpointer.wait(patience_seconds + num_bytes / SLOWEST_BYTES_PER_SECOND)
+        if error is None:
+            return
+        if is_last:
+            raise error
+        self._context.info(f"{self._state.stage.name}: stops without a last checkpoint: {first_line(error)}")
 
     def _storage(self) -> dict[str, Any]:
         """How many writes failed, of metrics and of checkpoints, and what was lost in the end."""

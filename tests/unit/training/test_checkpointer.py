@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, verify_
 from piti.errors import DataError, StoppedError
 from piti.job import SPEC_FILE, StopRequest
 from piti.models.checkpoints import load_model, load_trainer_state
-from piti.training import publisher, state, stopping
+from piti.training import observers, publisher, state, stopping
 from piti.training.loop import train
 from piti.training.status import Status
 from piti.training.workers import Workers
@@ -124,6 +125,22 @@ def test_a_last_checkpoint_waits_for_storage_that_is_away(pipeline: Any, monkeyp
     result = train(context, Workers())
     assert result["storage"]["failed_checkpoints"] == 20
     assert steps_of(context.spec.output) == [6]
+
+
+def test_a_last_checkpoint_that_is_written_slowly_is_waited_for(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the patience with storage that is away, for it has no failure and many bytes."""
+    publish_folder = storage.publish_folder
+
+    def slow(source: Path, uri: str) -> None:
+        time.sleep(2)
+        publish_folder(source, uri)
+
+    monkeypatch.setattr(observers, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(observers, "SLOWEST_BYTES_PER_SECOND", 1e4)
+    monkeypatch.setattr(storage, "publish_folder", slow)
+    context = pipeline.context("pretrain")
+    assert train(context, Workers())["storage"]["failed_checkpoints"] == 0
+    assert steps_of(context.spec.output)[-1] == 6
 
 
 @pytest.fixture
