@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from piti import storage
 from piti.errors import StackError
 from piti.settings import Settings, settings
 from piti.stack import processes
-from piti.stack.environment import client_environment, server_environment
+from piti.stack.environment import client_environment, server_environment, temporary_folder
 from piti.stack.ports import Ports, problems
 from piti.stack.processes import Identity
 from piti.stack.secret_files import ensure_secret, read_secret
@@ -33,13 +33,15 @@ Report = Callable[[str], None]
 
 
 class Stack(BaseModel):
-    """The record of a running stack: its ports, its four processes by name, and the `folder` they work in."""
+    """The record of a running stack: its ports, its four processes by name, the `folder` they work in and that of their
+    `temporary` files."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     home: Path
     folder: Path
+    temporary: Path = Field(default_factory=lambda: temporary_folder(settings()))
     ports: Ports
     num_cpus: int | None
     processes: dict[str, Identity]
@@ -207,6 +209,7 @@ def _prepare(stack: Stack, missing: list[Service]) -> None:
         for database in (stack.home / "prefect").glob("prefect.db*"):  # made by an older version, perhaps
             if database.is_file():
                 database.chmod(0o600)
+        _make_ours(stack.temporary)
         if any(service.name == "ray" for service in missing):
             if not stack.ray_folder.is_relative_to(stack.home):
                 _make_ours(stack.ray_folder.parent)
@@ -215,7 +218,7 @@ def _prepare(stack: Stack, missing: list[Service]) -> None:
 
 
 def _start(stack: Stack, service: Service) -> Stack:
-    environment = server_environment(stack._settings(), stack.ports, stack.id, stack.folder)
+    environment = server_environment(stack._settings(), stack.ports, stack.id, stack.folder, stack.temporary)
     with _files(stack.home):
         log = stack.log(service.name)
         identity = processes.start(service.command, environment, log, stack.folder, service.umask)
@@ -259,6 +262,7 @@ def _stop(stack: Stack, names: list[str]) -> None:
         _save(stack.model_copy(update={"processes": remaining}))
         return
     _record(stack.home).unlink(missing_ok=True)
+    shutil.rmtree(stack.temporary, ignore_errors=True)
     if not stack.ray_folder.is_relative_to(stack.home):
         shutil.rmtree(stack.ray_folder.parent, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -33,8 +34,8 @@ _FOREIGN_VARIABLES = (
     "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_HEADERS", "RAY_TMPDIR",
 )  # fmt: skip
 
-# Programs put Unix sockets below TMPDIR, whose whole path may have 107 bytes.
-_LONGEST_TEMPORARY_FOLDER = 60
+# Programs put Unix sockets below TMPDIR, multiprocessing at /pymp-<8>/listener-<8>; such a path may have 107 bytes.
+_LONGEST_TEMPORARY_FOLDER = 50
 
 
 def client_environment(settings: Settings, ports: Ports) -> dict[str, str]:
@@ -57,15 +58,17 @@ def client_environment(settings: Settings, ports: Ports) -> dict[str, str]:
     }
 
 
-def server_environment(settings: Settings, ports: Ports, stack_id: str, folder: Path) -> dict[str, str]:
-    """The whole environment of the stack's own processes. `folder`: where `piti up` was started.
+def server_environment(
+    settings: Settings, ports: Ports, stack_id: str, folder: Path, temporary: Path
+) -> dict[str, str]:
+    """The whole environment of the stack's own processes.
+
+    `folder`: where `piti up` was started. `temporary`: the folder of their temporary files (`temporary_folder`).
 
     Raises ValueError if there is no password for the Prefect server yet.
     """
     inherited = without_broken_proxies(os.environ)
     inherited = {name: value for name, value in inherited.items() if name not in _FOREIGN_VARIABLES}
-    if not temporary_folder_is_usable(inherited.get("TMPDIR")):
-        inherited.pop("TMPDIR", None)
     client = client_environment(settings, ports)
     if "PREFECT_API_AUTH_STRING" not in client:
         raise ValueError(f"{settings.auth_file} is missing or empty")
@@ -80,6 +83,8 @@ def server_environment(settings: Settings, ports: Ports, stack_id: str, folder: 
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.home / "prefect" / "ui"),
         "PITI_CONFIG_FOLDERS": settings.config_folders or str(folder),
         MARK: stack_id,
+        "TMPDIR": str(temporary),
+        "PITI_CACHE": inherited.get("PITI_CACHE") or str(settings.home / "cache"),  # outlives the temporary files
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # a folder `flows` or `prefect` where `piti up` was started is not ours
@@ -132,11 +137,18 @@ def _httpx_reads(name: str) -> bool:
     return True
 
 
-def temporary_folder_is_usable(folder: str | None) -> bool:
-    """Whether processes can keep files and Unix sockets in TMPDIR; None counts as usable."""
-    if folder is None:
-        return True
-    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY_FOLDER:
+def temporary_folder(settings: Settings) -> Path:
+    """A name in TMPDIR for the temporary files of the stack of this home alone; in /tmp where TMPDIR is of no use.
+
+    `piti down` deletes it: processes that are killed leave files there.
+    """
+    known = hashlib.sha256(os.fsencode(settings.home)).hexdigest()[:12]
+    given = os.environ.get("TMPDIR", "")
+    return Path(given if _keeps_files_and_sockets(given) else "/tmp") / f"piti-{known}"
+
+
+def _keeps_files_and_sockets(folder: str) -> bool:
+    if not os.path.isabs(folder) or len(os.fsencode(folder)) > _LONGEST_TEMPORARY_FOLDER:
         return False
     try:
         with tempfile.TemporaryFile(dir=folder):

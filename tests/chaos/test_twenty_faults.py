@@ -29,7 +29,7 @@ from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
 
 PATIENCE_SECONDS = 1200
-STAGE_STEPS = {"pretrain": 200, "stage1": 200, "stage2": 1500, "upsampler": 60}
+STAGE_STEPS = {"pretrain": 200, "stage1": 200, "stage2": 1100, "upsampler": 60}
 YEAR_SECONDS = 365 * 86400
 
 

@@ -293,11 +293,13 @@ def test_down_takes_everything_and_nothing_else(stack: RunningStack, bystander: 
     job = {"entrypoint": f'{sys.executable} -c "{STRAY}"'}
     request_json(f"{stack.ray_url}/api/jobs/", token, job, timeout_seconds=90)
     strays = wait_for("the job's stray process", lambda: [one for one in stack.processes() if is_stray(one)], 90)
-    ray_folder = stack.record.ray_folder
+    ray_folder, temporary = stack.record.ray_folder, stack.record.temporary
+    (temporary / "left-by-a-killed-process").mkdir()
     assert stack.stop() == []
     assert not any(lives(process) for process in strays)
     assert not (stack.home / "stack.json").exists()
     assert ray_folder.is_relative_to(stack.home) or not ray_folder.exists()
+    assert not temporary.exists()
     assert bystander.poll() is None
     again = stack.piti("down")
     assert (again.returncode, again.stdout.strip()) == (0, "nothing was running")

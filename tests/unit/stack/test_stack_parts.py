@@ -23,7 +23,7 @@ from piti import settings as settings_module
 from piti.errors import StackError
 from piti.settings import PROJECT, Settings
 from piti.stack import Ports, control, prefect_profile, processes, ray_head
-from piti.stack.environment import client_environment, server_environment
+from piti.stack.environment import client_environment, server_environment, temporary_folder
 from piti.stack.ports import free_port, holder, is_free, problems
 from piti.stack.prefect_api import auth_string, local_api_url
 from piti.stack.processes import MARK, Identity
@@ -215,7 +215,7 @@ def test_what_a_shell_holds_for_other_servers_does_not_reach_ours(home: Path, mo
     monkeypatch.setenv("PREFECT_API_URL", "https://elsewhere")
     monkeypatch.setenv("NO_PROXY", "intranet")
     ensure_secret(Settings().auth_file, prefix="piti:")
-    environment = server_environment(Settings(), Ports(prefect=4321), "id", Path("/work"))
+    environment = server_environment(Settings(), Ports(prefect=4321), "id", Path("/work"), Path("/tmp/x"))
     assert {"PREFECT_API_KEY", "RAY_ADDRESS"} & set(environment) == set()
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4321/api"
     assert environment["NO_PROXY"] == environment["no_proxy"] == "intranet,127.0.0.1,localhost,::1"
@@ -227,9 +227,9 @@ def test_what_a_shell_holds_for_other_servers_does_not_reach_ours(home: Path, mo
 
 def test_the_server_asks_for_a_password_and_no_other_origin_may_call_it(home: Path) -> None:
     with pytest.raises(ValueError, match="prefect-auth is missing"):
-        server_environment(Settings(), Ports(), "id", Path("/work"))
+        server_environment(Settings(), Ports(), "id", Path("/work"), Path("/tmp/x"))
     password = ensure_secret(Settings().auth_file, prefix="piti:")
-    environment = server_environment(Settings(), Ports(prefect=4321), "id", Path("/work"))
+    environment = server_environment(Settings(), Ports(prefect=4321), "id", Path("/work"), Path("/tmp/x"))
     assert environment["PREFECT_SERVER_API_AUTH_STRING"] == environment["PREFECT_API_AUTH_STRING"] == password
     assert environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4321"
     assert environment["PITI_CONFIG_FOLDERS"] == "/work"
@@ -254,7 +254,7 @@ def test_a_proxy_that_httpx_refuses_is_left_out(
     monkeypatch.setenv(name, value)
     with pytest.raises((ImportError, ValueError, httpx.InvalidURL)):
         httpx.Client(verify=False)
-    environment = server_environment(Settings(), Ports(), "id", Path("/work"))
+    environment = server_environment(Settings(), Ports(), "id", Path("/work"), Path("/tmp/x"))
     monkeypatch.delenv(name)
     for proxy in [known for known in environment if known.lower().endswith("_proxy")]:
         monkeypatch.setenv(proxy, environment[proxy])
@@ -271,22 +271,22 @@ def test_a_proxy_that_httpx_takes_is_kept(home: Path, monkeypatch: pytest.Monkey
     }
     for name, value in kept.items():
         monkeypatch.setenv(name, value)
-    environment = server_environment(Settings(), Ports(), "id", Path("/work"))
+    environment = server_environment(Settings(), Ports(), "id", Path("/work"), Path("/tmp/x"))
     assert {name: environment[name] for name in ("https_proxy", "ALL_PROXY", "http_proxy")} == {
         name: kept[name] for name in ("https_proxy", "ALL_PROXY", "http_proxy")
     }
     assert environment["no_proxy"] == "10.0.0.0/8,.org,fe80::1,*,127.0.0.1,localhost,::1"
 
 
-@pytest.mark.parametrize("folder", ["/nowhere/at/all", "/dev/null", "/tmp/" + "long" * 20])
-def test_a_temporary_folder_that_cannot_be_used_does_not_reach_the_servers(
+@pytest.mark.parametrize("folder", ["/nowhere/at/all", "/dev/null", "here", "/tmp/" + "long" * 20])
+def test_temporary_files_lie_in_tmp_where_the_temporary_folder_cannot_be_used(
     home: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    ensure_secret(Settings().auth_file)
-    monkeypatch.setenv("TMPDIR", folder)
-    assert "TMPDIR" not in server_environment(Settings(), Ports(), "id", Path("/work"))
     monkeypatch.setenv("TMPDIR", "/var/tmp")
-    assert server_environment(Settings(), Ports(), "id", Path("/work"))["TMPDIR"] == "/var/tmp"
+    assert temporary_folder(Settings()).parent == Path("/var/tmp")
+    monkeypatch.setenv("TMPDIR", folder)
+    assert temporary_folder(Settings()).parent == Path("/tmp")
+    assert temporary_folder(Settings()) != temporary_folder(Settings(home=home / "second"))
 
 
 def test_nothing_calls_home(home: Path) -> None:
