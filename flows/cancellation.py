@@ -9,22 +9,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flows import Flow
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Running
 
 from flows.cluster import Cluster, RayJob, storage_may_be_away
-from piti.errors import PitiError
+from piti.errors import PitiError, StackError
 from piti.job import RENEW_SECONDS, Followers
 
 logger = logging.getLogger("piti")
 
+PREFECT_AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
+WANTED_INTERVAL_SECONDS = 15.0
 _SILENCE_SECONDS = 2.5 * RENEW_SECONDS  # a follower that gives no sign for so long is dead
 
 
@@ -82,6 +86,20 @@ def is_wanted(client: SyncPrefectClient, who: str) -> bool:
     if run.state is not None and run.state.is_crashed():
         client.set_flow_run_state(run.id, Running(message="the server had missed its heartbeats"), force=True)
     return run.state is None or not run.state.is_failed()
+
+
+def require_wanted(who: str) -> None:
+    """Raise StackError where the run `who` was cancelled or deleted, while nothing was there to end its process, or has
+    failed. Returns where the server is away."""
+    wanted = True
+    with (
+        suppress(*PREFECT_AWAY),
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True) as client,
+    ):
+        wanted = is_wanted(client, who)
+    if not wanted:
+        raise StackError("this run was cancelled or deleted, or has failed")
 
 
 def give_up(job: RayJob, who: str) -> None:

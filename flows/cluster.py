@@ -35,6 +35,7 @@ from piti.plan import Step
 from piti.settings import settings
 
 POLL_SECONDS = 0.5
+STORAGE_PATIENCE_SECONDS = 600.0
 REQUEST_SECONDS = 60.0  # a machine that lost its power answers nothing, not even a refusal
 LAST_LINES_SECONDS = 2.0
 ALIVE = {JobStatus.PENDING, JobStatus.RUNNING}
@@ -66,17 +67,23 @@ class Resources:
 
 
 def patiently(log: Log, ask: Callable[[], Answer]) -> Answer:
-    """What `ask()` gives. While it raises UnreachableError it is called again, for PITI_RAY_PATIENCE_SECONDS."""
-    patience_seconds, since = settings().ray_patience_seconds, time.monotonic()
-    is_told = False
+    """What `ask()` gives. It is called again while the cluster does not answer, for PITI_RAY_PATIENCE_SECONDS, and while
+    storage fails, for ten minutes."""
+    since, is_told = time.monotonic(), False
     while True:
         try:
             return ask()
-        except UnreachableError as error:
+        except Exception as error:
+            if isinstance(error, UnreachableError):
+                problem, patience_seconds = error.problem, settings().ray_patience_seconds
+            elif storage.is_failure(error):
+                problem, patience_seconds = f"storage does not answer ({first_line(error)})", STORAGE_PATIENCE_SECONDS
+            else:
+                raise
             if time.monotonic() - since > patience_seconds:
                 raise
             if not is_told:
-                log.warning("%s; waiting up to %.0f s for it", error.problem, patience_seconds)
+                log.warning("%s; waiting up to %.0f s for it", problem, patience_seconds)
             is_told = True
             time.sleep(POLL_SECONDS)
 
@@ -132,21 +139,29 @@ class Cluster:
         except (ConnectionError, RuntimeError, requests.RequestException) as error:
             raise _unreachable(self.url, error) from error
         return [
-            RayJob(self, entry.submission_id, about["folder"], f"{about.get('step')} of {about.get('config')}")
+            RayJob(
+                self,
+                entry.submission_id,
+                about["folder"],
+                f"{about.get('step')} of {about.get('config')}",
+                about.get("goal", ""),
+            )
             for entry, about in found
             if about.get("folder") and entry.submission_id and entry.status in ALIVE
         ]
 
-    def submit_or_attach(self, step: Step, config: Config, who: str) -> tuple[RayJob, bool]:
+    def submit_or_attach(self, step: Step, config: Config, who: str, goal: str = "") -> tuple[RayJob, bool]:
         """The job that makes `step`'s output, and whether it was there already. `who` becomes its follower.
+
+        `goal`: what the run that asks trains (Plan.goal); empty if nothing.
 
         The last attempt stays the one until it is over: between its claim and its submission anyone may submit it.
         """
         numbers = attempts(step, config)
         if numbers and not (last := self._attempt(step, config, numbers[-1])).is_over_or_about_to_be():
-            return last, not last.submit(step, config, who)
+            return last, not last.submit(step, config, who, goal)
         job = self._attempt(step, config, 1 + (numbers[-1] if numbers else 0))
-        return job, not job.submit(step, config, who)
+        return job, not job.submit(step, config, who, goal)
 
     def _attempt(self, step: Step, config: Config, number: int) -> RayJob:
         submission_id = f"{submission_prefix(step)}{number}"
@@ -167,12 +182,14 @@ def submission_prefix(step: Step) -> str:
 
 
 class RayJob:
-    """One attempt at a step. `folder` holds what it is told and what it tells; `title` says of what, for people."""
+    """One attempt at a step. `folder` holds what it is told and what it tells; `title` says of what, for people; `goal`
+    is that of the run that submitted it."""
 
-    def __init__(self, cluster: Cluster, submission_id: str, folder: str, title: str = "") -> None:
+    def __init__(self, cluster: Cluster, submission_id: str, folder: str, title: str = "", goal: str = "") -> None:
         self.id = submission_id
         self.folder = folder
         self.title = title
+        self.goal = goal
         self.followers = Followers(folder)
         self._cluster = cluster
         self._client = cluster._client
@@ -195,7 +212,7 @@ class RayJob:
             time.sleep(POLL_SECONDS)
         return is_over
 
-    def submit(self, step: Step, config: Config, who: str) -> bool:
+    def submit(self, step: Step, config: Config, who: str, goal: str) -> bool:
         """Submit, unless it is submitted already; then False. `who` becomes its follower."""
         self.followers.renew(who)
         if self.status() is not None:
@@ -214,6 +231,7 @@ class RayJob:
                     "fingerprint": step.fingerprint,
                     "config": config.name,
                     "folder": self.folder,
+                    "goal": goal,
                 },
             )
         except (ConnectionError, RuntimeError, requests.RequestException) as error:
@@ -261,6 +279,10 @@ class RayJob:
     def failure(self) -> dict[str, Any] | None:
         """The reason the job itself gave for failing; None if it died without giving one."""
         return storage.read_json_if_there(storage.join(self.folder, "error.json"))
+
+    def wait_for_folder(self) -> None:
+        """Return once what this job was told is there: at once, or when its mount is back. Raises AwayError."""
+        storage.wait_until_there(self._spec_uri)
 
     @property
     def _spec_uri(self) -> str:

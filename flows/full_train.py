@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import get_args
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from flows.announcements import Announcer
 from flows.cancellation import stop_jobs
+from flows.cluster import patiently
 from flows.evaluate import choose_targets, evaluate_targets
 from flows.parameters import ConfigName, Overrides, StartFrom, StepName
 from flows.preflight import preflight
@@ -28,7 +29,7 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
     with turn(plan):
         trained = train_stages(plan, prepare_data(plan), announcer)
     reports = evaluate_targets(plan, choose_targets(plan, "latest"), after=[*trained])
-    announcer.finish()  # the last checkpoint has its report
+    patiently(get_run_logger(), announcer.finish)  # the last checkpoint has its report
     return reports
 
 

@@ -10,10 +10,10 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
-import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
@@ -24,14 +24,13 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
 from ray.job_submission import JobStatus
 
 from flows.announcements import Announcer
-from flows.cancellation import give_up, is_wanted
+from flows.cancellation import PREFECT_AWAY, WANTED_INTERVAL_SECONDS, give_up, require_wanted
 from flows.cluster import Cluster, Progress, RayJob, StepError, patiently, storage_may_be_away
 from flows.markdown import link_target, plain
 from piti import storage
@@ -45,9 +44,7 @@ from piti.stack import reports
 
 After = Sequence[Any]
 ARTIFACT_INTERVAL_SECONDS = 3.0
-WANTED_INTERVAL_SECONDS = 15.0
 PREFECT_POLL_SECONDS = 5.0
-PREFECT_AWAY = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 class Output:
@@ -61,7 +58,7 @@ class Output:
 @task(name="shard", task_run_name="shard the dataset", cache_policy=NO_CACHE)
 def shard(plan: Plan, after: After = ()) -> State | Output:
     """Dataset -> WebDataset tars and their manifest."""
-    return run_step(plan.shard, plan.config)
+    return run_step(plan.shard, plan.config, plan.goal)
 
 
 @task(name="degrade", task_run_name="degrade pictures", cache_policy=NO_CACHE)
@@ -69,7 +66,7 @@ def degrade(plan: Plan, after: After = ()) -> State | Output:
     """Tars -> companion tars with low-resolution variants (BSR, L0 smoothing)."""
     if plan.degrade is None:
         return Completed(name="Skipped", message="pictures are degraded as they are read (degradation.variants is 0)")
-    return run_step(plan.degrade, plan.config)
+    return run_step(plan.degrade, plan.config, plan.goal)
 
 
 @task(name="train", task_run_name="train {stage}", cache_policy=NO_CACHE)
@@ -78,8 +75,9 @@ def train(plan: Plan, stage: Stage, after: After = (), announcer: Announcer | No
     step = plan.train(stage)
     if step is None:
         return Completed(name="Skipped", message="a pretrained base is configured")
-    outcome = run_step(step, plan.config, announcer)
-    _show_curve(step, plan.config.name)
+    outcome = run_step(step, plan.config, plan.goal, announcer)
+    with storage_may_be_away(get_run_logger()):
+        _show_curve(step, plan.config.name)
     return outcome
 
 
@@ -125,7 +123,7 @@ def report(evaluation: EvaluationPlan, checkpoint_name: str, after: After = ()) 
 
 def _show_report(step: Step, config_name: str, checkpoint_name: str) -> None:
     """Put metrics and sample grid of an evaluation where the UI shows them."""
-    result = step.require_result()
+    result = patiently(get_run_logger(), step.require_result)
     picture = _picture(storage.join(step.output, "grid.png"), "condition, generated, ground truth")
     rows = [_metric_row(name, metric) for name, metric in result["metrics"].items()]
     heading = ["| figure | value | 95 % interval | network, resize | comparable | note |", "|---|---|---|---|---|---|"]
@@ -161,26 +159,31 @@ def study(plan: Plan, step: Step, about: dict[str, Any], after: After = ()) -> S
     return made
 
 
-def run_step(step: Step, config: Config, announcer: Announcer | None = None) -> State | Output:
+def run_step(step: Step, config: Config, goal: str = "", announcer: Announcer | None = None) -> State | Output:
     """Make `step`'s output exist: find it, wait for the job that is making it, or submit one.
 
     A job that died without saying why (a killed driver, a lost node or head) is started again, and resumes, up to
-    `cluster.max_attempts` times without progress. A cluster that is away is waited for. Raises StepError with the job's
-    own reason, StackError if the cluster is gone.
+    `cluster.max_attempts` times without progress. A cluster or storage that is away is waited for. Raises StepError with
+    the job's own reason, StackError if the cluster is gone, AwayError or storage's own error if that is.
+
+    `goal`: what the run trains (Plan.goal); empty if nothing.
     """
-    if step.result() is not None:
-        return Completed(name="Cached", message=f"already done: {step.output}", data=Output(step))
     logger, who = get_run_logger(), str(flow_run.id)
-    reason, attempt, parts = "", 0, _whole_parts(step)
+    if (shards := step.inputs.get("shards")) is not None:  # the step before this one made them
+        storage.wait_until_there(shards)
+    if patiently(logger, step.result) is not None:
+        return Completed(name="Cached", message=f"already done: {step.output}", data=Output(step))
+    reason, attempt, parts = "", 0, patiently(logger, partial(_whole_parts, step))
     while attempt < config.cluster.max_attempts:
         attempt += 1
-        job, attached, seen = patiently(logger, lambda: _start(step, config, who))
+        job, attached, seen = patiently(logger, lambda: _start(step, config, who, goal))
         logger.info("%s Ray job %s (%s)", "attached to" if attached else "submitted", job.id, job.page)
         status = _follow(job, step, config, who, seen, announcer)
-        if step.result() is not None:
+        job.wait_for_folder()
+        if patiently(logger, step.result) is not None:
             return Output(step)
-        previous, reason = reason, _failure(job, step, status)
-        before, parts = parts, _whole_parts(step)
+        previous, reason = reason, patiently(logger, partial(_failure, job, step, status))
+        before, parts = parts, patiently(logger, partial(_whole_parts, step))
         if parts != before:
             attempt = 1
         elif reason == previous:
@@ -191,9 +194,9 @@ def run_step(step: Step, config: Config, announcer: Announcer | None = None) -> 
     )
 
 
-def _start(step: Step, config: Config, who: str) -> tuple[RayJob, bool, int]:
+def _start(step: Step, config: Config, who: str, goal: str) -> tuple[RayJob, bool, int]:
     """The job that makes `step`'s output, whether it was there already, and how much of its log is old then."""
-    job, attached = Cluster().submit_or_attach(step, config, who)
+    job, attached = Cluster().submit_or_attach(step, config, who, goal)
     return job, attached, len(job.log_so_far()) if attached else 0
 
 
@@ -245,17 +248,12 @@ def _follow(
 
 
 def _give_up_unless_wanted(job: RayJob, who: str) -> None:
-    """Raise StackError where this run was deleted, or cancelled while nothing was there to end its process."""
-    wanted = True
-    with (
-        suppress(*PREFECT_AWAY),
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(sync_client=True) as client,
-    ):
-        wanted = is_wanted(client, who)
-    if not wanted:
+    """As `require_wanted`; the job is given up where it raises."""
+    try:
+        require_wanted(who)
+    except StackError:
         give_up(job, who)
-        raise StackError("this run was cancelled or deleted")
+        raise
 
 
 def _wait_for_prefect() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from flows import steps
 from flows.announcements import Announcer
 from flows.cancellation import stop_jobs
+from flows.cluster import patiently
 from flows.parameters import ConfigName, Overrides
 from flows.preflight import fit_beside_each_other, preflight
 from flows.prepare import Prepared, prepare_data
@@ -30,7 +31,7 @@ def train(config: ConfigName = "demo", overrides: Overrides = None) -> None:
     announcer = Announcer(plan, config, overrides)
     with turn(plan):
         train_stages(plan, prepare_data(plan), announcer)
-    announcer.finish()
+    patiently(get_run_logger(), announcer.finish)
 
 
 def train_stages(plan: Plan, data: Prepared, announcer: Announcer | None = None) -> Trained:

@@ -189,5 +189,10 @@ class Plan:
         return [step for step in (self.pretrain, self.stage1, self.stage2, self.upsampler) if step is not None]
 
     @property
+    def goal(self) -> str:
+        """Hex sha256 that runs share which train the same networks from the same data, and no others."""
+        return fingerprint({step.name: step.fingerprint for step in self.training})
+
+    @property
     def preparation(self) -> list[Step]:
         return [step for step in (self.shard, self.degrade) if step is not None]

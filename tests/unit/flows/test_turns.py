@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from flows import turns
 from flows.cluster import UnreachableError, submission_prefix
 from piti import storage
 from piti.config.presets import load_config
+from piti.errors import StackError
 from piti.plan import Plan
 
 Limit = Any
@@ -45,7 +48,8 @@ class FakeLimit:
 
     def renew_concurrency_lease(self, lease_id: uuid.UUID, **_: Any) -> None:
         if lease_id not in self.leases:
-            raise httpx.HTTPError("it has ended")
+            request = httpx.Request("POST", "http://server")
+            raise httpx.HTTPStatusError("", request=request, response=httpx.Response(410, request=request))
         self.num_renewed += 1
 
     def release_concurrency_slots_with_lease(self, lease_id: uuid.UUID) -> None:
@@ -83,7 +87,20 @@ def limit(monkeypatch: pytest.MonkeyPatch, jobs: list[Any]) -> Limit:
     monkeypatch.setattr(turns, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(turns, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(turns, "wait_for_turn", turns.wait_for_turn.fn)
+    monkeypatch.setattr(turns, "require_wanted", lambda who: None)
     return limit
+
+
+def take_elsewhere(limit: Limit) -> uuid.UUID:
+    """The lease of a slot that another process takes."""
+    return uuid.UUID(limit.increment_concurrency_slots_with_lease().json()["lease_id"])
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def plan_of(root: Path) -> Plan:
@@ -109,15 +126,14 @@ def test_the_next_run_waits_and_says_for_what(
     limit: Limit, jobs: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "test")
-    first = turns.Slot.taken("x")
-    assert first is not None
-    jobs.append(SimpleNamespace(id="piti-other-1", title="stage1 of coco-mask"))
+    other = take_elsewhere(limit)
+    jobs.append(SimpleNamespace(goal="other", title="stage1 of coco-mask"))
     looks = []
 
     def sleep(_: float) -> None:
         looks.append(len(limit.leases))
         if len(looks) == 3:
-            first.release()
+            limit.leases.discard(other)
 
     monkeypatch.setattr(turns.time, "sleep", sleep)
     with turns.turn(plan_of(tmp_path)):
@@ -130,12 +146,60 @@ def test_the_next_run_waits_and_says_for_what(
 
 def test_a_run_of_the_same_follows_the_jobs_of_the_other(limit: Limit, jobs: list[Any], tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
-    theirs = turns.Slot.taken("x")
-    assert theirs is not None
-    jobs.append(SimpleNamespace(id=f"{submission_prefix(plan.shard)}1", title="shard of demo"))
+    theirs = take_elsewhere(limit)
+    jobs.append(SimpleNamespace(goal=plan.goal, title="shard of demo"))
     with turns.turn(plan):
-        assert len(limit.leases) == 1, "the other's"
-    theirs.release()
+        assert limit.leases == {theirs}
+
+
+def test_a_run_whose_jobs_nobody_else_makes_any_more_takes_the_slot(
+    limit: Limit, jobs: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that it followed was cancelled: now it trains by itself, and no third may train beside it."""
+    monkeypatch.setattr(turns, "FOLLOWER_POLL_SECONDS", 0.01)
+    plan = plan_of(tmp_path)
+    theirs = take_elsewhere(limit)
+    jobs.append(SimpleNamespace(goal=plan.goal, title="shard of demo"))
+    with turns.turn(plan):
+        limit.leases.discard(theirs)
+        until(lambda: len(limit.leases) == 1)
+    assert not limit.leases
+
+
+def test_a_run_that_shares_only_data_waits(
+    limit: Limit, jobs: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another stage 1 on the same photographs: the job that shards them serves both, and their trainings would not fit."""
+    plan = plan_of(tmp_path)
+    other = Plan(load_config("demo", {"root": str(tmp_path), "training.stage1.phases.0.steps": 7}))
+    assert submission_prefix(other.shard) == submission_prefix(plan.shard)
+    theirs = take_elsewhere(limit)
+    jobs.append(SimpleNamespace(goal=other.goal, title="shard of demo"))
+    waited = []
+
+    def sleep(_: float) -> None:
+        waited.append(1)
+        if len(waited) == 2:
+            limit.leases.discard(theirs)
+
+    monkeypatch.setattr(turns.time, "sleep", sleep)
+    with turns.turn(plan):
+        assert len(waited) == 2
+        assert len(limit.leases) == 1
+
+
+def test_a_run_that_is_deleted_while_it_waits_takes_no_turn(
+    limit: Limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deleted(who: str) -> None:
+        raise StackError("this run was deleted")
+
+    theirs = take_elsewhere(limit)
+    monkeypatch.setattr(turns, "WANTED_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(turns, "require_wanted", deleted)
+    with pytest.raises(StackError, match="deleted"), turns.turn(plan_of(tmp_path)):
+        pass
+    assert limit.leases == {theirs}
 
 
 def test_nothing_left_to_do_needs_no_turn(limit: Limit, tmp_path: Path) -> None:
@@ -171,10 +235,19 @@ def test_slots_that_a_server_forgot_are_set_free_once_the_cluster_is_idle(
 
 def test_a_slot_is_kept_by_renewing_its_lease(limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "LEASE_SECONDS", 0.04)
-    slot = turns.Slot.taken("x")
-    assert slot is not None
-    deadline = turns.time.monotonic() + 10
-    while limit.num_renewed < 2:
-        assert turns.time.monotonic() < deadline
-        turns.time.sleep(0.01)
-    slot.release()
+    slot = turns.Slot("x")
+    assert slot.take()
+    with slot.kept():
+        until(lambda: limit.num_renewed >= 2)
+
+
+def test_a_slot_whose_lease_lapsed_is_taken_again(limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server was away for more than a minute."""
+    monkeypatch.setattr(turns, "LEASE_SECONDS", 0.04)
+    monkeypatch.setattr(turns, "FOLLOWER_POLL_SECONDS", 0.01)
+    slot = turns.Slot("x")
+    assert slot.take()
+    with slot.kept():
+        limit.leases.clear()
+        until(lambda: len(limit.leases) == 1)
+    assert not limit.leases
