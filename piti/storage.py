@@ -63,8 +63,9 @@ def is_client_error(error: BaseException) -> bool:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether storage failed: an OSError, an error of an object store's client library, or a full disk."""
-    return isinstance(error, OSError | DiskFullError) or is_client_error(error)
+    """Whether storage failed: an OSError, an error of an object store's client library, a full disk, or a set that stays
+    away."""
+    return isinstance(error, OSError | DiskFullError | AwayError) or is_client_error(error)
 
 
 @contextmanager

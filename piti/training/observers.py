@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from piti import storage
 from piti.checkpoints import checkpoint_uri
 from piti.errors import StoppedError, first_line
 from piti.job import JobContext
@@ -43,7 +44,7 @@ class Observers:
 
     def begin(self) -> None:
         """Before the first step of a run: validate the initial weights."""
-        if not self._state.progress.initial_validation:
+        if self._state.progress.step == 0:
             self._validate()
 
     def log(self, losses: StepLosses, learning_rate: float) -> None:
@@ -67,9 +68,11 @@ class Observers:
             return
         began_seconds = time.monotonic()
         averaged = self._state.averaged()
-        png = None if self._samples is None else self._samples.draw(averaged)
-        if png is not None:
-            self._status.samples(png, time.monotonic() - began_seconds)
+        if self._samples is not None:
+            drawn: bytes | None = None
+            with storage.tolerated("cannot read validation pictures"):
+                drawn = self._samples.draw(averaged)
+            self._status.samples(drawn, time.monotonic() - began_seconds)
         self._state.workers.agree(None)  # workers that draw nothing wait here, where it counts as time elsewhere
 
     def checkpoint(self) -> None:
@@ -135,11 +138,12 @@ class Observers:
     def _validate(self) -> None:
         progress, began_seconds = self._state.progress, time.monotonic()
         values = self._validation(self._state.averaged())
-        self._divergence.check_validation(values)
-        progress.last_validation = values
-        progress.last_validation_step = progress.step
-        progress.initial_validation = progress.initial_validation or progress.last_validation
-        self._status.validation(progress.last_validation, time.monotonic() - began_seconds)
+        if values is not None:
+            self._divergence.check_validation(values)
+            progress.last_validation, progress.last_validation_step = values, progress.step
+            if progress.step == 0:
+                progress.initial_validation = values
+        self._status.validation(values, time.monotonic() - began_seconds)
         self._context.alive(progress.step)
 
     def _wait_for_checkpoint(self, num_bytes: int, is_last: bool) -> None:

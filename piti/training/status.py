@@ -76,23 +76,30 @@ class Status:
         step, total = self._state.progress.step, self._settings.total_steps
         self._context.progress(step, total, self._message(), force=True, picture=self._picture)
 
-    def validation(self, values: Mapping[str, float], seconds: float) -> None:
-        """Report a validation, which took `seconds`."""
+    def validation(self, values: Mapping[str, float] | None, seconds: float) -> None:
+        """Report a validation, which took `seconds`; None: storage failed."""
         self.elsewhere(seconds)
         if self._log is None:
             return
         step = self._state.progress.step
+        if values is None:
+            self._missed(f"the validation of step {step}")
+            return
         self._log.add(step, "validation", values)
         self._log.publish()
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._context.info(f"{self._state.stage.name}: step {step}, validation {shown} ({seconds:.1f} s)")
 
-    def samples(self, png: bytes, seconds: float) -> None:
-        """Take in drawn pictures, as a PNG, which took `seconds`: `<run>/samples/step-00000100.png` and trackers."""
+    def samples(self, png: bytes | None, seconds: float) -> None:
+        """Take in drawn pictures, as a PNG, which took `seconds`: `<run>/samples/step-00000100.png` and trackers. None:
+        their conditions could not be read."""
         self.elsewhere(seconds)
         if self._log is None or self._publisher is None:
             return
         step, publisher = self._state.progress.step, self._publisher
+        if png is None:
+            self._missed(f"the pictures of step {step}")
+            return
         uri = storage.join(self._context.spec.output, "samples", f"step-{step:08d}.png")
 
         def write() -> None:
@@ -123,7 +130,12 @@ class Status:
         """Publish the remaining reports."""
         if self._log is not None and self._publisher is not None:
             self._log.publish()
-            self._lost = self._publisher.close() + [name for tracker in self._trackers for name in tracker.close()]
+            self._lost += self._publisher.close() + [name for tracker in self._trackers for name in tracker.close()]
+
+    def _missed(self, what: str) -> None:
+        """Say that something is left out because it could not be read."""
+        self._lost.append(what)
+        self._context.info(f"{self._state.stage.name}: {what} cannot be made and is left out; training goes on")
 
     def storage(self) -> dict[str, Any]:
         """How many writes failed, and what was lost in the end."""
