@@ -47,7 +47,8 @@ def _without_credentials(url: str) -> str:
     """`url`, which logs, errors and links show. Raises a validation error where it holds a password or a token."""
     if holds_credentials(url):
         raise PydanticCustomError(
-            "credentials", "a user's password or token stands in it, which logs would show (Ray's token: PITI_RAY_TOKEN_FILE)"
+            "credentials",
+            "a user's password or token stands in it, which logs would show (Ray's token: PITI_RAY_TOKEN_FILE)",
         )
     return url
 
@@ -124,7 +125,9 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = [f"PITI_{str(each['loc'][0]).upper()}{_quoted(each['input'])}: {each['msg']}" for each in error.errors()]
+        wrong = [
+            f"PITI_{str(each['loc'][0]).upper()}{_quoted(each['input'])}: {each['msg']}" for each in error.errors()
+        ]
         # Without its cause, whose text repeats the values.
         raise ConfigError("; ".join(wrong), "correct the environment variable, or unset it") from None
     except RuntimeError as error:  # `~` of a user without a home folder
