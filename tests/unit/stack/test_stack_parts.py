@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,8 @@ from piti.stack.ports import free_port, holder, is_free, problems
 from piti.stack.prefect_api import auth_string, local_api_url
 from piti.stack.processes import MARK, Identity
 from piti.stack.secret_files import ensure_secret, read_secret
-from piti.stack.services import prune_ray_sessions, ray_folder
+from piti.stack.services import DEPLOYMENTS, _all_served, prune_ray_sessions, ray_folder
+from tests.unit.cli.test_cli_run import server
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -197,6 +199,21 @@ def test_a_folder_that_another_user_made_is_not_used(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "getuid", lambda: ours + 1)
     with pytest.raises(StackError, match=f"{tmp_path} belongs to another user"):
         control._make_ours(tmp_path)
+
+
+def test_a_serving_process_that_hangs_does_not_answer() -> None:
+    """Prefect tells when each deployment was last asked for runs."""
+
+    def answers(since: float, *ages: float) -> bool:
+        stamps = [datetime.fromtimestamp(now - age, UTC).isoformat() for age in ages]
+        found = [{"name": name, "last_polled": stamp} for name, stamp in zip(sorted(DEPLOYMENTS), stamps, strict=True)]
+        with server([(200, found)]) as (api, _):
+            return _all_served(api, since)
+
+    now = time.time()
+    assert answers(now - 3600, 1, 1, 1, 1, 10)
+    assert not answers(now - 3600, 1, 1, 1, 1, 90), "it hangs"
+    assert not answers(now - 5, 1, 1, 1, 1, 10), "it asked last before its restart"
 
 
 def test_only_the_latest_ray_sessions_are_kept(tmp_path: Path) -> None:
