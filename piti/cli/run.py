@@ -136,6 +136,8 @@ class Follower:
                     state = self._poll(progress)
                     silent_since = None
                 except OSError as error:
+                    if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.NOT_FOUND:
+                        raise PitiError("the server does not know the run any more: it was deleted") from error
                     silent_since = silent_since or time.monotonic()
                     if time.monotonic() - silent_since > PATIENCE_SECONDS:
                         raise StackError(f"the Prefect server stopped answering ({error})", "`piti up`") from error

@@ -103,6 +103,11 @@ def test_a_completed_run_succeeds_though_nobody_tells_its_reports(
     assert "does not tell the reports (HTTP Error 503" in capsys.readouterr().out
 
 
+def test_a_run_that_is_deleted_is_no_server_that_is_away() -> None:
+    with server([(200, []), (200, []), (404, {})]) as (api, _), pytest.raises(PitiError, match="it was deleted"):
+        run.Follower(api, "id").follow()
+
+
 def table(number: int) -> dict[str, Any]:
     return {"id": f"{number}", "created": f"2026-01-01T00:{number:04}", "data": json.dumps([{"report": f"r{number}"}])}
 
