@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 from piti import storage
 from piti.config import STAGE_LABELS
@@ -213,6 +214,37 @@ def release_checkpoint(uri: str, who: str) -> None:
         return
     with storage.tolerated(f"could not take back the claim on {uri}; it ends by itself"):
         storage.remove(_claim(uri, who))
+
+
+class Claims:
+    """The claims of one reader on any number of checkpoints, until the end of a `with` block."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._until_seconds: dict[str, float] = {}  # by URI
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for uri in self._until_seconds:
+            release_checkpoint(uri, self._who)
+
+    def add(self, *uris: str) -> None:
+        """Claim checkpoints."""
+        for uri in uris:
+            if uri not in self._until_seconds:
+                self._claim(uri)
+
+    def renew(self) -> None:
+        """Claim anew what would run out within half of CLAIM_SECONDS."""
+        for uri, until_seconds in self._until_seconds.items():
+            if until_seconds - time.time() < CLAIM_SECONDS / 2:
+                self._claim(uri)
+
+    def _claim(self, uri: str) -> None:
+        self._until_seconds[uri] = time.time() + CLAIM_SECONDS
+        claim_checkpoint(uri, self._who)
 
 
 def prune_checkpoints(run: str, keep: int, spared: Collection[str] = (), every_steps: int | None = None) -> None:
