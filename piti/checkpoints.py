@@ -34,6 +34,7 @@ ASIDE_PREFIX = ".writing-"  # of the folder in which a checkpoint is written bef
 
 NETWORK_ROLES = ("checkpoint", "upsampler", "stage1")  # among an evaluation's inputs
 CLAIM_SECONDS = 24 * 3600.0  # after which a claim ends by itself; longer than an evaluation takes
+LEFTOVER_SECONDS = 4 * 3600.0  # longer than the upload of a checkpoint's largest file takes
 _ANOTHER = "take another checkpoint, or train this one again"
 
 
@@ -249,11 +250,12 @@ class Claims:
 
 def prune_checkpoints(run: str, keep: int, spared: Collection[str] = (), every_steps: int | None = None) -> None:
     """Delete finished checkpoints except the newest `keep`, those in `spared`, claimed ones, and those at multiples of
-    `every_steps`."""
+    `every_steps`. Unfinished ones that nobody has touched for LEFTOVER_SECONDS go too."""
     for uri in checkpoints_of(run)[:-keep]:
         is_kept = every_steps is not None and _step_of(uri) % every_steps == 0
         if uri not in spared and not is_kept and not _is_claimed(uri):
             remove_checkpoint(uri)
+    _clear_untouched(run)
 
 
 def _is_of_a_run(uri: str) -> bool:
@@ -281,11 +283,26 @@ def _step_of(uri: str) -> int:
 
 
 def clear_leftovers(run: str) -> None:
-    """Delete checkpoints in a local run folder that killed processes left unfinished. Those set aside stay."""
-    if not storage.is_local(run) or not storage.local_path(run).is_dir():
-        return
-    for path in storage.local_path(run).iterdir():
-        has_marker = any((path / marker).exists() for marker in (storage.MARKER, DAMAGED))
-        unfinished = path.name.startswith("step-") and not has_marker
-        if path.is_dir() and (path.name.startswith(ASIDE_PREFIX) or unfinished):
-            shutil.rmtree(path)
+    """Before a run goes on, delete checkpoints that killed processes left unfinished. Those set aside stay.
+
+    In an object store, where a process on another machine may still be uploading, only those that nobody has touched for
+    LEFTOVER_SECONDS.
+    """
+    if not storage.is_local(run):
+        _clear_untouched(run)
+    elif storage.local_path(run).is_dir():
+        for path in storage.local_path(run).iterdir():
+            if path.is_dir() and (path.name.startswith(ASIDE_PREFIX) or _is_unfinished(str(path))):
+                shutil.rmtree(path)
+
+
+def _clear_untouched(run: str) -> None:
+    for name in storage.list_names(run):
+        uri = storage.join(run, name)
+        if _is_unfinished(uri) and storage.untouched_seconds(uri) > LEFTOVER_SECONDS:
+            storage.remove(uri)
+
+
+def _is_unfinished(uri: str) -> bool:
+    markers = (storage.join(uri, marker) for marker in (storage.MARKER, DAMAGED))
+    return _is_of_a_run(uri) and not any(storage.exists(marker) for marker in markers)

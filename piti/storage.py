@@ -342,6 +342,17 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def untouched_seconds(uri: str) -> float:
+    """Seconds since the last write of a file in a folder; 0 for an empty folder, or a store that does not tell."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        times = [fs.modified(file).timestamp() for file in fs.find(path)]
+    except NotImplementedError:
+        return 0.0
+    return time.time() - max(times) if times else 0.0
+
+
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
