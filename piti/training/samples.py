@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eval.grid import PictureGrid, grid_png
 from piti.data.conditions import condition_picture
+from piti.data.examples import ExampleReader
 from piti.data.loader import validation_batches
 from piti.data.resizing import base_pictures
 from piti.diffusion import GaussianDiffusion, guided
@@ -34,7 +35,8 @@ class Samples:
 
     def __init__(self, context: JobContext, state: TrainingState) -> None:
         self._config = context.config
-        self._shards = context.spec.inputs["shards"]
+        shards, config = context.spec.inputs["shards"], context.config
+        self._examples = ExampleReader(shards, "validation", config.data, None, config.scale)
         self._stage = state.stage
         self._device = state.workers.device
         schedule = self._config.diffusion.upsampler if state.stage.is_upsampler else self._config.diffusion.base
@@ -47,10 +49,7 @@ class Samples:
     def draw(self, model: PITIModel) -> bytes | None:
         """A PNG with a row a condition; None where all of them are damaged. `model` is in evaluation mode."""
         config = self._config
-        batches = validation_batches(
-            self._shards, config.data, degraded=None, scale=config.scale, batch_size=NUM_SAMPLES, limit=NUM_SAMPLES
-        )
-        batch = next(batches, None)
+        batch = next(validation_batches(self._examples, batch_size=NUM_SAMPLES, limit=NUM_SAMPLES), None)
         if batch is None:
             return None
         images = batch["image"]
