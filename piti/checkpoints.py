@@ -24,8 +24,7 @@ from piti.errors import CheckpointError, DataError
 
 logger = logging.getLogger("piti")
 
-FORMAT = 2  # 1: without `frozen`
-_READABLE = (1, FORMAT)
+FORMAT = 2
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
@@ -58,14 +57,8 @@ class Checkpoint:
             ) from error
         except DataError as error:
             raise CheckpointError(f"{marker} is damaged ({error.problem})", "take another checkpoint") from error
-        if (
-            not isinstance(about, dict)
-            or about.get("format") not in _READABLE
-            or not isinstance(about.get("sha256"), dict)
-        ):
-            raise CheckpointError(
-                f"{marker} is not that of a checkpoint in a format up to {FORMAT}", "give another checkpoint"
-            )
+        if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("sha256"), dict):
+            raise CheckpointError(f"{marker} is not that of a checkpoint in format {FORMAT}", "give another checkpoint")
         return cls(uri, about)
 
     @property

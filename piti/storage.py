@@ -300,15 +300,15 @@ def publish_file(source: Path, uri: str) -> None:
         os.replace(whole, target)
 
 
-def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
-    """Move every file of a local folder to `uri`, `marker` last. `source` is deleted.
+def publish_folder(source: Path, uri: str) -> None:
+    """Move every file of a local folder to `uri`, DONE.json last. `source` is deleted.
 
     Raises ValueError if `source` lacks the marker.
     """
-    if not (source / marker).is_file():
-        raise ValueError(f"{source} has no {marker}")
+    if not (source / MARKER).is_file():
+        raise ValueError(f"{source} has no {MARKER}")
     files = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    for relative in [*(path for path in files if path != marker), marker]:
+    for relative in [*(path for path in files if path != MARKER), MARKER]:
         publish_file(source / relative, join(uri, relative))
     shutil.rmtree(source)
 

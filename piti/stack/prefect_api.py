@@ -53,10 +53,10 @@ def auth_string(api_url: str) -> str | None:
     return read_secret(known.auth_file)
 
 
-def prefect_json(api_url: str, path: str, body: Any = None, timeout_seconds: float = 5.0) -> Any:
+def prefect_json(api_url: str, path: str, body: Any = None) -> Any:
     """What the Prefect server answers at `<api_url>/<path>`, signed in; `body` makes it a POST. Raises OSError."""
     api_url = server_address(api_url)
-    return request_json(f"{api_url}/{path}", None, body, timeout_seconds, basic=auth_string(api_url))
+    return request_json(f"{api_url}/{path}", None, body, basic=auth_string(api_url))
 
 
 def prefect_answers(api_url: str) -> bool:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.objects import State
 
 import flows.evaluate as evaluate
 from flows.cluster import submission_prefix
@@ -73,6 +74,17 @@ def test_new_means_without_a_report(plan: Plan) -> None:
     assert chosen(plan, "all") == [first, second]
     set_reported(plan, second)
     assert chosen(plan, "new") == []
+
+
+def test_a_run_that_finds_nothing_new_completes_and_says_so(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    set_reported(plan, add_checkpoint(plan.stage2.output, 10))
+    monkeypatch.setattr(evaluate, "preflight", lambda *_, **__: plan)
+    monkeypatch.setattr(evaluate, "get_run_logger", lambda: evaluate.logger)
+    state = evaluate.evaluate.fn("demo-sketch")
+    assert isinstance(state, State)
+    assert state.is_completed()
+    assert str(state.message).startswith("nothing new")
 
 
 def test_new_looks_at_every_run_under_the_root(plan: Plan, tmp_path: Path) -> None:

@@ -184,10 +184,14 @@ def test_ray_gets_a_short_folder_where_home_is_deep_or_not_ascii() -> None:
         assert not folder.parent.exists(), "asking makes nothing"
 
 
-def test_a_start_that_is_refused_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PITI_HOME", str(tmp_path / ("deep" * 30)))
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(StackError, match="is taken"):
+def test_a_start_that_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The taken port is named, with its holder and the option."""
+    home = tmp_path / ("deep" * 30)
+    monkeypatch.setenv("PITI_HOME", str(home))
+    told = rf"port \d+ .*is taken.*pid {os.getpid()}.*--ray-port"
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(StackError, match=told):
         control.up(replace(Ports.free(), ray=listener.getsockname()[1]))
+    assert not (home / "stack.json").exists()
     assert not ray_folder(Settings()).parent.exists()
 
 

@@ -96,7 +96,7 @@ def test_checkpoints_that_cannot_be_written_end_no_training(pipeline: Any, monke
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full for good: the steps are taken, then the error names the place."""
 
-    def full(source: Path, uri: str, marker: str = storage.MARKER) -> None:
+    def full(source: Path, uri: str) -> None:
         with storage.disk_space("a checkpoint", uri):
             raise OSError(errno.ENOSPC, "No space left on device")
 
