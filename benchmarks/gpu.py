@@ -106,7 +106,7 @@ def main() -> None:
             print(f"{lines.__name__} failed: {first_line(error)}", flush=True)
     left_out = []
     for row in rows(*((16, 64) if arguments.size == "published" else (2, 4))):
-        needed = COMPILING_SECONDS if row.compiled and is_cuda else 15 if is_cuda else 0
+        needed = COMPILING_SECONDS if row.compiled else 15 if is_cuda else 0
         if time.monotonic() + needed > deadline:
             left_out.append(str(row))
             continue
