@@ -1,6 +1,6 @@
 """Do the demo's pictures follow their conditions, and does its upsampler sharpen? From the networks that a demo run left behind.
 
-    .venv/bin/python benchmarks/demo_conditions.py [--config demo] [--set root=...] [--grid grid.png] > docs/demo-result.json
+    .venv/bin/python benchmarks/demo_conditions.py [--config demo] [--set root=...] > docs/demo-result.json
 
 `top5`: for each stage's pictures and the final ones the share whose own truth is among the five nearest of all truths (root mean
 square at 16x16 pixels), and the same where each picture is told another one's truth is its own. `upsampler`: from the truth's own
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval import Metric, fid
-from eval.grid import PictureGrid, grid_png
 from eval.lpips import lpips_distances
 from eval.pictures import mean_metric
 from eval.retrieval import truth_ranks
@@ -31,7 +29,6 @@ from piti.checkpoints import final_checkpoint
 from piti.cli.config import parse_settings
 from piti.config import Config
 from piti.config.presets import load_config
-from piti.data.conditions import condition_picture
 from piti.data.examples import ExampleReader
 from piti.data.resizing import base_pictures
 from piti.evaluation.cascade import Order, draw_base, draw_upsampled, to_uint8
@@ -41,14 +38,13 @@ from piti.models.checkpoints import load_model
 from piti.plan import Plan
 from piti.training.stages import TrainingStage
 
-NEAREST, ROWS = 5, 8
+NEAREST = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="demo")
     parser.add_argument("--set", action="append", default=[], help="an override: dotted.key=value")
-    parser.add_argument("--grid", type=Path, help="write condition, base, generated and truth of eight pictures there")
     arguments = parser.parse_args()
     config = load_config(arguments.config, parse_settings(arguments.set))
     plan = Plan(config)
@@ -82,13 +78,6 @@ def main() -> None:
         },
         "upsampler_degraded": sharpness(config, upsampler, orders, large.low_res, large.pictures),
     }
-    if arguments.grid is not None:
-        painted = [condition_picture(one.numpy(), config.data.modality) for one in batch["condition"]]
-        rows = [
-            list(row) for row in zip(painted, levels(drawn["base"]), levels(final), levels(large.pictures), strict=True)
-        ][:: count // ROWS][:ROWS]
-        grid = PictureGrid(["condition", "base", "generated", "ground truth"], rows, [""] * ROWS)
-        arguments.grid.write_bytes(grid_png(grid))
     print(json.dumps(result, indent=1))
 
 

@@ -7,7 +7,7 @@ average; the upsampler with its perceptual (VGG19's shape, untrained) and advers
 no data is read. "of rate": the network's floating-point operations (benchmarks/step_cost.py, without picture losses and
 optimizer) against the measured rate of a bf16 product of large square matrices. "waits": how often
 the host waited for the GPU in a step, by torch's sync debug mode. Sampling rows are 25 guided base steps and 27 upsampler
-steps. "published loop": what the published TrainLoop does around its network in a step (float32, AdamW, one norm a parameter
+steps. "published loop": what the published TrainLoop does around its network in a step (float32 with torch's defaults, AdamW, one norm a parameter
 read by the host, averages one parameter at a time, quartiles of the losses read by the host); its own network where
 --published names a folder that holds PITI's `pretrained_diffusion`, else ours in its layout (contiguous).
 Rows come in order of importance; what does not fit into --minutes is named at the end.
@@ -16,6 +16,7 @@ Rows come in order of importance; what does not fit into --minutes is named at t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -35,6 +36,7 @@ from degradations import bsr_degrade, l0_smooth
 from piti.config import Config, ModelConfig
 from piti.config.presets import load_config
 from piti.diffusion import GaussianDiffusion
+from piti.errors import first_line
 from piti.models import PITIModel, build_model, round_weights
 from piti.training.gradients import accumulate_gradients
 from piti.training.loop import learn
@@ -96,11 +98,15 @@ def main() -> None:
     name = torch.cuda.get_device_name() if is_cuda else arguments.device
     print(f"{name}, torch {torch.__version__}, {arguments.size} size, bf16 matrix product {rate / 1e12:.2f} TFLOP/s")
     figures: dict[str, Any] = {"device": name, "torch": torch.__version__, "flops_a_second": rate, "rows": []}
-    for line in [*agreement(arguments), *degrading(arguments)]:
-        print(line, flush=True)
+    for lines in (agreement, degrading):
+        try:
+            for line in lines(arguments):
+                print(line, flush=True)
+        except Exception as error:  # noqa: BLE001 - the table is worth more
+            print(f"{lines.__name__} failed: {first_line(error)}", flush=True)
     left_out = []
     for row in rows(*((16, 64) if arguments.size == "published" else (2, 4))):
-        needed = COMPILING_SECONDS if row.compiled and is_cuda else 15 if is_cuda else 0
+        needed = COMPILING_SECONDS if row.compiled else 15 if is_cuda else 0
         if time.monotonic() + needed > deadline:
             left_out.append(str(row))
             continue
@@ -144,26 +150,33 @@ def described(found: dict[str, Any]) -> str:
 
 
 def measured(row: Row, arguments: argparse.Namespace, rate: float) -> dict[str, Any]:
-    """A row's figures; `error` where it does not fit into the GPU's memory."""
+    """A row's figures; `error` where it fails, for lack of memory or otherwise: the other rows are still measured."""
     is_cuda = arguments.device.startswith("cuda")
+    gc.collect()  # the row before this one, networks in circles included
     if is_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    # The published code leaves torch's defaults: TF32 in convolutions, not in products.
+    torch.backends.cudnn.allow_tf32 = row.work == "published loop"
+    told: dict[str, Any] = {}
     try:
         config, job = prepared(row, arguments)
         seconds = seconds_of(job, 10 if is_cuda else 2)
+        if is_cuda:
+            told = {"peak_gibibytes": torch.cuda.max_memory_allocated() / 2**30, "waits": waits_of(job)}
     except torch.OutOfMemoryError:
         return {"error": "does not fit into memory"}
+    except Exception as error:  # noqa: BLE001
+        return {"error": first_line(error)}
     finally:
+        use_precision("bf16")
         torch.compiler.reset()
     pictures = row.batch / seconds
     found: dict[str, Any] = {"pictures_a_second": pictures / SAMPLING_STEPS.get(row.work, 1)}
     each = cost(config.model_copy(update={"activation_checkpointing": False}), only_encoder=row.work == "stage1")
     forwards = {"sample-base": 2, "sample-upsampler": 1}.get(row.work)
     found["share"] = (each.step if forwards is None else forwards * each.forward) * pictures / rate
-    if is_cuda:
-        found |= {"peak_gibibytes": torch.cuda.max_memory_allocated() / 2**30, "waits": waits_of(job)}
-    return found
+    return found | told
 
 
 def waits_of(job: Callable[[], object]) -> int:

@@ -1,11 +1,10 @@
 """Times a forward pass and a training step of the two networks, beside the published code if that is at hand.
 
-    python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--channels 192] [--batch 2]
+    python benchmarks/model_speed.py [--published FOLDER] [--networks base upsampler] [--batch 2]
         [--rounds 3] [--float32]
 
 FOLDER of --published holds PITI's package `pretrained_diffusion`. Its import of timm, which it never uses, is met by
-an empty module where timm is not installed. --channels below 192 narrows both decoders (heads of 32 then); depth and
-the task encoder stay as published. The published code and ours live in a process each, ours with the environment that
+an empty module where timm is not installed. The published code and ours live in a process each, ours with the environment that
 our jobs get (piti.settings); all contenders take turns within a round, and the median is reported. "stored" is
 sampling's network, whose weights are rounded to bf16 once. For CPUs; gpu.py is for GPUs.
 """
@@ -33,7 +32,6 @@ from piti.diffusion import GaussianDiffusion
 from piti.models import ModelConfig, build_model, round_weights
 from piti.settings import settings
 
-FULL_CHANNELS = 192
 STORED = "ours bfloat16, stored"
 Contender = Callable[[bool], None]
 
@@ -42,7 +40,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", type=Path, help="folder that holds PITI's pretrained_diffusion")
     parser.add_argument("--networks", nargs="*", choices=["base", "upsampler"], default=["base", "upsampler"])
-    parser.add_argument("--channels", type=int, default=FULL_CHANNELS)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--float32", action="store_true", help="leave out bfloat16, slow on a CPU without AMX")
@@ -51,10 +48,9 @@ def main() -> None:
         measure(network, arguments)
 
 
-def config_of(network: str, channels: int) -> ModelConfig:
+def config_of(network: str) -> ModelConfig:
     full = ModelConfig.base() if network == "base" else ModelConfig.upsampler()
-    heads = full.num_head_channels if channels == FULL_CHANNELS else 32
-    return full.model_copy(update={"model_channels": channels, "num_head_channels": heads, "dropout": 0.0})
+    return full.model_copy(update={"dropout": 0.0})
 
 
 def measure(network: str, arguments: argparse.Namespace) -> None:
@@ -76,7 +72,7 @@ def measure(network: str, arguments: argparse.Namespace) -> None:
         name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in seconds.items()
     }
     reference = next(iter(medians.values()))
-    print(f"{network}: {arguments.channels} channels, batch {arguments.batch}, seconds")
+    print(f"{network}: batch {arguments.batch}, seconds")
     for name, kinds in medians.items():
         ratios = " ".join(f"{kind} {value:8.3f} ({reference[kind] / value:4.2f}x)" for kind, value in kinds.items())
         print(f"  {name:30s} {ratios}")
@@ -119,7 +115,7 @@ def run_side(whose: str, network: str, arguments: argparse.Namespace, pipe: Conn
 
 
 def contenders_of(whose: str, network: str, arguments: argparse.Namespace) -> dict[str, Contender]:
-    config = config_of(network, arguments.channels)
+    config = config_of(network)
     batch = inputs_of(config, arguments.batch)
     if whose == "published":
         return {"published float32": contender(published_function(arguments.published, config, batch), None)}
@@ -173,7 +169,7 @@ def our_function(config: ModelConfig, batch: dict[str, Tensor]) -> Forward:
 
 
 def published_network(folder: Path, config: ModelConfig) -> nn.Module:
-    """The published code's network of this width, without dropout; see this file's text on FOLDER and timm."""
+    """The published code's network, without dropout; see this file's text on FOLDER and timm."""
     if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:
         transformer = types.ModuleType("timm.models.vision_transformer")
         transformer.PatchEmbed = None  # type: ignore[attr-defined]

@@ -18,14 +18,8 @@ FloatImage = NDArray[np.float32]
 Kernel = NDArray[np.float64]
 
 
-def isotropic_gaussian(size: int, sigma: float) -> Kernel:
-    """The (size, size) Gaussian of standard deviation `sigma` pixels, centred at (size - 1) / 2."""
-    row = gaussian_row(size, sigma)
-    return np.outer(row, row)
-
-
 def gaussian_row(size: int, sigma: float) -> Kernel:
-    """One row of the Gaussian, (size,). As sigma goes to 0 it becomes the nearest pixel (two of them if size is even).
+    """The Gaussian of standard deviation `sigma` pixels, centred at (size - 1) / 2: (size,). As sigma goes to 0 it becomes the nearest pixel (two of them if size is even).
 
     The published code divides 0 by 0 or returns an all-black kernel there.
     """

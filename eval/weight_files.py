@@ -13,6 +13,8 @@ from torch import Tensor
 
 from eval.pictures import NetworkIdentity, WeightsError
 
+_LONGEST_LINE = 300
+
 
 @dataclass(frozen=True)
 class PublishedWeights:
@@ -72,7 +74,7 @@ def load_torchscript_file(path: Path) -> torch.jit.ScriptModule:
         raise WeightsError(f"{path} is not a readable file of TorchScript: {one_line(error)}") from error
 
 
-def one_line(error: Exception, limit: int = 300) -> str:
+def one_line(error: Exception) -> str:
     """An exception's text on one line of bounded length."""
     text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 1] + "…"

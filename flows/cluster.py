@@ -126,8 +126,16 @@ class Cluster:
         return Resources(sum(total.get("CPU", 0.0) for total in totals), sum(total.get("GPU", 0.0) for total in totals))
 
     def grows(self) -> bool:
-        """Whether an autoscaler adds nodes. Without one Ray names a type for each node, `node_<id>`, after the node."""
-        answer = self._client._do_request("GET", "/api/cluster_status").json()
+        """Whether an autoscaler adds nodes. Without one Ray names a type for each node, `node_<id>`, after the node.
+
+        Raises UnreachableError.
+        """
+        try:
+            response = self._client._do_request("GET", "/api/cluster_status")
+            response.raise_for_status()
+            answer = response.json()
+        except (ConnectionError, RuntimeError, ValueError, requests.RequestException) as error:
+            raise _unreachable(self.url, error) from error
         status = (answer.get("data") or {}).get("clusterStatus") or {}
         active = (status.get("autoscalerReport") or {}).get("activeNodes") or {}
         return any(not _OWN_NODE_TYPE.fullmatch(name) for name in active)

@@ -7,6 +7,7 @@ import logging
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import steps
@@ -14,7 +15,7 @@ from flows.cancellation import stop_jobs
 from flows.parameters import Checkpoints, ConfigName, Overrides, Upsampler
 from flows.preflight import preflight
 from piti import storage
-from piti.checkpoints import checkpoints_of
+from piti.checkpoints import Claims, checkpoints_of
 from piti.config import WeightsRef
 from piti.errors import CheckpointError, PitiError, StackError
 from piti.evaluation.evaluation_plan import EvaluationPlan
@@ -33,43 +34,58 @@ def evaluate(
 ) -> State | list[str]:
     """Evaluate base networks, each with its upsampler; by default those that have no report yet. Returns the reports' URIs."""
     plan = preflight(config, overrides, training=False)
-    chosen = choose_targets(plan, checkpoints, upsampler)
+    chosen, reports = choose_and_evaluate(plan, checkpoints, upsampler)
     if not chosen:
         message = (
             f"nothing new: every finished checkpoint in {plan.config.root}/runs has its report, or the log says why not"
         )
         get_run_logger().info(message)
         return Completed(message=message)
-    return evaluate_targets(plan, chosen)
+    return reports
 
 
-def choose_targets(plan: Plan, wanted: str | list[str], upsampler: str | None = None) -> list[Target]:
-    """What to evaluate. Raises CheckpointError for what was asked for by name and cannot be, or if there is nothing at all.
+def choose_and_evaluate(
+    plan: Plan, wanted: str | list[str], upsampler: str | None = None, after: steps.After = ()
+) -> tuple[list[Target], list[str]]:
+    """The chosen targets, and the reports' URIs. Training deletes no checkpoint that waits for its turn."""
+    with Claims(str(flow_run.id)) as claims:
+        targets = choose_targets(plan, wanted, claims, upsampler)
+        return targets, evaluate_targets(plan, targets, claims, after) if targets else []
+
+
+def choose_targets(plan: Plan, wanted: str | list[str], claims: Claims, upsampler: str | None = None) -> list[Target]:
+    """What to evaluate; each is claimed. Raises CheckpointError for what was asked for by name and cannot be, or if there is nothing at all.
 
     `new`: every finished stage 2 checkpoint of every run under the root that has no report for this evaluation, those
     that disappear or cannot be evaluated left out with a word. `latest`, `all`: of this config.
     """
     if isinstance(wanted, list):
-        targets = [make_target(plan, uri, upsampler) for uri in wanted]
+        targets = [_claimed(make_target(plan, uri, upsampler), claims) for uri in wanted]
         for target in targets:
             _check_files_fit(target)
         return targets
     if wanted == "new":
-        return _new_targets(plan, upsampler)
+        return _new_targets(plan, claims, upsampler)
     found = checkpoints_of(plan.stage2.output)
     if not found:
         raise _no_checkpoint(plan, plan.stage2.output)
-    return [make_target(plan, uri, upsampler) for uri in (found[-1:] if wanted == "latest" else found)]
+    uris = found[-1:] if wanted == "latest" else found
+    return [_claimed(make_target(plan, uri, upsampler), claims) for uri in uris]
 
 
-def _new_targets(plan: Plan, upsampler: str | None) -> list[Target]:
+def _claimed(target: Target, claims: Claims) -> Target:
+    claims.add(*target.uris)
+    return target
+
+
+def _new_targets(plan: Plan, claims: Claims, upsampler: str | None) -> list[Target]:
     targets: list[Target] = []
     num_reported, failure = 0, None
     for uri in finished_bases(plan.config.root):
         try:
             target = make_target(plan, uri, upsampler)
             if EvaluationPlan(plan, target).report.result() is None:
-                targets.append(target)
+                targets.append(_claimed(target, claims))
             else:
                 num_reported += 1
         except PitiError as error:
@@ -97,7 +113,7 @@ def _check_files_fit(target: Target) -> None:
             check_pretrained(getattr(target.config.models, name), WeightsRef(path=network.uri), f"the {name} network")
 
 
-def evaluate_targets(plan: Plan, targets: list[Target], after: steps.After = ()) -> list[str]:
+def evaluate_targets(plan: Plan, targets: list[Target], claims: Claims, after: steps.After = ()) -> list[str]:
     """Draw, score and report each. Returns the reports' URIs.
 
     A target that cannot be evaluated does not end the others: the log says why. Raises its error if it was the only
@@ -109,6 +125,7 @@ def evaluate_targets(plan: Plan, targets: list[Target], after: steps.After = ())
     if plan.conditions.result() is None:
         after = [*after, steps.validation(plan, after=after)]
     for target in targets:
+        claims.renew()
         try:
             report = evaluate_target(EvaluationPlan(plan, target), after)
             rows.append({"checkpoint": target.base.uri, "report": report})

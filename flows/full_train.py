@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from flows.announcements import Announcer
 from flows.cancellation import stop_jobs
 from flows.cluster import patiently
-from flows.evaluate import choose_targets, evaluate_targets
+from flows.evaluate import choose_and_evaluate
 from flows.parameters import ConfigName, Overrides, StartFrom, StepName
 from flows.preflight import preflight
 from flows.prepare import prepare_data
@@ -28,7 +28,7 @@ def full_train(config: ConfigName = "demo", overrides: Overrides = None, start_f
     announcer = Announcer(plan, config, overrides)
     with turn(plan):
         trained = train_stages(plan, prepare_data(plan), announcer)
-    reports = evaluate_targets(plan, choose_targets(plan, "latest"), after=[*trained])
+    _, reports = choose_and_evaluate(plan, "latest", after=[*trained])
     patiently(get_run_logger(), announcer.finish)  # the last checkpoint has its report
     return reports
 

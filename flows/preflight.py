@@ -157,7 +157,8 @@ def cluster_problems(config: Config, training: bool = True) -> list[PitiError]:
     try:
         cluster, total = _cluster()
         problems = size_problems(config, total, training)
-        if problems and cluster.grows() and config.cluster.max_cpus is None and config.cluster.max_gpus is None:
+        is_limited = config.cluster.max_cpus is not None or config.cluster.max_gpus is not None
+        if problems and not is_limited and patiently(get_run_logger(), cluster.grows):
             for problem in problems:
                 get_run_logger().warning(
                     "%s now, and grows by itself; jobs wait until it has: cluster.max_cpus and max_gpus tell how far",

@@ -11,7 +11,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows import steps
 from flows.cancellation import stop_jobs
-from flows.evaluate import choose_targets, evaluate_targets
+from flows.evaluate import choose_and_evaluate
 from flows.parameters import AnotherConfig, Overrides, StudyName
 from flows.preflight import preflight
 from flows.prepare import prepare_data
@@ -63,10 +63,9 @@ def evaluate_variant(plan: Plan, asked: StudyConfig) -> EvaluationPlan:
     if asked.checkpoint is None:
         with turn(plan):
             trained = train_stages(plan, prepare_data(plan))
-        targets, after = choose_targets(plan, "latest"), [*trained]
+        targets, _ = choose_and_evaluate(plan, "latest", after=[*trained])
     else:
-        targets, after = choose_targets(plan, [asked.checkpoint], asked.upsampler), []
-    evaluate_targets(plan, targets, after=after)
+        targets, _ = choose_and_evaluate(plan, [asked.checkpoint], asked.upsampler)
     return EvaluationPlan(plan, targets[0])
 
 

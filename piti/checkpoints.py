@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 from piti import storage
 from piti.config import STAGE_LABELS
@@ -23,8 +24,7 @@ from piti.errors import CheckpointError, DataError
 
 logger = logging.getLogger("piti")
 
-FORMAT = 2  # 1: without `frozen`
-_READABLE = (1, FORMAT)
+FORMAT = 2
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
@@ -33,6 +33,7 @@ ASIDE_PREFIX = ".writing-"  # of the folder in which a checkpoint is written bef
 
 NETWORK_ROLES = ("checkpoint", "upsampler", "stage1")  # among an evaluation's inputs
 CLAIM_SECONDS = 24 * 3600.0  # after which a claim ends by itself; longer than an evaluation takes
+LEFTOVER_SECONDS = 4 * 3600.0  # longer than the upload of a checkpoint's largest file takes
 _ANOTHER = "take another checkpoint, or train this one again"
 
 
@@ -56,14 +57,8 @@ class Checkpoint:
             ) from error
         except DataError as error:
             raise CheckpointError(f"{marker} is damaged ({error.problem})", "take another checkpoint") from error
-        if (
-            not isinstance(about, dict)
-            or about.get("format") not in _READABLE
-            or not isinstance(about.get("sha256"), dict)
-        ):
-            raise CheckpointError(
-                f"{marker} is not that of a checkpoint in a format up to {FORMAT}", "give another checkpoint"
-            )
+        if not isinstance(about, dict) or about.get("format") != FORMAT or not isinstance(about.get("sha256"), dict):
+            raise CheckpointError(f"{marker} is not that of a checkpoint in format {FORMAT}", "give another checkpoint")
         return cls(uri, about)
 
     @property
@@ -215,13 +210,45 @@ def release_checkpoint(uri: str, who: str) -> None:
         storage.remove(_claim(uri, who))
 
 
+class Claims:
+    """The claims of one reader on any number of checkpoints, until the end of a `with` block."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._until_seconds: dict[str, float] = {}  # by URI
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for uri in self._until_seconds:
+            release_checkpoint(uri, self._who)
+
+    def add(self, *uris: str) -> None:
+        """Claim checkpoints."""
+        for uri in uris:
+            if uri not in self._until_seconds:
+                self._claim(uri)
+
+    def renew(self) -> None:
+        """Claim anew what would run out within half of CLAIM_SECONDS."""
+        for uri, until_seconds in self._until_seconds.items():
+            if until_seconds - time.time() < CLAIM_SECONDS / 2:
+                self._claim(uri)
+
+    def _claim(self, uri: str) -> None:
+        self._until_seconds[uri] = time.time() + CLAIM_SECONDS
+        claim_checkpoint(uri, self._who)
+
+
 def prune_checkpoints(run: str, keep: int, spared: Collection[str] = (), every_steps: int | None = None) -> None:
     """Delete finished checkpoints except the newest `keep`, those in `spared`, claimed ones, and those at multiples of
-    `every_steps`."""
+    `every_steps`. Unfinished ones that nobody has touched for LEFTOVER_SECONDS go too."""
     for uri in checkpoints_of(run)[:-keep]:
         is_kept = every_steps is not None and _step_of(uri) % every_steps == 0
         if uri not in spared and not is_kept and not _is_claimed(uri):
             remove_checkpoint(uri)
+    _clear_untouched(run)
 
 
 def _is_of_a_run(uri: str) -> bool:
@@ -249,11 +276,26 @@ def _step_of(uri: str) -> int:
 
 
 def clear_leftovers(run: str) -> None:
-    """Delete checkpoints in a local run folder that killed processes left unfinished. Those set aside stay."""
-    if not storage.is_local(run) or not storage.local_path(run).is_dir():
-        return
-    for path in storage.local_path(run).iterdir():
-        has_marker = any((path / marker).exists() for marker in (storage.MARKER, DAMAGED))
-        unfinished = path.name.startswith("step-") and not has_marker
-        if path.is_dir() and (path.name.startswith(ASIDE_PREFIX) or unfinished):
-            shutil.rmtree(path)
+    """Before a run goes on, delete checkpoints that killed processes left unfinished. Those set aside stay.
+
+    In an object store, where a process on another machine may still be uploading, only those that nobody has touched for
+    LEFTOVER_SECONDS.
+    """
+    if not storage.is_local(run):
+        _clear_untouched(run)
+    elif storage.local_path(run).is_dir():
+        for path in storage.local_path(run).iterdir():
+            if path.is_dir() and (path.name.startswith(ASIDE_PREFIX) or _is_unfinished(str(path))):
+                shutil.rmtree(path)
+
+
+def _clear_untouched(run: str) -> None:
+    for name in storage.list_names(run):
+        uri = storage.join(run, name)
+        if _is_unfinished(uri) and storage.untouched_seconds(uri) > LEFTOVER_SECONDS:
+            storage.remove(uri)
+
+
+def _is_unfinished(uri: str) -> bool:
+    markers = (storage.join(uri, marker) for marker in (storage.MARKER, DAMAGED))
+    return _is_of_a_run(uri) and not any(storage.exists(marker) for marker in markers)

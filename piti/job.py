@@ -18,6 +18,7 @@ from piti.plan import JobKind, Step
 logger = logging.getLogger("piti")
 
 SPEC_FILE = "spec.json"
+PROGRESS_FILE = "progress.json"
 PROGRESS_INTERVAL_SECONDS = 1.0
 LEASE_LOOK_SECONDS = 5.0
 STOP_LOOK_SECONDS = 2.0
@@ -189,7 +190,12 @@ class JobContext:
         self._last_progress_seconds = now
         value = {"done": float(done), "total": float(total), "message": message, "time": time.time()}
         value |= {"picture": picture} if picture else {}
-        storage.write_json(storage.join(self.spec.folder, "progress.json"), value)
+        storage.write_json(storage.join(self.spec.folder, PROGRESS_FILE), value)
+
+    def waits(self, message: str) -> None:
+        """Publish that the job waits, and what for. Its progress so far stays, whichever of its processes published it."""
+        last = storage.read_json_if_there(storage.join(self.spec.folder, PROGRESS_FILE)) or {"done": 0, "total": 1}
+        self.progress(last["done"], last["total"], message, force=True, picture=last.get("picture"))
 
     def is_abandoned(self) -> bool:
         """Whether nobody has followed this job for `cluster.abandoned_job_seconds`."""

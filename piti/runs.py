@@ -61,12 +61,12 @@ class Run:
 
     @property
     def state(self) -> str:
-        """finished, running, failed (with the reason) or stopped."""
+        """finished, running, failed or stopped, the latter with their reasons where the job wrote one."""
         if self.result is not None:
             return "finished"
         newest = self.attempts[-1] if self.attempts else None
         if newest is not None and newest.error is not None:
-            return f"failed: {newest.error['reason']}"
+            return f"{'stopped' if newest.error.get('stopped') else 'failed'}: {newest.error['reason']}"
         if newest is not None and time.time() - newest.time < _SILENT_SECONDS:
             return f"running: {(newest.progress or {}).get('message', '')}".rstrip(": ")
         return "stopped"

@@ -26,8 +26,10 @@ from typing import Annotated
 
 import platformdirs
 from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from piti.credentials import holds_credentials
 from piti.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,19 @@ CONFIG_VARIABLES = ("PITI_ROOT", "PITI_DATA", "PITI_WEIGHTS", "PITI_CACHE")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+
+def _without_credentials(url: str) -> str:
+    """`url`, which logs, errors and links show. Raises a validation error where it holds a password or a token."""
+    if holds_credentials(url):
+        raise PydanticCustomError(
+            "credentials",
+            "a user's password or token stands in it, which logs would show (Ray's token: PITI_RAY_TOKEN_FILE)",
+        )
+    return url
+
+
+Address = Annotated[str, Field(pattern="^https?://"), AfterValidator(_without_credentials)]
 
 
 def default_home() -> Path:
@@ -55,9 +70,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PITI_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     home: LocalPath = Field(default_factory=default_home)
-    ray_jobs_url: Annotated[str, Field(pattern="^https?://")] = "http://127.0.0.1:8265"
+    ray_jobs_url: Address = "http://127.0.0.1:8265"
     ray_token_file: LocalPath | None = None
-    reports_url: Annotated[str, Field(pattern="^https?://")] | None = None
+    reports_url: Address | None = None
     prefect_auth_file: LocalPath | None = None
     config_variables: str = ""
     config_folders: str = ""
@@ -110,7 +125,15 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = [f"PITI_{str(each['loc'][0]).upper()} is {each['input']!r}: {each['msg']}" for each in error.errors()]
-        raise ConfigError("; ".join(wrong), "correct the environment variable, or unset it") from error
+        wrong = [
+            f"PITI_{str(each['loc'][0]).upper()}{_quoted(each['input'])}: {each['msg']}" for each in error.errors()
+        ]
+        # Without its cause, whose text repeats the values.
+        raise ConfigError("; ".join(wrong), "correct the environment variable, or unset it") from None
     except RuntimeError as error:  # `~` of a user without a home folder
         raise ConfigError(f"a PITI_ variable cannot be read: {error}", "write the path without ~") from error
+
+
+def _quoted(value: object) -> str:
+    """` is 'value'`; empty where that might show a password."""
+    return "" if "@" in str(value) or holds_credentials(str(value)) else f" is {value!r}"

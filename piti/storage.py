@@ -33,6 +33,7 @@ ASSETS = Path(__file__).resolve().parent / "assets"  # what the package ships
 _SHIPPED = "piti://"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of exFAT, CIFS and many FUSE mounts
+_CONFLICT = "ConditionalRequestConflict"  # of S3, where another request for the object was under way: put again
 _CHUNK_BYTES = 1 << 20
 _PATIENCE_SECONDS = 600.0
 _LOOK_SECONDS = 1.0
@@ -63,8 +64,9 @@ def is_client_error(error: BaseException) -> bool:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether storage failed: an OSError, an error of an object store's client library, or a full disk."""
-    return isinstance(error, OSError | DiskFullError) or is_client_error(error)
+    """Whether storage failed: an OSError, an error of an object store's client library, a full disk, or a set that stays
+    away."""
+    return isinstance(error, OSError | DiskFullError | AwayError) or is_client_error(error)
 
 
 @contextmanager
@@ -217,15 +219,7 @@ def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
     """As `write_bytes`, but only if `uri` does not exist yet. Returns whether this call created it: exactly one of
     several callers at once gets True. On a filesystem without hard links, a process killed in between leaves a part."""
     if not is_local(uri):
-        fs, path = filesystem(uri)
-        try:
-            fs.pipe_file(path, data, mode="create")
-        except OSError:  # stores other than AWS's tell in words of their own that there is such an object
-            fs.invalidate_cache()
-            if not fs.exists(path):
-                raise
-            return False
-        return True
+        return _create_object(*filesystem(uri), data)
     target = local_path(uri)
     with aside(target) as whole:
         write_bytes(str(whole), data, private)
@@ -237,6 +231,19 @@ def create_bytes(uri: str, data: bytes, private: bool = False) -> bool:
             if error.errno not in _NO_LINKS:
                 raise
             return _create_in_place(target, data, private)
+    return True
+
+
+def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes, may_repeat: bool = True) -> bool:
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except OSError as error:  # stores other than AWS's tell in words of their own that there is such an object
+        fs.invalidate_cache()
+        if fs.exists(path):
+            return False
+        if may_repeat and _CONFLICT in str(error):
+            return _create_object(fs, path, data, may_repeat=False)
+        raise
     return True
 
 
@@ -293,15 +300,15 @@ def publish_file(source: Path, uri: str) -> None:
         os.replace(whole, target)
 
 
-def publish_folder(source: Path, uri: str, marker: str = MARKER) -> None:
-    """Move every file of a local folder to `uri`, `marker` last. `source` is deleted.
+def publish_folder(source: Path, uri: str) -> None:
+    """Move every file of a local folder to `uri`, DONE.json last. `source` is deleted.
 
     Raises ValueError if `source` lacks the marker.
     """
-    if not (source / marker).is_file():
-        raise ValueError(f"{source} has no {marker}")
+    if not (source / MARKER).is_file():
+        raise ValueError(f"{source} has no {MARKER}")
     files = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    for relative in [*(path for path in files if path != marker), marker]:
+    for relative in [*(path for path in files if path != MARKER), MARKER]:
         publish_file(source / relative, join(uri, relative))
     shutil.rmtree(source)
 
@@ -333,6 +340,17 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def untouched_seconds(uri: str) -> float:
+    """Seconds since the last write of a file in a folder; 0 for an empty folder, or a store that does not tell."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        times = [fs.modified(file).timestamp() for file in fs.find(path)]
+    except NotImplementedError:
+        return 0.0
+    return time.time() - max(times) if times else 0.0
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -31,7 +31,7 @@ from piti import storage
 from piti.checkpoints import checkpoint_uri, newest_whole_checkpoint, prune_checkpoints
 from piti.config import Config, Stage
 from piti.config.presets import load_config
-from piti.data.conditions import StoredCondition, paint_condition
+from piti.data.conditions import StoredCondition, levels, paint_condition
 from piti.data.palette import NUM_CLASSES, palette_labels
 from piti.evaluation.cascade import Order, draw_base, draw_upsampled
 from piti.models.checkpoints import load_model
@@ -163,7 +163,7 @@ def check(config: Config, folder: Path, count: int) -> dict[str, Any]:
             ]  # fmt: skip
     orders = [Order(str(index), 0, condition) for index, condition in enumerate(examples.condition)]
     drawn = draw_base(base, orders, config)
-    ranks = truth_ranks(levels(drawn), levels(examples.pictures))
+    ranks = truth_ranks(*(levels(found).permute(0, 2, 3, 1).numpy() for found in (drawn, examples.pictures)))
     stage = TrainingStage("upsampler", config)
     upsampler = load_model(newest(config, "upsampler"), config.models.upsampler).eval()
     examples = stage.examples(crops, cpu)
@@ -177,11 +177,6 @@ def check(config: Config, folder: Path, count: int) -> dict[str, Any]:
         "base_top5": float((ranks < 5).mean()),
         "psnr_db": {"upsampler": psnr(sharp, examples.pictures), "bicubic": psnr(enlarged, examples.pictures)},
     }
-
-
-def levels(pictures: Tensor) -> NDArray[np.uint8]:
-    """float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3)."""
-    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def psnr(pictures: Tensor, truths: Tensor) -> float:

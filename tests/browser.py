@@ -1,17 +1,18 @@
-"""A headless Chromium that tests drive by its DevTools protocol: real clicks and strokes, real requests, screenshots."""
+"""A headless Chromium that tests drive by its DevTools protocol: real clicks and strokes, real requests."""
 
 from __future__ import annotations
 
-import base64
+import atexit
 import itertools
 import json
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
@@ -20,21 +21,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 START_SECONDS = 60.0
 
 
-class Page:
-    """One tab. `requests`: every address that it asked for; `console`: what it complained of."""
+class Protocol:
+    """Commands for a browser or a tab. `requests`: every address that it asked for; `console`: what it complained of."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self.requests: list[str] = []
         self.console: list[str] = []
-        for domain in ("Network", "Runtime", "Log"):
-            self.tell(f"{domain}.enable")
-
-    def go(self, address: str) -> None:
-        """Open a page and wait until it is there."""
-        self.tell("Page.navigate", url=address)
-        self.wait_for(f"document.readyState === 'complete' && location.href === new URL({address!r}).href")
 
     def tell(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command of the protocol; its result. Raises RuntimeError where Chromium refuses it."""
@@ -51,6 +45,20 @@ class Page:
                     raise RuntimeError(f"{method}: {told['error']}")
                 result: dict[str, Any] = told["result"]
                 return result
+
+
+class Page(Protocol):
+    """One tab."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        super().__init__(socket)
+        for domain in ("Network", "Runtime", "Log"):
+            self.tell(f"{domain}.enable")
+
+    def go(self, address: str) -> None:
+        """Open a page and wait until it is there."""
+        self.tell("Page.navigate", url=address)
+        self.wait_for(f"document.readyState === 'complete' && location.href === new URL({address!r}).href")
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression; a promise is waited for."""
@@ -77,38 +85,52 @@ class Page:
         for kind, (x, y) in zip(kinds, [*places, places[-1]], strict=True):
             self.tell("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
-    def screenshot(self, path: Path) -> None:
-        """The visible part, as PNG."""
-        path.write_bytes(base64.b64decode(self.tell("Page.captureScreenshot")["data"]))
 
+class Chromium:
+    """One browser for all tests of this process, which ends with it."""
 
-@contextmanager
-def opened(address: str, profile: Path, width: int = 1280, height: int = 900) -> Iterator[Page]:
-    """A tab with a page, in a Chromium that ends with the block. `profile`: a folder that it may fill."""
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--window-size={width},{height}",
-        f"--user-data-dir={profile}", "about:blank",
-    ]  # fmt: skip
-    (profile / "DevToolsActivePort").unlink(missing_ok=True)  # of an earlier Chromium
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as chromium:
+    def __init__(self) -> None:
+        stack = ExitStack()
+        atexit.register(stack.close)
+        profile = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
+        command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={profile}"]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        self._port, path = _debugging_address(Path(profile))
+        socket = connect(f"ws://127.0.0.1:{self._port}{path}", proxy=None, ping_interval=None)
+        self._tell = Protocol(stack.enter_context(socket)).tell
+
+    @contextmanager
+    def tab(self, address: str) -> Iterator[Page]:
+        """A tab with a page, whose cookies and storage no other tab shares."""
+        context = self._tell("Target.createBrowserContext")
         try:
-            port = _debugging_port(profile)
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
-                tabs = json.load(answer)
-            target = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-            with connect(target, max_size=None, proxy=None) as socket:
+            size = {"width": 1280, "height": 900}
+            target = self._tell("Target.createTarget", url="about:blank", **context, **size)["targetId"]
+            with connect(f"ws://127.0.0.1:{self._port}/devtools/page/{target}", max_size=None, proxy=None) as socket:
                 page = Page(socket)
                 page.go(address)
                 yield page
         finally:
-            chromium.terminate()
+            self._tell("Target.disposeBrowserContext", **context)
 
 
-def _debugging_port(profile: Path) -> int:
+_chromium = cache(Chromium)
+
+
+def opened(address: str) -> AbstractContextManager[Page]:
+    """A tab with a page."""
+    return _chromium().tab(address)
+
+
+def _debugging_address(profile: Path) -> tuple[int, str]:
+    """Port and path of the protocol of a Chromium that starts."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
-            return int((profile / "DevToolsActivePort").read_text().splitlines()[0])
-        except (FileNotFoundError, IndexError):
+            port, path = (profile / "DevToolsActivePort").read_text().splitlines()
+            return int(port), path
+        except (FileNotFoundError, ValueError):
             time.sleep(0.1)
     raise AssertionError("Chromium did not start")

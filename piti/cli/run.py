@@ -7,9 +7,10 @@ import os
 import time
 import urllib.error
 import uuid
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import typer
@@ -19,14 +20,18 @@ from rich.text import Text
 
 from piti.cli.config import parse_settings
 from piti.cli.progress import RunProgress
+from piti.credentials import holds_credentials
 from piti.errors import PitiError, StackError
 from piti.stack.prefect_api import DEFAULT_API_URL, local_api_url, prefect_json, require_prefect, served_deployments
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
+_PAGE = 200  # entries that Prefect gives at once
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 FINAL_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _COLORS = {"COMPLETED": "green", "FAILED": "red", "CRASHED": "red", "CANCELLED": "yellow", "RUNNING": "blue"}
+
+Answer = TypeVar("Answer")
 
 _console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
@@ -69,6 +74,10 @@ def run(
 def api_url() -> str:
     """The server to use: PREFECT_API_URL, else the local stack's, else the default. Raises StackError."""
     url = (os.environ.get("PREFECT_API_URL") or local_api_url() or DEFAULT_API_URL).rstrip("/")
+    if holds_credentials(url):
+        raise StackError(
+            "PREFECT_API_URL holds a user's password or token", "PREFECT_API_AUTH_STRING takes user:password"
+        )
     require_prefect(url)
     return url
 
@@ -79,8 +88,9 @@ def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> st
     """
     body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "idempotency_key": uuid.uuid4().hex}
     try:
-        found = _ask_patiently(api, f"deployments/name/piti/{quote(deployment, safe='')}")
-        return str(_ask_patiently(api, f"deployments/{found['id']}/create_flow_run", body)["id"])
+        found = _patiently(lambda: prefect_json(api, f"deployments/name/piti/{quote(deployment, safe='')}"))
+        made = _patiently(lambda: prefect_json(api, f"deployments/{found['id']}/create_flow_run", body))
+        return str(made["id"])
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.NOT_FOUND:
             known = ", ".join(sorted(served_deployments(api))) or "none"
@@ -94,12 +104,12 @@ def create_flow_run(api: str, deployment: str, parameters: dict[str, Any]) -> st
         raise StackError(f"the Prefect server does not answer ({error})", "run again") from error
 
 
-def _ask_patiently(api: str, path: str, body: Any = None) -> Any:
-    """As `prefect_json`, but a busy or silent server is asked again for a while, as Prefect's own clients do."""
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` gives. A busy or silent server is asked again for a while, as Prefect's own clients do. Raises OSError."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return prefect_json(api, path, body)
+            return ask()
         except OSError as error:
             final = isinstance(error, urllib.error.HTTPError) and error.code not in _BUSY
             if final or time.monotonic() > deadline:
@@ -116,7 +126,9 @@ class Follower:
         self._shown: dict[str, str] = {}
 
     def follow(self) -> list[str]:
-        """Follow the run to its end. Returns the URIs of its reports. Raises PitiError unless the run completes."""
+        """Follow the run to its end. Returns the URIs of its reports, empty where the server cannot be asked for them any
+        more. Raises PitiError unless the run completes.
+        """
         silent_since: float | None = None
         with RunProgress(_console) as progress:
             while True:
@@ -124,6 +136,8 @@ class Follower:
                     state = self._poll(progress)
                     silent_since = None
                 except OSError as error:
+                    if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.NOT_FOUND:
+                        raise PitiError("the server does not know the run any more: it was deleted") from error
                     silent_since = silent_since or time.monotonic()
                     if time.monotonic() - silent_since > PATIENCE_SECONDS:
                         raise StackError(f"the Prefect server stopped answering ({error})", "`piti up`") from error
@@ -135,10 +149,15 @@ class Follower:
         if state["type"] != "COMPLETED":
             raise PitiError(f"the run is {state['name'].lower()}: {message}")
         _console.print(Text(f"completed{': ' if message else ''}{message}", style="green"))
-        return self._reports()
+        try:
+            return _patiently(self._reports)
+        except OSError as error:
+            _console.print(f"the Prefect server does not tell the reports ({error}); they are on the run's page")
+            return []
 
     def _poll(self, progress: RunProgress) -> dict[str, Any]:
-        tasks = self._ask("task_runs", {"sort": "EXPECTED_START_TIME_ASC"})
+        tasks = self._ask("task_runs")
+        tasks.sort(key=lambda task: task["expected_start_time"] or "")
         for task in tasks:
             state = task["state"] or {}
             name = state.get("name", "")
@@ -151,7 +170,7 @@ class Follower:
                 )
         types = [(task["state"] or {}).get("type") for task in tasks]
         running = {task["id"] for task, kind in zip(tasks, types, strict=True) if kind == "RUNNING"}
-        artifacts = self._ask("artifacts", {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"})
+        artifacts = self._ask("artifacts", {"artifacts": {"type": {"any_": ["progress"]}}})
         progress.show(types.count("COMPLETED"), running, artifacts)
         run: dict[str, Any] = prefect_json(self._api, f"flow_runs/{self._id}")
         return run["state"] or {"type": "PENDING"}
@@ -159,13 +178,20 @@ class Follower:
     def _reports(self) -> list[str]:
         """The column `report` of the run's table artifacts `reports` (flows/evaluate.py, flows/study.py), oldest first."""
         kind = {"type": {"any_": ["table"]}, "key": {"any_": ["reports"]}}
-        tables = self._ask("artifacts", {"artifacts": kind, "sort": "CREATED_DESC"})
-        return [row["report"] for table in reversed(tables) for row in json.loads(table["data"])]
+        tables = sorted(self._ask("artifacts", {"artifacts": kind}), key=lambda table: str(table["created"]))
+        return [row["report"] for table in tables for row in json.loads(table["data"])]
 
-    def _ask(self, what: str, query: dict[str, Any]) -> list[dict[str, Any]]:
-        query = {**query, "flow_runs": {"id": {"any_": [self._id]}}}
-        found: list[dict[str, Any]] = prefect_json(self._api, f"{what}/filter", query)
-        return found
+    def _ask(self, what: str, query: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """All of the run's `task_runs` or `artifacts` that fit `query`, in no particular order. Raises OSError."""
+        query = {**(query or {}), "flow_runs": {"id": {"any_": [self._id]}}, "sort": "ID_DESC"}
+        found: dict[str, dict[str, Any]] = {}
+        offset = 0
+        while True:
+            page = prefect_json(self._api, f"{what}/filter", {**query, "offset": offset})
+            found |= {entry["id"]: entry for entry in page}  # one that was made meanwhile moves others to the next page
+            offset += len(page)
+            if len(page) < _PAGE:
+                return list(found.values())
 
 
 def _reachable(config: str) -> str:

@@ -100,6 +100,11 @@ def unit_range(levels: Tensor) -> Tensor:
     return levels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
 
 
+def levels(pictures: Tensor) -> Tensor:
+    """The nearest 8-bit levels, uint8, of float pictures of any shape in [-1, 1]; values beyond count as the ends."""
+    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def condition_picture(painted: NDArray[np.uint8], modality: Modality) -> NDArray[np.uint8]:
     """A painted condition (C, H, W) as people look at it: uint8 (H, W, 3) RGB.
 

@@ -195,23 +195,14 @@ class TrainingLoader:
 
 
 def validation_batches(
-    shards: str,
-    data: DataConfig,
-    *,
-    degraded: Degraded,
-    scale: int,
-    batch_size: int,
-    limit: int | None,
-    rank: int = 0,
-    world_size: int = 1,
+    examples: ExampleReader, *, batch_size: int, limit: int | None, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """A rank's batches of the validation split, once: fixed order, not flipped, central crop, degraded variant 0.
 
     Batches are as in TrainingLoader, the last may be smaller. The first `limit` samples are used (None: all); global
     step b takes [b * B, (b + 1) * B) of them, rank r the r-th part, which may be empty at the end (no batch then).
-    Damaged samples are left out with a warning. Raises DataError as TrainingLoader does.
+    Damaged samples are left out with a warning. Raises AwayError where the set is out of reach for minutes.
     """
-    examples = ExampleReader(shards, "validation", data, degraded, scale)
     count = len(examples) if limit is None else min(limit, len(examples))
     for first in range(rank * batch_size, count, batch_size * world_size):
         batch: list[Example] = []

@@ -62,29 +62,30 @@ class UniformSampler:
             )
 
 
+UNIFORM_PROBABILITY = 0.001
+
+
 class LossSecondMomentSampler:
     """Probability in proportion to the root mean square of a timestep's last losses (Nichol and Dhariwal, 2021).
 
-    Uniform until every timestep has `history` losses. Then `uniform_probability` is spread evenly over all timesteps.
+    Uniform until every timestep has `history` losses. Then `UNIFORM_PROBABILITY` is spread evenly over all timesteps.
     """
 
     def __init__(
         self,
         num_timesteps: int,
         history: int = 10,
-        uniform_probability: float = 0.001,
         device: torch.device | str = "cpu",
     ) -> None:
         self.num_timesteps = num_timesteps
         self.history = history
-        self.uniform_probability = uniform_probability
         self._losses = torch.zeros(num_timesteps, history, dtype=torch.float64, device=device)  # oldest first
         self._counts = torch.zeros(num_timesteps, dtype=torch.int64, device=device)
 
     def weights(self) -> Tensor:
         weights = self._losses.square().mean(dim=1).sqrt()
-        weights = weights / weights.sum() * (1 - self.uniform_probability)
-        weights = weights + self.uniform_probability / self.num_timesteps
+        weights = weights / weights.sum() * (1 - UNIFORM_PROBABILITY)
+        weights = weights + UNIFORM_PROBABILITY / self.num_timesteps
         return torch.where((self._counts == self.history).all(), weights, torch.ones_like(weights))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

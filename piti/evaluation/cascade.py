@@ -20,7 +20,7 @@ from torch import Tensor
 
 from piti import storage
 from piti.config import Config, ScheduleConfig, WeightsRef
-from piti.data.conditions import condition_picture, unit_range
+from piti.data.conditions import condition_picture, levels, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.resizing import base_pictures
 from piti.data.shards import named_sample
@@ -189,8 +189,8 @@ class Cascade:
 
     def _stored(self, stored: PictureSet, orders: Sequence[Order]) -> Tensor:
         """Pictures of `base` as `draw_base` gave them."""
-        levels = torch.from_numpy(np.stack([stored.picture(order.key) for order in orders]))
-        return levels.permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1.0
+        pictures = torch.from_numpy(np.stack([stored.picture(order.key) for order in orders]))
+        return pictures.permute(0, 3, 1, 2).to(self._device).float() / 127.5 - 1.0
 
     def _batches(self, part: Part) -> Iterator[list[Order]]:
         waiting = self._orders(part)
@@ -275,8 +275,9 @@ class _Tar:
         for order, picture in zip(orders, to_uint8(pictures), strict=True):
             self._pictures[order.key if order.variant == 0 else f"{order.key}.{order.variant}"] = picture
             if order.key not in self._conditions:
-                levels = ((order.condition + 1) * 127.5).round().to(torch.uint8).numpy()
-                self._conditions[order.key] = condition_picture(levels, self._config.data.modality)
+                self._conditions[order.key] = condition_picture(
+                    levels(order.condition).numpy(), self._config.data.modality
+                )
             self._about[order.key] = {"key": order.key, **about}
 
     def publish(self, uri: str) -> None:
@@ -341,5 +342,4 @@ def _device_of(model: PITIModel) -> torch.device:
 
 def to_uint8(pictures: Tensor) -> list[NDArray[np.uint8]]:
     """float (N, 3, H, W) at 8-bit levels in [-1, 1] -> N times uint8 (H, W, 3)."""
-    levels = (pictures.float() + 1).mul(127.5).round().to(torch.uint8)
-    return list(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    return list(levels(pictures).permute(0, 2, 3, 1).contiguous().cpu().numpy())

@@ -21,7 +21,7 @@ from eval.reconstruction import reconstruction_qualities
 from piti import storage
 from piti.config import Config
 from piti.config.evaluation import FigureKind
-from piti.data.conditions import StoredCondition, condition_picture, unit_range
+from piti.data.conditions import StoredCondition, condition_picture, levels, unit_range
 from piti.data.examples import ExampleReader
 from piti.data.manifest import MANIFEST
 from piti.data.resizing import base_pictures
@@ -379,5 +379,4 @@ def spread(values: NDArray[np.float64], count: int) -> dict[str, Sequence[int]]:
 
 def _levels(picture: Tensor) -> NDArray[np.uint8]:
     """float (3, H, W) in [-1, 1] -> uint8 (H, W, 3)."""
-    levels = ((picture + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(levels(picture).permute(1, 2, 0).numpy())

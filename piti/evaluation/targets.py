@@ -117,6 +117,11 @@ class Target:
         return storage.name(self.base.uri)
 
     @property
+    def uris(self) -> list[str]:
+        """Of all its networks."""
+        return [network.uri for network in (self.base, self.upsampler, self.stage1) if network is not None]
+
+    @property
     def stage1(self) -> Network | None:
         """The network after stage 1 that the base network's training went on from; None where nobody knows it."""
         return next((network for network in self.base.lineage() if network.stage == "stage1"), None)

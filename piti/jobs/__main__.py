@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import cast, get_args
 
 from piti import storage
-from piti.errors import PitiError
+from piti.errors import PitiError, StoppedError
 from piti.job import LEASE_LOOK_SECONDS, SPEC_FILE, JobContext, JobResult, JobSpec
 from piti.plan import JobKind
 from piti.provenance import code_versions
@@ -43,7 +43,7 @@ def main() -> int:
     try:
         result = run(JobContext(spec))
     except PitiError as error:
-        _record_failure(spec, str(error), error.retryable)
+        _record_failure(spec, str(error), error.retryable, stopped=isinstance(error, StoppedError))
         logging.error("%s", error)
         return USER_ERROR_EXIT
     except Exception as error:  # noqa: BLE001 - the flow must learn the reason of any failure
@@ -68,14 +68,17 @@ def _end_when_abandoned(spec: JobSpec) -> None:
     if spec.kind == "train":
         time.sleep(LAST_CHECKPOINT_SECONDS)
     logging.error("%s", context.abandoned())
-    _record_failure(spec, str(context.abandoned()), retryable=True)
+    _record_failure(spec, str(context.abandoned()), retryable=True, stopped=True)
     os._exit(USER_ERROR_EXIT)
 
 
-def _record_failure(spec: JobSpec, reason: str, retryable: bool) -> None:
-    """Write error.json once storage answers. Where it did not answer, another attempt may find what this one missed."""
+def _record_failure(spec: JobSpec, reason: str, retryable: bool, stopped: bool = False) -> None:
+    """Write error.json once storage answers. Where it did not answer, another attempt may find what this one missed.
+
+    `stopped`: the job was asked to end, or nobody followed it any more.
+    """
     was_away = storage.wait_until_there(storage.join(spec.folder, SPEC_FILE))
-    failure = {"reason": reason, "retryable": retryable or was_away}
+    failure = {"reason": reason, "retryable": retryable or was_away, "stopped": stopped}
     storage.write_json(storage.join(spec.folder, "error.json"), failure)
 
 

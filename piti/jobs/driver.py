@@ -85,7 +85,7 @@ class Driver:
         waited_seconds = time.monotonic() - self._began_waiting_seconds
         if self._has_begun or waited_seconds < _QUIET_SECONDS or (waits_for := self._waits_for()) is None:
             return
-        self._context.progress(0, 1, waits_for, force=True)
+        self._context.waits(waits_for)
         if time.monotonic() - self._said_seconds >= _REPEAT_SECONDS:
             self._context.info(f"{self._context.spec.name}: {waits_for}")
             self._said_seconds = time.monotonic()

@@ -32,7 +32,7 @@ def ray_connection() -> Iterator[None]:
 
 
 def run_tasks(
-    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], num_cpus: float = 1.0, num_gpus: float = 0.0
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], num_gpus: float = 0.0
 ) -> Iterator[Result]:
     """`function(*arguments)` for each entry as a Ray task; results in the order they finish. An entry is taken from
     `arguments` when a CPU is free, so there may be many large ones.
@@ -40,9 +40,9 @@ def run_tasks(
     A task lost with its node is run again by Ray. A PitiError raised in a task is raised here as it was; remaining
     tasks are cancelled when this stops early for any reason.
     """
-    task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus)
+    task = ray.remote(function).options(num_cpus=1, num_gpus=num_gpus)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    limit = max(1, int(resources.get("CPU", 1) / num_cpus)) * _QUEUED_PER_CPU
+    limit = max(1, int(resources.get("CPU", 1))) * _QUEUED_PER_CPU
     waiting = iter(arguments)
     running: list[Any] = []
     try:

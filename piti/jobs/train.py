@@ -66,7 +66,8 @@ def run(context: JobContext) -> JobResult:
 
 
 def time_outs(context: JobContext) -> dict[str, str]:
-    """Ray Train's own time-outs; NCCL's monitoring, where there is any, ends a hang before `stall_seconds` does."""
+    """Ray Train's own time-outs. NCCL's monitoring, where there is any, ends a hang before `stall_seconds` does, but
+    outlasts the patience with shards that are out of reach."""
     stall_seconds, start_seconds = context.config.cluster.stall_seconds, context.config.cluster.start_seconds
     limits = {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{stall_seconds:g}"}
     workers = context.config.cluster.workers
@@ -77,7 +78,7 @@ def time_outs(context: JobContext) -> dict[str, str]:
     return limits | {
         "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",
         "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
-        "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": f"{min(600.0, stall_seconds / 2):g}",
+        "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": f"{0.75 * stall_seconds:g}",
     }
 
 

@@ -76,9 +76,9 @@ class Stack(BaseModel):
 def up(ports: Ports | None = None, num_cpus: int | None = None, report: Report = lambda line: None) -> Stack:
     """Start what is not running, wait until everything answers, and run a trial job. Twice in a row changes nothing.
 
-    `ports` None: those of the running stack, else the defaults. `num_cpus` None: as many as the machine has.
-    Raises StackError if PITI_HOME cannot be used, a port is taken, a service does not come up or the trial job fails;
-    what this call started is stopped then.
+    `ports` None: those of the running stack, else the defaults. `num_cpus` None: those of the running stack, else as many
+    as the machine has. Raises StackError if PITI_HOME cannot be used, the stack runs with other ports or cores, a port is
+    taken, a service does not come up or the trial job fails; what this call started is stopped then.
     """
     home = settings().home.absolute()
     with _lock(home):
@@ -185,6 +185,8 @@ def _found_or_new(home: Path, ports: Ports | None, num_cpus: int | None) -> Stac
         )
     if ports is not None and not _fits(ports, stack.ports):
         raise StackError(f"the stack is running on other ports ({stack.ports.prefect_url})", "`piti down` first")
+    if num_cpus not in (None, stack.num_cpus):
+        raise StackError(f"the stack is running with {stack.num_cpus or 'all'} CPU cores", "`piti down` first")
     return stack.model_copy(update={"ports": stack.ports.chosen()})  # an older version's has no port for reports
 
 
@@ -195,9 +197,15 @@ def _fits(wanted: Ports, actual: Ports) -> bool:
 
 def _working_folder() -> Path:
     try:
-        return Path.cwd()
+        folder = Path.cwd()
     except FileNotFoundError as error:
         raise StackError("the folder that you are in was deleted", "change to another folder") from error
+    if os.pathsep in str(folder) and not settings().config_folders:
+        raise StackError(
+            f"the folder that you are in, {folder}, has a colon in its name, which separates folders of configs",
+            "change to another folder, or set PITI_CONFIG_FOLDERS to that of your configs",
+        )
+    return folder
 
 
 def _prepare(stack: Stack, missing: list[Service]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import urllib.error
 from typing import Any
@@ -25,6 +26,17 @@ def local_api_url() -> str | None:
         return None
 
 
+def server_address(api_url: str) -> str:
+    """`api_url` without a last slash; with 127.0.0.1 for `localhost` where it names the local stack's server.
+
+    `localhost` may mean ::1 as well, where another user's program could listen and get the password.
+    """
+    api_url = api_url.rstrip("/")
+    local = local_api_url()
+    named = re.sub(r"^http://localhost(?=:)", "http://127.0.0.1", api_url, flags=re.IGNORECASE)
+    return local if local is not None and named == local else api_url
+
+
 def auth_string(api_url: str) -> str | None:
     """`user:password` for a server, None if it needs none that we know of.
 
@@ -34,15 +46,17 @@ def auth_string(api_url: str) -> str | None:
     if given := os.environ.get("PREFECT_API_AUTH_STRING"):
         return given
     known = settings()
-    chosen = known.prefect_auth_file is not None and api_url == os.environ.get("PREFECT_API_URL")
+    named = os.environ.get("PREFECT_API_URL", "")
+    chosen = known.prefect_auth_file is not None and api_url in (named, server_address(named))
     if not chosen and api_url != local_api_url():
         return None
     return read_secret(known.auth_file)
 
 
-def prefect_json(api_url: str, path: str, body: Any = None, timeout_seconds: float = 5.0) -> Any:
+def prefect_json(api_url: str, path: str, body: Any = None) -> Any:
     """What the Prefect server answers at `<api_url>/<path>`, signed in; `body` makes it a POST. Raises OSError."""
-    return request_json(f"{api_url}/{path}", None, body, timeout_seconds, basic=auth_string(api_url))
+    api_url = server_address(api_url)
+    return request_json(f"{api_url}/{path}", None, body, basic=auth_string(api_url))
 
 
 def prefect_answers(api_url: str) -> bool:

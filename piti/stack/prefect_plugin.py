@@ -19,7 +19,7 @@ from prefect.plugins import HookContext, SetupResult, register_hook
 
 from piti.errors import PitiError, StackError
 from piti.stack.environment import PREFECT_SETTINGS, direct_to_loopback, is_loopback, without_broken_proxies
-from piti.stack.prefect_api import auth_string, local_api_url, require_prefect
+from piti.stack.prefect_api import auth_string, local_api_url, require_prefect, server_address
 
 # Commands of people that ask the server for something. Others work without one, or wait for it themselves.
 _ASKING = {
@@ -63,7 +63,8 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """Prefect's hook, called while `prefect` is imported. Exits with 1 if the command cannot work without a server."""
     arguments = sys.argv[1:] if os.path.basename(sys.argv[0]) in {"prefect", "-m"} else []
     try:
-        api_url = os.environ.get("PREFECT_API_URL") or local_api_url() or ctx.api_url
+        named = os.environ.get("PREFECT_API_URL") or local_api_url() or ctx.api_url
+        api_url = None if named is None else server_address(named)
         refuse_open_server(arguments)
         if asks(arguments):
             _require_server(api_url)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ DEPLOYMENTS = {"full-train", "prepare", "train", "evaluate", "study"}
 # may have 107 bytes.
 _LONGEST_RAY_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 _KEPT_RAY_SESSIONS = 2
+_LONGEST_SILENCE_SECONDS = 60.0  # of the serving process, which asks every few seconds
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ def services(settings: Settings, ports: Ports, num_cpus: int | None) -> list[Ser
 
 
 def _all_served(api_url: str, since: float) -> bool:
-    """Whether every deployment has been asked for runs by a serving process that was started at `since`."""
+    """Whether every deployment was asked for runs within the last minute, by a serving process started at `since`."""
     try:
         polled = served_deployments(api_url)
     except OSError:
         return False
+    oldest = max(since, time.time() - _LONGEST_SILENCE_SECONDS)
     return all(
-        (stamp := polled.get(name)) is not None and datetime.fromisoformat(stamp).timestamp() >= since
+        (stamp := polled.get(name)) is not None and datetime.fromisoformat(stamp).timestamp() >= oldest
         for name in DEPLOYMENTS
     )
 

@@ -26,10 +26,8 @@ def run_trial_job(settings: Settings, ray_url: str, token: str | None) -> None:
     }
     deadline = time.monotonic() + settings.start_timeout_seconds
     try:
-        submission, status = _submit(jobs, token, body, deadline), "PENDING"
-        while status not in _ENDED and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            status = str(request_json(f"{jobs}/{submission}", token)["status"])
+        submission = _submit(jobs, token, body, deadline)
+        status = _followed(f"{jobs}/{submission}", token, deadline)
         if status == "SUCCEEDED":
             with suppress(OSError):  # a job that stays in Ray's list harms nobody
                 request_json(f"{jobs}/{submission}", token, method="DELETE")
@@ -59,3 +57,17 @@ def _submit(jobs: str, token: str | None, body: dict[str, Any], deadline: float)
             if error.code < HTTPStatus.INTERNAL_SERVER_ERROR or time.monotonic() > deadline:
                 raise
         time.sleep(POLL_SECONDS)
+
+
+def _followed(job: str, token: str | None, deadline: float) -> str:
+    """The job's status once it has ended, or at the deadline. Until then Ray may be slow to answer, or fail; then OSError."""
+    status = "PENDING"
+    while status not in _ENDED and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        try:
+            status = str(request_json(job, token)["status"])
+        except OSError as error:
+            final = isinstance(error, HTTPError) and error.code < HTTPStatus.INTERNAL_SERVER_ERROR
+            if final or time.monotonic() > deadline:
+                raise
+    return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ ATTEMPTS = 3  # at a last checkpoint, where storage is there
 PATIENCE_SECONDS = 600.0  # where it is away or hangs
 SLOWEST_BYTES_PER_SECOND = 2e6  # of storage that is there: a checkpoint gets that much more time
 STOP_PATIENCE_SECONDS = 45.0  # instead of PATIENCE_SECONDS, for a run that is stopped and should leave soon
+TELL_SECONDS = 5.0  # between signs of life while waiting
 _SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
 
 
@@ -34,11 +36,12 @@ class Checkpointer:
         self._state = state
         self._status = status
         self._publisher = Publisher()
+        self._num_bytes = 0  # of the newest checkpoint
 
     def save(self, snapshot: Snapshot) -> None:
         """Start writing a snapshot of the present state."""
         state, progress, settings = self._state, self._state.progress, self._state.stage.settings
-        spec = self._context.spec
+        spec, self._num_bytes = self._context.spec, snapshot.num_bytes
         about: dict[str, Any] = {
             "stage": state.stage.name, "step": progress.step, "run": spec.output, "fingerprint": spec.fingerprint,
             "samples": progress.step * settings.batch_size, "seed": self._context.config.seed,
@@ -50,14 +53,17 @@ class Checkpointer:
         name = f"the checkpoint of step {progress.step}" if ends_phase_before_last else "a checkpoint"
         self._publisher.put(name, partial(self._write, snapshot, about))
 
-    def wait(self, patience_seconds: float) -> Exception | None:
-        """Wait until all checkpoints are written: for several attempts, or for `patience_seconds` where storage is away.
+    def wait(self, patience_seconds: float, tell: Callable[[], None]) -> Exception | None:
+        """Wait until all checkpoints are written: for several attempts, or for `patience_seconds` where storage is away,
+        and more by a checkpoint's size. `tell()` is called every few seconds.
 
         Returns the last attempt's error, or a TimeoutError; None: they are written.
         """
         failed_before = self._publisher.num_failed
+        patience_seconds += self._num_bytes / SLOWEST_BYTES_PER_SECOND
         deadline = time.monotonic() + patience_seconds
-        while not self._publisher.flush(max(0.0, deadline - time.monotonic())):
+        while not self._publisher.flush(min(TELL_SECONDS, max(0.0, deadline - time.monotonic()))):
+            tell()
             num_failed = self._publisher.num_failed - failed_before
             error = self._publisher.last_error if num_failed else None
             if time.monotonic() >= deadline:
@@ -81,7 +87,8 @@ class Checkpointer:
         return storage.is_client_error(error) or Followers(self._context.spec.folder).are_away()
 
     def _write(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
-        run, settings, began_seconds = self._context.spec.output, self._state.stage.settings, time.monotonic()
+        run, began_seconds = self._context.spec.output, time.monotonic()
+        self._prune()  # also what a lower keep_checkpoints than the run's last attempt had no longer keeps
         free = storage.free_bytes(run)
         if free is not None and free < _SPARE_SHARE * snapshot.num_bytes:
             raise DataError(
@@ -90,10 +97,15 @@ class Checkpointer:
             )
         self._status.flush()  # the metrics before a checkpoint should be stored first
         uri = self._state.save(snapshot, run, about)
+        self._prune()
+        seconds = time.monotonic() - began_seconds
+        self._context.info(f"{self._state.stage.name}: wrote {uri} in {seconds:.1f} s, beside the training")
+
+    def _prune(self) -> None:
+        """Delete old checkpoints, never the newest finished one. What fails is logged: the next write tries again."""
+        run, settings = self._context.spec.output, self._state.stage.settings
         ends = [checkpoint_uri(run, step) for step in settings.phase_ends]
         try:
             prune_checkpoints(run, settings.keep_checkpoints, spared=ends, every_steps=settings.keep_every_steps)
-        except Exception as error:  # noqa: BLE001 - the checkpoint is there: to write it again would delete it first
+        except Exception as error:  # noqa: BLE001 - whatever storage and its clients raise
             self._context.info(f"could not delete old checkpoints, the next write tries again: {first_line(error)}")
-        seconds = time.monotonic() - began_seconds
-        self._context.info(f"{self._state.stage.name}: wrote {uri} in {seconds:.1f} s, beside the training")

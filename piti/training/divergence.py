@@ -8,7 +8,7 @@ from there to where it was lost: `<run>/diverged.json` says how many steps of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -45,9 +45,10 @@ class Divergence:
     Each method raises DivergedError at the first divergence, PitiError at the second.
     """
 
-    def __init__(self, run: str, state: TrainingState) -> None:
+    def __init__(self, run: str, state: TrainingState, wait_for_checkpoints: Callable[[], object]) -> None:
         self._run = run
         self._state = state
+        self._wait_for_checkpoints = wait_for_checkpoints  # of those that are being written; all workers call it
 
     def check_steps(self) -> None:
         """Check the last steps: raise if too many in a row were skipped."""
@@ -74,6 +75,7 @@ class Divergence:
     def _lost(self, what: str) -> PitiError:
         workers, stage = self._state.workers, self._state.stage.name
         step = self._state.progress.step
+        self._wait_for_checkpoints()  # the next start will find them
         good: int | None = workers.agree(self._go_back(step) if workers.is_first else None)
         if good is not None:
             return DivergedError(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
+from piti import storage
 from piti.checkpoints import checkpoint_uri
 from piti.errors import StoppedError, first_line
 from piti.job import JobContext
 from piti.training.batches import Batches, degraded_input
-from piti.training.checkpointer import PATIENCE_SECONDS, SLOWEST_BYTES_PER_SECOND, STOP_PATIENCE_SECONDS, Checkpointer
+from piti.training.checkpointer import PATIENCE_SECONDS, STOP_PATIENCE_SECONDS, Checkpointer
 from piti.training.divergence import Divergence
 from piti.training.gradients import StepLosses
 from piti.training.samples import Samples
@@ -31,7 +33,7 @@ class Observers:
         self._batches = batches
         self._settings = state.stage.settings
         self._status = Status(context, state, batches)
-        self._divergence = Divergence(context.spec.output, state)
+        self._divergence = Divergence(context.spec.output, state, partial(self._wait_for_checkpoints, PATIENCE_SECONDS))
         self._validation = Validation(
             state.stage, context.spec.inputs["shards"], degraded_input(context), state.workers
         )
@@ -43,7 +45,7 @@ class Observers:
 
     def begin(self) -> None:
         """Before the first step of a run: validate the initial weights."""
-        if not self._state.progress.initial_validation:
+        if self._state.progress.step == 0:
             self._validate()
 
     def log(self, losses: StepLosses, learning_rate: float) -> None:
@@ -67,9 +69,11 @@ class Observers:
             return
         began_seconds = time.monotonic()
         averaged = self._state.averaged()
-        png = None if self._samples is None else self._samples.draw(averaged)
-        if png is not None:
-            self._status.samples(png, time.monotonic() - began_seconds)
+        if self._samples is not None:
+            drawn: bytes | None = None
+            with storage.tolerated("cannot read validation pictures"):
+                drawn = self._samples.draw(averaged)
+            self._status.samples(drawn, time.monotonic() - began_seconds)
         self._state.workers.agree(None)  # workers that draw nothing wait here, where it counts as time elsewhere
 
     def checkpoint(self) -> None:
@@ -89,10 +93,8 @@ class Observers:
         snapshot = self._state.snapshot()
         if self._checkpointer is not None:
             self._checkpointer.save(snapshot)
-            if ends_run:
-                self._wait_for_checkpoint(snapshot.num_bytes, is_last)
         if ends_run:
-            self._state.workers.agree(None)  # no worker ends the run before it is there
+            self._finish_checkpoints(is_last)
         self._status.elsewhere(time.monotonic() - began_seconds)
 
     def stop(self) -> None:
@@ -135,23 +137,41 @@ class Observers:
     def _validate(self) -> None:
         progress, began_seconds = self._state.progress, time.monotonic()
         values = self._validation(self._state.averaged())
-        self._divergence.check_validation(values)
-        progress.last_validation = values
-        progress.last_validation_step = progress.step
-        progress.initial_validation = progress.initial_validation or progress.last_validation
-        self._status.validation(progress.last_validation, time.monotonic() - began_seconds)
+        if values is not None:
+            self._divergence.check_validation(values)
+            progress.last_validation, progress.last_validation_step = values, progress.step
+            if progress.step == 0:
+                progress.initial_validation = values
+        self._status.validation(values, time.monotonic() - began_seconds)
         self._context.alive(progress.step)
 
-    def _wait_for_checkpoint(self, num_bytes: int, is_last: bool) -> None:
-        """Until a run's last checkpoint, of so many bytes, is there, as far as patience goes."""
-        assert self._checkpointer is not None
-        patience_seconds = PATIENCE_SECONDS if is_last else STOP_PATIENCE_SECONDS
-        error = self._checkpointer.wait(patience_seconds + num_bytes / SLOWEST_BYTES_PER_SECOND)
+    def _finish_checkpoints(self, is_last: bool) -> None:
+        """Wait for a run's last checkpoint; no worker ends the run before it is there, as far as patience goes."""
+        error = self._wait_for_checkpoints(PATIENCE_SECONDS if is_last else STOP_PATIENCE_SECONDS)
         if error is None:
             return
         if is_last:
             raise error
         self._context.info(f"{self._state.stage.name}: stops without a last checkpoint: {first_line(error)}")
+
+    def _wait_for_checkpoints(self, patience_seconds: float) -> Exception | None:
+        """`Checkpointer.wait`, by all workers. Its error, on the first one.
+
+        The others hear of the first every few seconds, so that neither a watchdog nor NCCL takes them to hang.
+        """
+        workers, step = self._state.workers, self._state.progress.step
+        if self._checkpointer is None:
+            while workers.agree(None):
+                self._context.alive(step)
+            return None
+
+        def tell() -> None:
+            workers.agree(True)
+            self._context.alive(step)
+
+        error = self._checkpointer.wait(patience_seconds, tell)
+        workers.agree(False)
+        return error
 
     def _storage(self) -> dict[str, Any]:
         """How many writes failed, of metrics and of checkpoints, and what was lost in the end."""

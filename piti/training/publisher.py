@@ -10,6 +10,7 @@ from collections.abc import Callable
 logger = logging.getLogger("piti")
 
 RETRY_SECONDS = 5.0
+_CLOSE_SECONDS = 30.0
 
 
 class Publisher:
@@ -43,10 +44,10 @@ class Publisher:
             self._changed.wait_for(lambda: self._is_idle() or self.num_failed > before, timeout_seconds)
             return self._is_idle()
 
-    def close(self, timeout_seconds: float = 30.0) -> list[str]:
+    def close(self) -> list[str]:
         """Flush, with two more tries for failed writes, and end. Returns the names of lost writes, which are also
         logged."""
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + _CLOSE_SECONDS
         for _ in range(3):
             if self.flush(max(0.0, deadline - time.monotonic())):
                 break

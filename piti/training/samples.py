@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.grid import PictureGrid, grid_png
-from piti.data.conditions import condition_picture
+from piti.data.conditions import condition_picture, levels
+from piti.data.examples import ExampleReader
 from piti.data.loader import validation_batches
 from piti.data.resizing import base_pictures
 from piti.diffusion import GaussianDiffusion, guided
@@ -34,7 +35,8 @@ class Samples:
 
     def __init__(self, context: JobContext, state: TrainingState) -> None:
         self._config = context.config
-        self._shards = context.spec.inputs["shards"]
+        shards, config = context.spec.inputs["shards"], context.config
+        self._examples = ExampleReader(shards, "validation", config.data, None, config.scale)
         self._stage = state.stage
         self._device = state.workers.device
         schedule = self._config.diffusion.upsampler if state.stage.is_upsampler else self._config.diffusion.base
@@ -47,17 +49,14 @@ class Samples:
     def draw(self, model: PITIModel) -> bytes | None:
         """A PNG with a row a condition; None where all of them are damaged. `model` is in evaluation mode."""
         config = self._config
-        batches = validation_batches(
-            self._shards, config.data, degraded=None, scale=config.scale, batch_size=NUM_SAMPLES, limit=NUM_SAMPLES
-        )
-        batch = next(batches, None)
+        batch = next(validation_batches(self._examples, batch_size=NUM_SAMPLES, limit=NUM_SAMPLES), None)
         if batch is None:
             return None
         images = batch["image"]
         if self._stage.is_upsampler:
-            batch["low_res"] = _levels(base_pictures(images / 127.5 - 1, config.models.base.image_size))
+            batch["low_res"] = levels(base_pictures(images / 127.5 - 1, config.models.base.image_size))
         examples = self._stage.examples(batch, self._device)
-        drawn = _levels(self._drawn(model, examples, batch["keys"]).cpu())
+        drawn = levels(self._drawn(model, examples, batch["keys"]).cpu())
         rows = [
             (self._condition(painted, seen), _pixels(picture), _pixels(truth))
             for painted, seen, picture, truth in zip(batch["condition"], examples.condition, drawn, images, strict=True)
@@ -83,14 +82,9 @@ class Samples:
     def _condition(self, painted: Tensor, seen: Tensor) -> NDArray[np.uint8]:
         """A condition as people look at it: as it lies in the shards, in pretraining as the network sees it."""
         if self._stage.name == "pretrain":
-            return _pixels(_levels(seen[:3] if len(seen) >= 3 else seen.expand(3, -1, -1)).cpu())
+            return _pixels(levels(seen[:3] if len(seen) >= 3 else seen.expand(3, -1, -1)).cpu())
         return condition_picture(painted.numpy(), self._config.data.modality)
 
 
-def _levels(pictures: Tensor) -> Tensor:
-    """uint8 of pictures in [-1, 1]."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def _pixels(levels: Tensor) -> NDArray[np.uint8]:
-    return cast(NDArray[np.uint8], levels.permute(1, 2, 0).numpy())
+def _pixels(picture: Tensor) -> NDArray[np.uint8]:
+    return cast(NDArray[np.uint8], picture.permute(1, 2, 0).numpy())

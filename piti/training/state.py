@@ -64,20 +64,30 @@ class Progress:
 
 
 class StepSums:
-    """Sums over the steps since the last report: name -> () float64 on the device. The first worker's alone."""
+    """Sums over the steps since the last report, on the device. The first worker's alone.
+
+    By the names of a step's n values, which change where picture losses begin: (n + 1,) float64, with the number of steps
+    behind the sums.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add a step's values. A name may come later than others: picture losses begin at a step of their own."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+    def add(self, values: Mapping[str, Tensor], counts: Tensor) -> None:
+        """Add a step's values, () float64 each, if `counts`, () bool."""
+        names = " ".join(values)
+        step = torch.where(counts, torch.stack([*values.values(), torch.ones_like(counts, dtype=torch.float64)]), 0.0)
+        self._sums[names] = self._sums[names] + step if names in self._sums else step
 
     def take(self) -> dict[str, Tensor]:
-        """The sums, which begin anew."""
-        taken, self._sums = self._sums, {}
+        """Every name's sum and number of steps, (2,); they begin anew."""
+        taken: dict[str, Tensor] = {}
+        for names, sums in self._sums.items():
+            for name, total in zip(names.split(), sums[:-1], strict=True):
+                pair = torch.stack([total, sums[-1]])
+                taken[name] = taken[name] + pair if name in taken else pair
+        self._sums = {}
         return taken
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +145,7 @@ class TrainingState:
         self.optimizer, self.timesteps = self._fresh_optimizer(), self._fresh_timesteps()
         self.picture_losses = PictureLosses(stage.config, workers) if stage.is_upsampler else None
         self.progress = Progress()
-        self.unreported = StepSums(workers.device)
+        self.step_sums = StepSums(workers.device)
         self._frozen: dict[str, str] | None = None  # how checkpoints find the weights that do not learn
         if stage.settings.compile:
             self.model.compile()
@@ -187,7 +197,7 @@ class TrainingState:
             "optimizer": self.optimizer,
             "timesteps": self.timesteps,
             "progress": self.progress,
-            "unreported": self.unreported,
+            "step_sums": self.step_sums,
         }
         if self.picture_losses is not None:
             entries["picture_losses"] = self.picture_losses
@@ -211,7 +221,7 @@ class TrainingState:
         state.ema.load(stored["ema"])
         state._frozen = stored["frozen"]
         for name, survivor in state.survivors().items():
-            if name == "unreported" and name not in trainer:
+            if name == "step_sums" and name not in trainer:
                 continue  # a checkpoint of an earlier version
             survivor.load_state_dict(trainer[name])
         return state

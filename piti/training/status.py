@@ -19,7 +19,6 @@ from piti.training.state import TrainingState
 from piti.training.trackers import Tracker, open_trackers
 
 FLUSH_SECONDS = 5.0  # how long a checkpoint waits for the metrics before it
-_NUM_STEPS = "steps"  # name of the sum that counts
 WAITING_IS_MUCH = 0.1  # share of the time at which waiting for data is explained
 STEADY_AFTER_STEPS = 2  # the first steps of a process are slow (caches, compilation) and would spoil the rate
 
@@ -61,8 +60,8 @@ class Status:
         if step - self._first_step == STEADY_AFTER_STEPS:
             self._steady_since = (time.monotonic(), step)
             self._spent_elsewhere_seconds = 0.0
-        seen = {**losses.means(), "gradient_norm": losses.gradient_norm.double(), _NUM_STEPS: losses.is_finite.double()}
-        self._state.unreported.add({name: torch.where(losses.is_finite, value, 0.0) for name, value in seen.items()})
+        seen = {**losses.means(), "gradient_norm": losses.gradient_norm.double()}
+        self._state.step_sums.add(seen, losses.is_finite)
         if step % self._settings.log_every_steps == 0 or step == self._settings.total_steps:
             self._report(learning_rate)
         now = time.monotonic()
@@ -76,23 +75,30 @@ class Status:
         step, total = self._state.progress.step, self._settings.total_steps
         self._context.progress(step, total, self._message(), force=True, picture=self._picture)
 
-    def validation(self, values: Mapping[str, float], seconds: float) -> None:
-        """Report a validation, which took `seconds`."""
+    def validation(self, values: Mapping[str, float] | None, seconds: float) -> None:
+        """Report a validation, which took `seconds`; None: storage failed."""
         self.elsewhere(seconds)
         if self._log is None:
             return
         step = self._state.progress.step
+        if values is None:
+            self._missed(f"the validation of step {step}")
+            return
         self._log.add(step, "validation", values)
         self._log.publish()
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self._context.info(f"{self._state.stage.name}: step {step}, validation {shown} ({seconds:.1f} s)")
 
-    def samples(self, png: bytes, seconds: float) -> None:
-        """Take in drawn pictures, as a PNG, which took `seconds`: `<run>/samples/step-00000100.png` and trackers."""
+    def samples(self, png: bytes | None, seconds: float) -> None:
+        """Take in drawn pictures, as a PNG, which took `seconds`: `<run>/samples/step-00000100.png` and trackers. None:
+        their conditions could not be read."""
         self.elsewhere(seconds)
         if self._log is None or self._publisher is None:
             return
         step, publisher = self._state.progress.step, self._publisher
+        if png is None:
+            self._missed(f"the pictures of step {step}")
+            return
         uri = storage.join(self._context.spec.output, "samples", f"step-{step:08d}.png")
 
         def write() -> None:
@@ -123,7 +129,12 @@ class Status:
         """Publish the remaining reports."""
         if self._log is not None and self._publisher is not None:
             self._log.publish()
-            self._lost = self._publisher.close() + [name for tracker in self._trackers for name in tracker.close()]
+            self._lost += self._publisher.close() + [name for tracker in self._trackers for name in tracker.close()]
+
+    def _missed(self, what: str) -> None:
+        """Say that something is left out because it could not be read."""
+        self._lost.append(what)
+        self._context.info(f"{self._state.stage.name}: {what} cannot be made and is left out; training goes on")
 
     def storage(self) -> dict[str, Any]:
         """How many writes failed, and what was lost in the end."""
@@ -162,13 +173,12 @@ class Status:
         return waited / max(passed - elsewhere, 1e-9)
 
     def _read(self) -> None:
-        """Get the sums from the device, all at once."""
-        taken = self._state.unreported.take()
-        skipped = self._state.progress.skipped_steps.double()
-        *totals, num_skipped = torch.stack([*taken.values(), skipped.to(self._state.workers.device)]).tolist()
-        sums = dict(zip(taken, totals, strict=True))
-        num_steps = sums.pop(_NUM_STEPS)
-        self._means = {name: total / num_steps for name, total in sums.items()} if num_steps else {}
+        """Get the sums from the device, all at once. A mean is over the steps that had the value."""
+        taken = self._state.step_sums.take()
+        skipped = self._state.progress.skipped_steps.double().to(self._state.workers.device)
+        *sums, num_skipped = torch.cat([*taken.values(), skipped.view(1)]).tolist()
+        pairs = zip(taken, sums[::2], sums[1::2], strict=True)
+        self._means = {name: total / num_steps for name, total, num_steps in pairs if num_steps}
         self._num_skipped = int(num_skipped)
 
     def _where(self) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from piti.data.examples import Degraded
+from piti import storage
+from piti.data.examples import Degraded, ExampleReader
 from piti.data.loader import validation_batches
-from piti.data.shards import ShardSet
 from piti.errors import DataError, repair_advice
 from piti.models import PITIModel
 from piti.seeds import seed_of
@@ -29,40 +29,42 @@ class Validation:
     def __init__(self, stage: TrainingStage, shards: str, degraded: Degraded, workers: Workers) -> None:
         self._stage = stage
         self._shards = shards
-        self._degraded = degraded if stage.is_upsampler else None
+        config = stage.config
+        degraded = degraded if stage.is_upsampler else None
+        self._examples = ExampleReader(shards, "validation", config.data, degraded, config.scale)
         self._workers = workers
-        keys = ShardSet(shards).keys("validation")[: stage.settings.validation_samples]
-        if not keys:
-            raise DataError(f"{shards} has no validation split", "give the source a validation set")
+        keys = self._examples.keys[: stage.settings.validation_samples]
         offset = (seed_of(stage.config.seed, "validation") % 1_000_000) / 1_000_000
         steps = stage.diffusion.num_timesteps
         self._timesteps = {key: int((index * _GOLDEN_RATIO + offset) % 1.0 * steps) for index, key in enumerate(keys)}
 
     @torch.no_grad()
-    def __call__(self, model: PITIModel) -> dict[str, float]:
-        """`mse`, `vb` and `loss` (their sum) of `model`, which is set to evaluation mode during the call."""
+    def __call__(self, model: PITIModel) -> dict[str, float] | None:
+        """`mse`, `vb` and `loss` (their sum) of `model`, which is set to evaluation mode during the call.
+
+        None, on all workers, where storage fails on one of them.
+        """
         stage, workers = self._stage, self._workers
         batches = validation_batches(
-            self._shards,
-            stage.config.data,
-            degraded=self._degraded,
-            scale=stage.config.scale,
+            self._examples,
             batch_size=stage.settings.microbatch_size or max(1, stage.settings.batch_size // workers.world_size),
             limit=stage.settings.validation_samples,
             rank=workers.rank,
             world_size=workers.world_size,
         )
-        sums = torch.zeros(3, dtype=torch.float64)  # mse, vb, pictures
+        sums = torch.tensor([0, 0, 0, 1], dtype=torch.float64)  # mse, vb, pictures, workers that cannot read theirs
         was_training = model.training
         model.eval()
-        for batch in batches:
-            keys = batch["keys"]
-            mse, vb = self._losses(model, batch, keys)
-            sums += torch.stack(
-                [mse.double().sum(), vb.double().sum(), torch.tensor(float(len(keys)), dtype=torch.float64)]
-            )
+        with storage.tolerated(f"worker {workers.rank} cannot read validation pictures"):
+            for batch in batches:
+                keys = batch["keys"]
+                mse, vb = self._losses(model, batch, keys)
+                sums[:3] += torch.stack([mse.double().sum(), vb.double().sum(), torch.tensor(len(keys))])
+            sums[3] = 0
         model.train(was_training)
-        mse_sum, vb_sum, count = workers.total(sums.to(workers.device)).tolist()
+        mse_sum, vb_sum, count, num_failed = workers.total(sums.to(workers.device)).tolist()
+        if num_failed:
+            return None
         if count == 0:
             raise DataError(f"no validation sample of {self._shards} could be read", repair_advice(self._shards))
         return {"mse": mse_sum / count, "vb": vb_sum / count, "loss": (mse_sum + vb_sum) / count}

@@ -35,12 +35,10 @@ HEAVY = {"shard the dataset", "degrade pictures", "train pretrain", "train stage
 
 @dataclass(frozen=True)
 class Asked:
-    """Runs over the output of `finished`, started at once, for they do not wait for one another; `nothing_new` after all."""
+    """Runs over the output of `finished`, started at once, for they do not wait for one another."""
 
     again: FlowRun
     newcomer: FlowRun
-    nothing_new: FlowRun
-    other_grid: FlowRun
     imported: FlowRun
     triggered: FlowRun
     study: FlowRun
@@ -86,12 +84,6 @@ def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, 
     add_checkpoint_of_another_run(root)
     newcomer = prefect.start("evaluate", config="demo-sketch", overrides=overrides)
     published = prefect.start("evaluate", config="demo-sketch", **imported)
-    other_grid = prefect.start(
-        "evaluate",
-        config="demo-sketch",
-        overrides=tiny_overrides(root, evaluation__grid_samples=2),
-        checkpoints="latest",
-    )
     announced = tiny_overrides(root, evaluation__on_checkpoint="final", evaluation__grid_samples=3)
     prefect.start("train", config="demo-sketch", overrides=announced)
     other = json.dumps(tiny_overrides(root, sampling__guidance_scale=2.5))
@@ -109,10 +101,8 @@ def asked(finished: FlowRun, prefect: Prefect, root: Path, stack: RunningStack, 
     study.write_text(json.dumps({**asked_for, "axis": "sampling.guidance_scale"}))  # JSON is YAML, too
     compared = prefect.start("study", study=str(study))
     triggered = wait_for("the evaluation", lambda: prefect.run_with("evaluate", {"overrides": announced}), 480)
-    runs = (again, newcomer, other_grid, published, triggered, compared)
-    ended = dict(zip(("again", "newcomer", "other_grid", "imported", "triggered", "study"), map(prefect.wait, runs), strict=True))  # fmt: skip
-    nothing_new = prefect.wait(prefect.start("evaluate", config="demo-sketch", overrides=overrides))
-    return Asked(**ended, nothing_new=nothing_new, other_guidance=told)
+    runs = {"again": again, "newcomer": newcomer, "imported": published, "triggered": triggered, "study": compared}
+    return Asked(**{name: prefect.wait(run) for name, run in runs.items()}, other_guidance=told)
 
 
 def test_every_step_ran_and_left_a_report(finished: FlowRun, root: Path, prefect: Prefect) -> None:
@@ -160,8 +150,8 @@ def test_again_does_nothing_twice(asked: Asked, finished: FlowRun, prefect: Pref
     jobs = Counter(name.split("-")[1] for name in storage.list_names(str(root / "jobs")))
     assert jobs == {
         **dict.fromkeys(("shard", "degrade", "pretrain", "stage1", "stage2", "upsampler"), 1),
-        "sample": 3, "score": 3, "report": 5, "study": 1,
-    }, "drawn and scored for two guidances and the newcomer, reported for two other grids, too; all else once"  # fmt: skip
+        "sample": 3, "score": 3, "report": 4, "study": 1,
+    }, "drawn and scored for two guidances and the newcomer, reported for another grid, too; all else once"  # fmt: skip
 
 
 def test_of_all_checkpoints_only_the_new_one_is_drawn_and_scored(asked: Asked) -> None:
@@ -171,13 +161,6 @@ def test_of_all_checkpoints_only_the_new_one_is_drawn_and_scored(asked: Asked) -
     assert {name.split()[-1] for name in steps} == {"step-00000009"}
     assert {name.split()[0] for name in steps} == {"draw", "score", "report"}
     assert steps["score step-00000009"] == steps["draw final step-00000009"] == "Completed"
-
-
-def test_evaluate_with_nothing_new_says_so(asked: Asked) -> None:
-    run = asked.nothing_new
-    assert run.state == "COMPLETED"
-    assert "nothing new" in run.message
-    assert [name for name in run.tasks if not name.startswith("preflight")] == []
 
 
 def test_evaluate_with_other_guidance_samples_and_scores_and_piti_run_names_the_report(
@@ -193,21 +176,17 @@ def test_evaluate_with_other_guidance_samples_and_scores_and_piti_run_names_the_
     assert {state for name, state in run.tasks.items() if not name.startswith("preflight")} == {"Completed"}
 
 
-def test_another_grid_only_writes_a_report(asked: Asked) -> None:
-    run = asked.other_grid
+def test_a_finished_training_makes_its_evaluation_run_by_itself(asked: Asked) -> None:
+    """It was started by Prefect alone, for the checkpoint and the config of the training run, whose grid is another:
+    only a report is written."""
+    run = asked.triggered
     assert run.state == "COMPLETED", run.message
+    assert run.tasks["report step-00000004"] == "Completed"
     states = {name.split()[0]: state for name, state in run.tasks.items()}
     assert states == {"preflight": "Completed", "draw": "Cached", "score": "Cached", "report": "Completed"}
     assert {name.split()[1] for name in run.tasks if name.startswith("draw")} == {
         "final", "base", "diversity", "stage1", "untrained",
     }  # fmt: skip
-
-
-def test_a_finished_training_makes_its_evaluation_run_by_itself(asked: Asked) -> None:
-    """It was started by Prefect alone, for the checkpoint and the config of the training run."""
-    run = asked.triggered
-    assert run.state == "COMPLETED", run.message
-    assert run.tasks["report step-00000004"] == "Completed"
 
 
 def test_a_study_compares_what_is_there_and_makes_nothing_twice(asked: Asked, prefect: Prefect, root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,13 @@ from piti import storage
 from piti.config.presets import load_config
 from piti.data.sharding import shard_dataset
 from piti.diffusion import LossSecondMomentSampler
-from piti.job import JobResult, JobSpec
-from piti.models.checkpoints import load_model, load_trainer_state
+from piti.job import JobContext, JobResult, JobSpec
+from piti.models import build_model
+from piti.models.checkpoints import load_model, load_trainer_state, write_checkpoint
 from piti.plan import Plan
+from piti.training.loop import train
 from piti.training.metrics import read_metrics
+from piti.training.workers import Workers
 from tests.e2e.runs import wait_for
 from tests.e2e.tiny import tiny_overrides
 from tests.running_stack import RunningStack
@@ -36,27 +38,28 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return shard_dataset(config.data, str(folder / "shards"), config.seed).uri
 
 
+def spec_of(root: Path, shards: str, stage: str = "pretrain", **more: Any) -> JobSpec:
+    """What a training job below `root` is told."""
+    config = load_config("demo-sketch", tiny_overrides(root, **more))
+    step = getattr(Plan(config), stage)
+    return JobSpec(
+        kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
+        inputs={**step.inputs, "shards": shards}, folder=str(root / "jobs" / stage), config=config,
+    )  # fmt: skip
+
+
 class Driver:
     """The process of a training job, as Ray's Jobs API starts it; its workers run on the shared stack's cluster."""
 
-    def __init__(self, stack: RunningStack, root: Path, shards: str, stage: str = "pretrain", **more: Any) -> None:
-        self.config = load_config("demo-sketch", tiny_overrides(root, **more))
-        step = getattr(Plan(self.config), stage)
-        self.spec = JobSpec(
-            kind="train", name=stage, fingerprint=step.fingerprint, output=step.output,
-            inputs={**step.inputs, "shards": shards}, folder=str(root / "jobs" / stage), config=self.config,
-        )  # fmt: skip
-        spec_uri = storage.join(self.spec.folder, "spec.json")
-        storage.write_json(spec_uri, self.spec.model_dump(mode="json"))
+    def __init__(self, stack: RunningStack, spec: JobSpec) -> None:
+        self.spec = spec
+        spec_uri = storage.join(spec.folder, "spec.json")
+        storage.write_json(spec_uri, spec.model_dump(mode="json"))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "piti.jobs", "train", "--spec", spec_uri],
             env={**stack.environment, "RAY_ADDRESS": f"127.0.0.1:{stack.record.ports.ray}"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-
-    def signal(self, number: int) -> None:
-        """Send its process a signal."""
-        self._process.send_signal(number)
 
     def wait(self) -> tuple[int, str]:
         """Exit code, and all it printed."""
@@ -66,11 +69,11 @@ class Driver:
             self._process.kill()
         return self._process.returncode, output
 
-    def result(self) -> JobResult:
-        """What it left, which must have gone well."""
+    def result(self) -> tuple[JobResult, str]:
+        """What it left, which must have gone well, and all it printed."""
         code, output = self.wait()
         assert code == 0, output
-        return cast(JobResult, storage.read_json(storage.join(self.spec.output, storage.MARKER)))
+        return cast(JobResult, storage.read_json(storage.join(self.spec.output, storage.MARKER))), output
 
 
 # Of two timesteps, so that drawing soon depends on the losses that both workers have seen.
@@ -86,20 +89,21 @@ OPTIONS: dict[str, Any] = {
 def undisturbed(stack: RunningStack, shards: str, tmp_path_factory: pytest.TempPathFactory) -> JobResult:
     """Pretraining by two workers."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return Driver(stack, folder, shards, cluster__num_workers=2, **OPTIONS).result()
+    return Driver(stack, spec_of(folder, shards, cluster__num_workers=2, **OPTIONS)).result()[0]
 
 
 def both(workers: list[psutil.Process]) -> list[psutil.Process] | None:
     return workers if len(workers) == 2 else None
 
 
-def test_two_workers_do_what_one_does(stack: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path) -> None:
-    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs."""
-    driver = Driver(stack, tmp_path, shards, cluster__num_workers=1, **OPTIONS)
-    results, weights, timesteps = {1: driver.result(), 2: undisturbed}, {}, {}
+def test_two_workers_do_what_one_does(undisturbed: JobResult, shards: str, tmp_path: Path) -> None:
+    """Same pictures, noise, timesteps and dropped conditions, so that only the order of sums differs. The one worker
+    is this process."""
+    spec = spec_of(tmp_path, shards, cluster__num_workers=1, **OPTIONS)
+    results, weights, timesteps = {1: train(JobContext(spec), Workers()), 2: undisturbed}, {}, {}
     for num_workers in (1, 2):
         timesteps[num_workers] = load_trainer_state(results[num_workers]["checkpoint"])["timesteps"]
-        weights[num_workers] = load_model(results[num_workers]["checkpoint"], driver.config.models.base).state_dict()
+        weights[num_workers] = load_model(results[num_workers]["checkpoint"], spec.config.models.base).state_dict()
     sampler = LossSecondMomentSampler(2)
     sampler.load_state_dict(timesteps[2])
     assert abs(sampler.weights().diff()) > 0.01, "drawn uniformly to the end: nothing is proved"
@@ -114,27 +118,23 @@ def test_two_workers_do_what_one_does(stack: RunningStack, undisturbed: JobResul
         assert difference < 1e-4, f"{key} differs by {difference} on average"
 
 
-def test_after_a_killed_worker_and_a_killed_driver_the_run_ends_the_same(
+def test_after_a_killed_worker_the_run_ends_the_same(
     stack: RunningStack, undisturbed: JobResult, shards: str, tmp_path: Path
 ) -> None:
-    """SIGKILL for one of two workers after the first checkpoint, for the driver after the second: weights, averages,
-    optimizer and logged losses are those of the undisturbed run, bit for bit.
+    """SIGKILL for one of two workers after the first checkpoint: weights, averages, optimizer and logged losses are
+    those of the undisturbed run, bit for bit. Killed drivers: tests/e2e/test_interruptions.py.
     """
-    driver = Driver(stack, tmp_path, shards, cluster__num_workers=2, **OPTIONS)
+    driver = Driver(stack, spec_of(tmp_path, shards, cluster__num_workers=2, **OPTIONS))
     workers: list[psutil.Process] = wait_for("two workers", lambda: both(stack.training_workers()))
     marker = Path(driver.spec.output, "step-00000004", storage.MARKER)
     wait_for("the first checkpoint", marker.exists, poll_seconds=0.005)
     workers[-1].kill()
-    marker = Path(driver.spec.output, "step-00000008", storage.MARKER)
-    wait_for("the second checkpoint", marker.exists, poll_seconds=0.005)
-    driver.signal(signal.SIGKILL)
-    _, output = driver.wait()
+    result, output = driver.result()
     assert "resuming from" in output, "no worker was replaced"
-    again = Driver(stack, tmp_path, shards, cluster__num_workers=2, **OPTIONS)
-    result = again.result()
     assert result["steps"] == 10
-    assert result["resumed_from_step"] in (8, 10)
-    assert differences(everything(result["checkpoint"], again), everything(undisturbed["checkpoint"], again)) == []
+    assert result["resumed_from_step"] in (4, 8, 10)
+    context = JobContext(driver.spec)
+    assert differences(everything(result["checkpoint"], context), everything(undisturbed["checkpoint"], context)) == []
     found, expected = (losses_of(one["checkpoint"].rpartition("/")[0]) for one in (result, undisturbed))
     assert found == expected, "a step is missing from the metrics, there twice, or other than undisturbed"
 
@@ -147,22 +147,25 @@ def losses_of(run: str) -> list[tuple[Any, ...]]:
 def test_an_error_that_repeats_itself_is_tried_once_more_and_named(
     stack: RunningStack, shards: str, tmp_path: Path
 ) -> None:
-    """A link to nowhere where the last checkpoint should be: two attempts, then the cause in one line."""
-    step = Plan(load_config("demo-sketch", tiny_overrides(tmp_path))).pretrain
-    blocked = Path(step.output, "step-00000006")
-    blocked.parent.mkdir(parents=True)
-    blocked.symlink_to(tmp_path / "nowhere")
-    code, output = Driver(stack, tmp_path, shards, cluster__max_failures=3).wait()
+    """A whole checkpoint that lacks the optimizer, which no worker expects: two attempts, then the cause in one line."""
+    spec = spec_of(tmp_path, shards, cluster__max_failures=3)
+    weights = build_model(spec.config.models.base).state_dict()
+    write_checkpoint(
+        Path(spec.output, "step-00000002"), model=weights, ema=weights,
+        trainer={"stage": "pretrain", "origin": {}}, about={"stage": "pretrain", "step": 2},
+    )  # fmt: skip
+    code, output = Driver(stack, spec).wait()
     assert code == 2
-    failure = storage.read_json(storage.join(str(tmp_path / "jobs" / "pretrain"), "error.json"))
-    assert re.match(r"pretrain failed twice in the same place: \w+: .*worker 0 on .*, step 6", failure["reason"])
+    failure = storage.read_json(storage.join(spec.folder, "error.json"))
+    expected = r"pretrain failed twice in the same place: KeyError: 'optimizer' \(state\.py:\d+; worker 0 on .*, before its first"
+    assert re.match(expected, failure["reason"])
     assert output.count("restart 1 of 3") == 1
     assert "restart 2" not in output
 
 
 def test_a_users_error_reaches_the_driver_at_once(stack: RunningStack, shards: str, tmp_path: Path) -> None:
     """Stage 2 without stage 1: every worker raises CheckpointError, which the driver repeats in one line and does not retry."""
-    driver = Driver(stack, tmp_path, shards, "stage2", cluster__max_failures=3)
+    driver = Driver(stack, spec_of(tmp_path, shards, "stage2", cluster__max_failures=3))
     code, output = driver.wait()
     assert code == 2
     failure = storage.read_json(storage.join(driver.spec.folder, "error.json"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -232,19 +231,6 @@ def test_run_ends_with_all_that_is_wrong_in_one_line(stack: RunningStack, tmp_pa
     for part in ("preflight found", "/nowhere", "no whole stride takes exactly 7777", "training wants 1000 CPUs"):
         assert part in line
     assert not (tmp_path / "refused").exists(), "nothing half-written is left behind"
-
-
-def test_a_taken_port_is_named_with_its_holder_and_the_option(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        environment = {**os.environ, "PITI_HOME": str(tmp_path)}
-        options = ["--prefect-port", str(port), "--ray-dashboard-port", "0", "--ray-port", "0"]
-        answer = run_piti("up", *options, environment=environment)
-    assert answer.returncode == 1
-    assert answer.stderr.count("\n") == 1
-    for part in (f"port {port}", f"pid {os.getpid()}", "--prefect-port"):
-        assert part in answer.stderr
-    assert not (tmp_path / "stack.json").exists()
 
 
 def test_a_service_that_cannot_start_leaves_nothing_running(tmp_path: Path) -> None:

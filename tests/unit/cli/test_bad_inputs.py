@@ -182,6 +182,15 @@ ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"PITI_OBJECT_STORE_MEGABYTES": "1"}, "greater than or equal to 100"),
     ({"PITI_OBJECT_STORE_MEGABYTES": "1.5"}, "PITI_OBJECT_STORE_MEGABYTES is '1.5'"),
     ({"PITI_RAY_JOBS_URL": "127.0.0.1:8265"}, "PITI_RAY_JOBS_URL is '127.0.0.1:8265'"),
+    (
+        {"PITI_RAY_JOBS_URL": "https://me:hush@ray.example.com"},
+        "PITI_RAY_JOBS_URL: a user's password or token stands in it",
+    ),
+    ({"PITI_RAY_JOBS_URL": "me:hush@ray.example.com"}, "PITI_RAY_JOBS_URL: String should match"),
+    (
+        {"PITI_REPORTS_URL": "https://example.com/?token=hush"},
+        "PITI_REPORTS_URL: a user's password or token stands in it",
+    ),
     ({"PITI_HOME": "{tmp}/file"}, "set PITI_HOME to another folder"),
     ({"PITI_HOME": "{tmp}/file/below"}, "set PITI_HOME to another folder"),
     ({"PITI_HOME": "/proc/piti"}, "set PITI_HOME to another folder"),
@@ -259,7 +268,9 @@ def test_environments_of_up(
         (tmp_path / name).write_text(content)
     for name, value in environment.items():
         monkeypatch.setenv(name, value.replace("{tmp}", str(tmp_path)))
-    assert says in line_of("up", "--free-ports")
+    line = line_of("up", "--free-ports")
+    assert says in line
+    assert "hush" not in line, "a password"
     if "PITI_HOME" not in environment:
         assert not (tmp_path / "home").exists(), "found before anything is made"
 

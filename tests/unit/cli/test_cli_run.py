@@ -89,3 +89,36 @@ def test_a_server_that_went_away_is_one_clear_line(monkeypatch: pytest.MonkeyPat
         pass
     with pytest.raises(StackError, match="does not answer"):
         run.create_flow_run(api, "prepare", {})
+
+
+COMPLETED: Answer = (200, {"state": {"type": "COMPLETED", "name": "Completed", "message": "all done"}})
+
+
+def test_a_completed_run_succeeds_though_nobody_tells_its_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "PATIENCE_SECONDS", 0.1)
+    with server([(200, []), (200, []), COMPLETED, BUSY]) as (api, _):
+        assert run.Follower(api, "id").follow() == []
+    assert "does not tell the reports (HTTP Error 503" in capsys.readouterr().out
+
+
+def test_a_run_that_is_deleted_is_no_server_that_is_away() -> None:
+    with server([(200, []), (200, []), (404, {})]) as (api, _), pytest.raises(PitiError, match="it was deleted"):
+        run.Follower(api, "id").follow()
+
+
+def table(number: int) -> dict[str, Any]:
+    return {"id": f"{number}", "created": f"2026-01-01T00:{number:04}", "data": json.dumps([{"report": f"r{number}"}])}
+
+
+def test_every_report_of_a_large_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prefect gives 200 entries at once; a busy server is asked again."""
+    pages = [
+        (200, [table(number) for number in numbers]) for numbers in (range(449, 249, -1), range(250, 50, -1), range(51))
+    ]
+    tasks = [{"id": f"{number}", "name": "x", "expected_start_time": None, "state": None} for number in range(200)]
+    with server([(200, tasks), (200, []), (200, []), COMPLETED, BUSY, *pages]) as (api, bodies):
+        assert run.Follower(api, "id").follow() == [f"r{number}" for number in range(450)]
+    assert [body["offset"] for body in bodies] == [0, 200, 0, 0, 0, 200, 400]
+    assert {body["sort"] for body in bodies} == {"ID_DESC"}, "an order that no change of a run alters"

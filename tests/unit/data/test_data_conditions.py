@@ -20,6 +20,7 @@ from piti.data.conditions import (
     encode_depth,
     encode_normals,
     label_colors,
+    levels,
     paint_condition,
     unit_range,
 )
@@ -157,3 +158,10 @@ def test_mirroring_turns_normals_round() -> None:
     )  # fmt: skip
     np.testing.assert_array_equal(stored.flipped().flipped().normals, stored.normals)
     np.testing.assert_array_equal(stored.flipped().values, stored.values[:, ::-1])
+
+
+def test_8_bit_levels_come_back_from_the_unit_range() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(levels(unit_range(every)), every)
+    nearest = torch.tensor([-2.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 0.999, 2.0])
+    assert levels(nearest).tolist() == [0, 0, 1, 255, 255]

@@ -17,6 +17,7 @@ import torch
 
 from piti.config import DataConfig
 from piti.data.conditions import label_colors, unit_range
+from piti.data.examples import ExampleReader
 from piti.data.loader import TrainingLoader, validation_batches
 from piti.data.shards import ShardSet
 from piti.errors import DataError
@@ -154,9 +155,8 @@ def test_picture_condition_and_low_resolution_show_the_same_region(
 ) -> None:
     data, shards, companions = block_set
     batches = take(load(shards, data, companions if with_companions else None), 12)
-    batches += validation_batches(
-        shards.uri, data, degraded=companions.uri if with_companions else None, scale=4, batch_size=4, limit=None
-    )
+    reader = ExampleReader(shards.uri, "validation", data, companions.uri if with_companions else None, 4)
+    batches += validation_batches(reader, batch_size=4, limit=None)
     for levels in batches:
         batch = {name: unit_range(value) for name, value in levels.items() if name not in ("keys", "places")}
         same = (batch["image"] - batch["condition"]).abs().amax(dim=1) < 0.2
@@ -172,9 +172,10 @@ def test_picture_condition_and_low_resolution_show_the_same_region(
 def test_validation_is_fixed_and_divided_among_ranks(
     sketch_set: ShardSet, sketch_data: DataConfig, sketch_companions: ShardSet
 ) -> None:
+    reader = ExampleReader(sketch_set.uri, "validation", sketch_data, sketch_companions.uri, 4)
+
     def batches(**changes: Any) -> Iterator[Batch]:
-        settings = {"degraded": sketch_companions.uri, "scale": 4, "batch_size": 2, "limit": None, **changes}
-        return validation_batches(sketch_set.uri, sketch_data, **settings)
+        return validation_batches(reader, **{"batch_size": 2, "limit": None, **changes})
 
     whole = joined(list(batches()))
     assert whole["keys"] == sketch_set.keys("validation")
@@ -291,7 +292,9 @@ def test_a_mistake_in_the_program_is_no_damage(
     with pytest.raises(ValueError, match="masks need num_classes"):
         take(load(sketch_set, sketch_data), 1)
     with pytest.raises(ValueError, match="masks need num_classes"):
-        next(validation_batches(sketch_set.uri, sketch_data, degraded=None, scale=4, batch_size=2, limit=4))
+        next(
+            validation_batches(ExampleReader(sketch_set.uri, "validation", sketch_data, None, 4), batch_size=2, limit=4)
+        )
 
 
 def test_remote_shards_come_through_a_bounded_cache(

@@ -14,6 +14,7 @@ import torch
 
 from piti.config import DataConfig, DegradationConfig
 from piti.data.conditions import unit_range
+from piti.data.examples import ExampleReader
 from piti.data.loader import TrainingLoader, validation_batches
 from piti.data.shards import ShardSet
 
@@ -67,7 +68,11 @@ def test_the_same_in_every_reading_and_another_in_every_epoch(sketch_set: ShardS
     assert repeats
     assert all(not torch.equal(several[0], several[1]) for several in repeats)
     first, second = (
-        list(validation_batches(sketch_set.uri, sketch_data, degraded=ONLINE, scale=4, batch_size=3, limit=None))
+        list(
+            validation_batches(
+                ExampleReader(sketch_set.uri, "validation", sketch_data, ONLINE, 4), batch_size=3, limit=None
+            )
+        )
         for _ in range(2)
     )
     assert all(torch.equal(a["low_res"], b["low_res"]) for a, b in zip(first, second, strict=True))

@@ -21,7 +21,7 @@ def test_a_blur_narrower_than_a_pixel_keeps_the_picture_and_its_brightness() -> 
         operations.blur_anisotropic(PHOTOGRAPH, 7, 0.3, 0.0, 0.0),
     ):
         assert abs(float(blurred.mean() - PHOTOGRAPH.mean())) < LEVEL
-    np.testing.assert_allclose(kernels.isotropic_gaussian(6, 0.001).sum(), 1)
+    np.testing.assert_allclose(kernels.gaussian_row(6, 0.001).sum(), 1)
 
 
 def test_subsampling_keeps_the_picture_where_it_was() -> None:

@@ -45,7 +45,7 @@ def with_grids(folder: Path) -> Path:
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
 def test_it_sorts_compares_and_fits(width: int, dark: bool, tmp_path: Path) -> None:
-    found = look_at(render_leaderboard(board()), width, with_grids(tmp_path), dark, PLAY)
+    found = look_at(render_leaderboard(board()), width, with_grids(tmp_path), dark, PLAY, axe=True)
     a, b, demo = "a, step 100", "b, step 200", "demo"
     steps = found["acted"]
     assert steps["begin"] == [b, a, demo], "the best FID first, what has none last"

@@ -41,7 +41,7 @@ def whole_report() -> str:
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
 def test_nothing_is_off_screen_and_axe_finds_nothing(width: int, dark: bool, tmp_path: Path) -> None:
-    found = look_at(render_report(report()), width, tmp_path, dark)
+    found = look_at(render_report(report()), width, tmp_path, dark, axe=True)
     assert (found["width"], found["dark"]) == (width, dark)
     assert found["needs"] <= width
     assert found["hidden"] == found["broken"] == 0

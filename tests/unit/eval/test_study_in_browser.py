@@ -46,7 +46,7 @@ def study(**changes: object) -> StudyData:
 @in_browser
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
 def test_it_fits_is_accessible_and_loads_nothing(width: int, dark: bool, tmp_path: Path) -> None:
-    found = look_at(render_study(study()), width, tmp_path, dark)
+    found = look_at(render_study(study()), width, tmp_path, dark, axe=True)
     assert (found["width"], found["dark"]) == (width, dark)
     assert found["needs"] <= width
     assert found["height"] <= MOST_PHONE_PIXELS

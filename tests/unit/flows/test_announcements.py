@@ -77,6 +77,19 @@ def test_checkpoints_before_there_is_an_upsampler_are_evaluated_at_the_end(
     announcer.finish()
     assert dict(train.told[2:]) == at_the_end
     assert len(train.told) == 2 + len(at_the_end)
+    assert covered(train.resources) == [evaluates == "yes" for _, evaluates in train.told]
+
+
+def covered(resources: list[dict[str, str]]) -> list[bool]:
+    """Which events the registered trigger answers, by the server's own rule."""
+    registered = evaluation_trigger()
+    registered.set_deployment_id(uuid.uuid4())
+    trigger = EventTrigger.model_validate(registered.as_automation().trigger.model_dump())
+    now = datetime.now(UTC)
+    return [
+        trigger.covers(ReceivedEvent(occurred=now, event=EVENT, resource=Resource(told), id=uuid.uuid4(), received=now))
+        for told in resources
+    ]
 
 
 @pytest.mark.parametrize("train", ["every"], indirect=True)
@@ -106,23 +119,3 @@ def test_prefect_yaml_registers_the_same_automation() -> None:
     read = TypeAdapter[DeploymentTriggerTypes](DeploymentTriggerTypes).validate_python(written)
     assert read.model_dump() == evaluation_trigger().model_dump()
     assert read.enabled
-
-
-@pytest.mark.parametrize(("train", "runs"), [("none", 0), ("final", 1), ("every", 2)], indirect=["train"])
-def test_the_config_says_which_events_the_trigger_answers(train: Training, runs: int) -> None:
-    """By the server's own rule of what a trigger covers."""
-    announcer = Announcer(train.plan, "demo-sketch", train.overrides)
-    for step in (10, 20):
-        train.checkpoint(train.plan.stage2.output, step)
-        announcer.look()
-    train.checkpoint(train.plan.upsampler.output, 5)
-    announcer.finish()
-    registered = evaluation_trigger()
-    registered.set_deployment_id(uuid.uuid4())
-    trigger = EventTrigger.model_validate(registered.as_automation().trigger.model_dump())
-    now = datetime.now(UTC)
-    answered = [
-        trigger.covers(ReceivedEvent(occurred=now, event=EVENT, resource=Resource(told), id=uuid.uuid4(), received=now))
-        for told in train.resources
-    ]
-    assert sum(answered) == runs

@@ -135,6 +135,6 @@ def test_a_cluster_grows_where_an_autoscaler_names_its_nodes(node_types: list[st
 
     class Answers(Client):
         def _do_request(self, method: str, path: str) -> Any:
-            return SimpleNamespace(json=lambda: answer)
+            return SimpleNamespace(json=lambda: answer, raise_for_status=lambda: None)
 
     assert cluster_of(Answers()).grows() == grows

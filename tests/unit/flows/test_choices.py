@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.objects import State
 
 import flows.evaluate as evaluate
 from flows.cluster import submission_prefix
@@ -12,7 +14,7 @@ from flows.evaluate import choose_targets
 from flows.full_train import require_done
 from flows.preflight import wanted_resources
 from piti import storage
-from piti.checkpoints import FORMAT
+from piti.checkpoints import FORMAT, Claims, checkpoints_of, prune_checkpoints
 from piti.config import ModelConfig
 from piti.config.presets import load_config
 from piti.errors import CheckpointError, DataError, PreflightError
@@ -23,6 +25,8 @@ from piti.models import build_model
 from piti.models.pretrained import export_piti
 from piti.plan import Plan
 from piti.weights import weights_problems
+
+CLAIMS = Claims("test")
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def add_checkpoint(run: str, step: int, stage: str = "stage2") -> str:
 
 
 def chosen(plan: Plan, wanted: str | list[str], upsampler: str | None = None) -> list[str]:
-    return [target.base.uri for target in choose_targets(plan, wanted, upsampler)]
+    return [target.base.uri for target in choose_targets(plan, wanted, CLAIMS, upsampler)]
 
 
 def set_reported(plan: Plan, uri: str) -> None:
@@ -49,14 +53,14 @@ def set_reported(plan: Plan, uri: str) -> None:
 
 def test_no_checkpoint_at_all_names_what_to_run(plan: Plan) -> None:
     with pytest.raises(CheckpointError, match="run piti/full-train"):
-        choose_targets(plan, "new")
+        choose_targets(plan, "new", CLAIMS)
 
 
 def test_no_upsampler_says_where_one_may_come_from(plan: Plan) -> None:
     base = add_checkpoint(plan.stage2.output, 10)
     for wanted in ("new", "latest", [base]):
         with pytest.raises(CheckpointError, match=r"no upsampler checkpoint yet .*give the parameter upsampler"):
-            choose_targets(plan, wanted)
+            choose_targets(plan, wanted, CLAIMS)
 
 
 def test_new_means_without_a_report(plan: Plan) -> None:
@@ -72,6 +76,17 @@ def test_new_means_without_a_report(plan: Plan) -> None:
     assert chosen(plan, "new") == []
 
 
+def test_a_run_that_finds_nothing_new_completes_and_says_so(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    set_reported(plan, add_checkpoint(plan.stage2.output, 10))
+    monkeypatch.setattr(evaluate, "preflight", lambda *_, **__: plan)
+    monkeypatch.setattr(evaluate, "get_run_logger", lambda: evaluate.logger)
+    state = evaluate.evaluate.fn("demo-sketch")
+    assert isinstance(state, State)
+    assert state.is_completed()
+    assert str(state.message).startswith("nothing new")
+
+
 def test_new_looks_at_every_run_under_the_root(plan: Plan, tmp_path: Path) -> None:
     """Another config's checkpoint gets the upsampler that was trained under that config."""
     add_checkpoint(plan.upsampler.output, 5, "upsampler")
@@ -84,7 +99,7 @@ def test_new_looks_at_every_run_under_the_root(plan: Plan, tmp_path: Path) -> No
     storage.write_json(
         storage.join(folder, "spec.json"), JobSpec.for_step(other.stage2, config, folder).model_dump(mode="json")
     )
-    targets = {target.base.uri: target.upsampler.uri for target in choose_targets(plan, "new")}
+    targets = {target.base.uri: target.upsampler.uri for target in choose_targets(plan, "new", CLAIMS)}
     assert targets[theirs] == trained
     assert targets[mine].startswith(plan.upsampler.output)
 
@@ -133,10 +148,50 @@ def test_one_that_fails_does_not_end_the_others(plan: Plan, monkeypatch: pytest.
     monkeypatch.setattr(evaluate, "evaluate_target", evaluated)
     monkeypatch.setattr(evaluate, "create_table_artifact", lambda rows, **_: tables.append(rows))
     reports = [f"report of {target.base.uri}" for target in (good, also)]
-    assert evaluate.evaluate_targets(plan, [good, bad, also]) == reports
+    assert evaluate.evaluate_targets(plan, [good, bad, also], CLAIMS) == reports
     assert tables == [[{"checkpoint": report.removeprefix("report of "), "report": report} for report in reports]]
     with pytest.raises(DataError, match="bad is damaged"):
-        evaluate.evaluate_targets(plan, [bad])
+        evaluate.evaluate_targets(plan, [bad], CLAIMS)
+
+
+@pytest.mark.parametrize("wanted", ["new", "all"])
+def test_what_is_chosen_outlives_the_training_beside_it(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    """Both runs prune at every checkpoint: while the first target is drawn, the second waits. Afterwards, also after a
+    failure, all are let go."""
+    bases = [add_checkpoint(plan.stage2.output, step) for step in (1, 2)]
+    upsampler = add_checkpoint(plan.upsampler.output, 5, "upsampler")
+    storage.write_json(plan.shard.marker, {})
+
+    def prune() -> list[str]:
+        for run, stage in ((plan.stage2.output, "stage2"), (plan.upsampler.output, "upsampler")):
+            add_checkpoint(run, 9, stage)
+            prune_checkpoints(run, 1)
+        return [uri for run in (plan.stage2.output, plan.upsampler.output) for uri in checkpoints_of(run)]
+
+    def evaluated(evaluation: EvaluationPlan, after: object) -> str:
+        assert {*bases, upsampler} < set(prune())
+        if evaluation.target.base.uri == bases[1]:
+            raise RuntimeError("the cluster burns")
+        return "report"
+
+    monkeypatch.setattr(evaluate, "evaluate_target", evaluated)
+    with pytest.raises(RuntimeError, match="burns"):
+        evaluate.choose_and_evaluate(plan, wanted)
+    assert [storage.name(uri) for uri in prune()] == ["step-00000009"] * 2
+
+
+def test_claims_that_would_run_out_are_renewed(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, now = add_checkpoint(plan.stage2.output, 1), time.time()
+    add_checkpoint(plan.stage2.output, 2)
+    with Claims("someone") as claims:
+        claims.add(base)
+        for hours in (13, 26):
+            monkeypatch.setattr(time, "time", lambda hours=hours: now + 3600 * hours)
+            claims.renew()
+        prune_checkpoints(plan.stage2.output, 1)
+        assert base in checkpoints_of(plan.stage2.output)
 
 
 def test_evaluation_asks_for_no_training_weights_and_one_worker() -> None:
@@ -161,9 +216,9 @@ def test_uris_are_checked(plan: Plan, tmp_path: Path) -> None:
     mine = add_checkpoint(str(tmp_path / "elsewhere"), 1)
     assert chosen(plan, [mine]) == [mine]
     with pytest.raises(CheckpointError, match="/nowhere is not a finished checkpoint"):
-        choose_targets(plan, [mine, "/nowhere"])
+        choose_targets(plan, [mine, "/nowhere"], CLAIMS)
     with pytest.raises(CheckpointError, match=r"there is no file /nowhere/piti\.pt"):
-        choose_targets(plan, ["/nowhere/piti.pt"])
+        choose_targets(plan, ["/nowhere/piti.pt"], CLAIMS)
 
 
 def test_the_first_upsampler_that_there_is(plan: Plan, tmp_path: Path) -> None:
@@ -194,7 +249,7 @@ def test_a_file_of_other_sizes_is_refused_before_any_job(plan: Plan, tmp_path: P
         attention_resolutions=(), num_head_channels=32, condition_channels=1, condition_size=16, encoder_width=16,
         encoder_layers=1, encoder_heads=1)), file)  # fmt: skip
     with pytest.raises(CheckpointError, match="does not fit the configured network"):
-        choose_targets(plan, [file], file)
+        choose_targets(plan, [file], CLAIMS, file)
 
 
 def test_start_from_needs_what_comes_before(plan: Plan) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
+from flows import cluster as cluster_module
+from flows import preflight
 from flows.cluster import Resources
 from flows.preflight import config_problems, fit_beside_each_other, size_problems
 from piti.config import Config
 from piti.config.presets import load_config
 from piti.errors import ConfigError
+from tests.unit.flows.test_attempts import Client, cluster_of
 
 LAPTOP = Resources(cpus=2, gpus=0)
 
@@ -66,6 +71,37 @@ def test_a_cluster_counts_as_what_it_can_become(
 ) -> None:
     problems = [problem.problem for problem in size_problems(gpu_config(tmp_path, **cluster), Resources(64, gpus))]
     assert problems == ([] if message is None else [message])
+
+
+def test_a_cluster_that_is_away_is_asked_again_whether_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[requests.Response | Exception] = [
+        requests.ConnectionError("gone"),
+        requests.Response(),
+        requests.Response(),
+    ]
+    busy, grows = answers[1:]
+    assert isinstance(busy, requests.Response)
+    assert isinstance(grows, requests.Response)
+    busy.status_code, busy._content = 503, b"{}"
+    grows.status_code = 200
+    grows._content = b'{"data": {"clusterStatus": {"autoscalerReport": {"activeNodes": {"gpus": 1}}}}}'
+
+    class Answers(Client):
+        def _do_request(self, method: str, path: str) -> requests.Response:
+            if isinstance(answer := answers.pop(0), Exception):
+                raise answer
+            return answer
+
+    cluster = cluster_of(Answers())
+    monkeypatch.setattr(cluster_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(preflight, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(preflight, "_cluster", lambda: (cluster, LAPTOP))
+    assert preflight.cluster_problems(gpu_config(tmp_path)) == [], "jobs wait until it has grown"
+    assert answers == []
+    (problem,) = preflight.cluster_problems(gpu_config(tmp_path, cluster__max_gpus=4, cluster__max_cpus=64))
+    assert "grows to 4" in str(problem), "said by the config: Ray is not asked"
 
 
 def test_the_upsampler_trains_beside_the_base_where_its_own_workers_fit(tmp_path: Path) -> None:

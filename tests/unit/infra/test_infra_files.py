@@ -281,6 +281,23 @@ def test_pods_may_do_nothing_that_they_need_not_do() -> None:
             assert (service["cap_drop"], service["read_only"]) == (["ALL"], True), name
 
 
+def test_the_cache_is_on_a_disk_that_every_pod_has() -> None:
+    """The root file system is read-only, and the volume at /data is left out where an object store holds everything."""
+    seen = 0
+    for name, spec in pods():
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for container in spec["containers"]:
+            if (folder := environment_of(container).get("PITI_CACHE")) is None:
+                continue
+            above = [mount for mount in container["volumeMounts"] if f"{folder}/".startswith(f"{mount['mountPath']}/")]
+            assert [volumes[mount["name"]].get("emptyDir") for mount in above] == [{}], name
+            seen += 1
+    assert seen == 4, "the serving process, Ray's head and both kinds of workers"
+    for service in ("ray-head", "ray-worker", "serve"):
+        assert COMPOSE["services"][service]["environment"]["PITI_CACHE"].startswith("/data/"), "/tmp is memory there"
+        assert "data:/data" in COMPOSE["services"][service]["volumes"]
+
+
 def test_secrets_come_as_files() -> None:
     for where, name in variables():
         assert not re.search(r"(PASSWORD|TOKEN|SECRET|AUTH_STRING|KEY)$", name), f"{where}: {name}"

@@ -44,11 +44,16 @@ def test_time_outs_are_settings(tmp_path: Path) -> None:
     fixed, elastic = told.values()
     assert fixed == {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "700", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900"}
     assert elastic == {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "700"}
+    gpu = load_config("demo-sketch", tiny_overrides(tmp_path, cluster__use_gpu=True))
+    monitoring = time_outs(JobContext(JobSpec.for_step(Plan(gpu).stage2, gpu, str(tmp_path))))
+    confirmed_seconds = float(monitoring["RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S"])
+    assert confirmed_seconds < gpu.cluster.stall_seconds, "the stacks come after the end"
+    assert confirmed_seconds > storage._PATIENCE_SECONDS + 60, "one worker's wait for storage is taken for a hang"
     ray = find_spec("ray")
     assert ray is not None
     assert ray.origin is not None
     known = Path(ray.origin).with_name("train").joinpath("v2/_internal/constants.py").read_text()
-    assert all(name in known for name in fixed)
+    assert all(name in known for name in {**fixed, **monitoring})
 
 
 def begin(context: JobContext, attempt: str) -> None:

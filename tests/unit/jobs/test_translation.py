@@ -179,7 +179,7 @@ def served(application: Any) -> Iterator[str]:
 def test_a_person_paints_and_sees_what_translate_draws(config: Config, shards: str, base: str, tmp_path: Path) -> None:
     """In a real browser: class 5 over everything, class 63 as a stroke across; the picture is the one of that label map."""
     translator = Translator(find_networks(base))
-    with served(try_page(translator, "key")) as address, opened(f"{address}/key/", tmp_path / "profile") as page:
+    with served(try_page(translator, "key")) as address, opened(f"{address}/key/") as page:
         page.wait_for("document.querySelectorAll('#palette button').length === 64")
         page.stroke("#palette button[aria-label='class 5']", (0.5, 0.5))
         page.stroke("#fill", (0.5, 0.5))

@@ -11,7 +11,7 @@ import pytest
 
 from piti import job, storage
 from piti.config.presets import load_config
-from piti.job import SPEC_FILE, Followers, JobSpec, Lease, StopRequest
+from piti.job import SPEC_FILE, Followers, JobContext, JobSpec, Lease, StopRequest
 from piti.plan import Plan
 
 
@@ -171,7 +171,43 @@ def test_an_abandoned_job_ends_and_says_why(tmp_path: Path) -> None:
     assert time.monotonic() - before < 80
     failure = storage.read_json(str(tmp_path / "job" / "error.json"))
     assert failure["retryable"]
+    assert failure["stopped"], "`piti runs` does not call it failed"
     assert "nobody has followed this job" in failure["reason"]
+
+
+def test_a_job_that_was_asked_to_end_was_stopped(tmp_path: Path) -> None:
+    config = load_config("demo", {"root": str(tmp_path / "root")})
+    spec = JobSpec.for_step(Plan(config).shard, config, str(tmp_path / "job"))
+    storage.write_json(str(tmp_path / "job" / "spec.json"), spec.model_dump(mode="json"))
+    StopRequest(spec.folder).make("its run was cancelled")
+    program = (
+        "import sys; import piti.jobs.shard as job; from piti.jobs import __main__ as main\n"
+        "def run(context):\n"
+        "    raise context.stop_reason()\n"
+        "job.run = run; sys.exit(main.main())"
+    )
+    command = [sys.executable, "-c", program, "shard", "--spec", str(tmp_path / "job" / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 2, done.stderr
+    failure = storage.read_json(str(tmp_path / "job" / "error.json"))
+    assert failure["stopped"]
+    assert failure["reason"].startswith("shard: its run was cancelled - ")
+
+
+def test_a_job_that_waits_keeps_its_progress(tmp_path: Path) -> None:
+    """A driver that waits for room, where a worker published the progress before."""
+    config = load_config("demo", {"root": str(tmp_path / "root")})
+    context, worker = (JobContext(JobSpec.for_step(Plan(config).shard, config, str(tmp_path))) for _ in range(2))
+
+    def published() -> list[object]:
+        told = storage.read_json(str(tmp_path / "progress.json"))
+        return [told["done"], told["total"], told["message"], told.get("picture")]
+
+    context.waits("waits for 1 worker")
+    assert published() == [0, 1, "waits for 1 worker", None]
+    worker.progress(30, 40, "step 30", force=True, picture="s3://x/y.png")
+    context.waits("waits for 2 workers")
+    assert published() == [30, 40, "waits for 2 workers", "s3://x/y.png"]
 
 
 @pytest.mark.parametrize("is_away", [False, True])
@@ -195,4 +231,4 @@ def test_what_is_missing_while_the_root_is_away_may_be_there_in_another_attempt(
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 2, done.stderr
     failure = storage.read_json(str(tmp_path / "root" / "job" / "error.json"))
-    assert failure == {"reason": "a.tar is missing", "retryable": is_away}
+    assert failure == {"reason": "a.tar is missing", "retryable": is_away, "stopped": False}

@@ -25,7 +25,6 @@ from piti.settings import PROJECT, Settings
 from piti.stack import Ports, control, prefect_profile, processes, ray_head
 from piti.stack.environment import client_environment, server_environment, temporary_folder
 from piti.stack.ports import free_port, holder, is_free, problems
-from piti.stack.prefect_api import auth_string, local_api_url
 from piti.stack.processes import MARK, Identity
 from piti.stack.secret_files import ensure_secret, read_secret
 from piti.stack.services import prune_ray_sessions, ray_folder
@@ -185,10 +184,14 @@ def test_ray_gets_a_short_folder_where_home_is_deep_or_not_ascii() -> None:
         assert not folder.parent.exists(), "asking makes nothing"
 
 
-def test_a_start_that_is_refused_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PITI_HOME", str(tmp_path / ("deep" * 30)))
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(StackError, match="is taken"):
+def test_a_start_that_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The taken port is named, with its holder and the option."""
+    home = tmp_path / ("deep" * 30)
+    monkeypatch.setenv("PITI_HOME", str(home))
+    told = rf"port \d+ .*is taken.*pid {os.getpid()}.*--ray-port"
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(StackError, match=told):
         control.up(replace(Ports.free(), ray=listener.getsockname()[1]))
+    assert not (home / "stack.json").exists()
     assert not ray_folder(Settings()).parent.exists()
 
 
@@ -297,42 +300,31 @@ def test_nothing_calls_home(home: Path) -> None:
     assert environment["PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS"] == "false"
 
 
+def test_up_refuses_another_number_of_cores_than_the_stack_has(home: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    lives = {"ray": Identity.of(sleeper.pid)}
+    for has, says in ((None, "with all CPU cores"), (2, "with 2 CPU cores")):
+        stack = control.Stack(id="x", home=home, folder=home, ports=Ports(), num_cpus=has, processes=lives)
+        control._save(stack)
+        with pytest.raises(StackError, match=f"{says} - `piti down` first"):
+            control.up(num_cpus=1)
+        assert control._found_or_new(home, None, has).num_cpus == has
+        assert control._found_or_new(home, None, None).num_cpus == has
+
+
+def test_up_refuses_a_folder_whose_name_would_be_read_as_two(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a:b").mkdir()
+    monkeypatch.chdir(tmp_path / "a:b")
+    with pytest.raises(StackError, match="has a colon in its name"):
+        control.up(Ports.free())
+    monkeypatch.setenv("PITI_CONFIG_FOLDERS", "/mine")
+    assert control._found_or_new(home, None, None).folder == tmp_path / "a:b"
+
+
 def test_two_ups_at_once_are_refused(home: Path) -> None:
     with control._lock(home), pytest.raises(StackError, match="another `piti up`"), control._lock(home):
         pass
-
-
-def recorded(home: Path, prefect_port: int) -> control.Stack:
-    stack = control.Stack(id="x", home=home, folder=home, ports=Ports(prefect_port, 1, 2), num_cpus=None, processes={})
-    control._save(stack)
-    return stack
-
-
-def test_the_local_stacks_server_is_found_and_its_password_goes_nowhere_else(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
-    assert local_api_url() is None
-    stack = recorded(home, 4321)
-    assert local_api_url() == "http://127.0.0.1:4321/api"
-    assert control.running() == stack
-    password = ensure_secret(Settings().auth_file)
-    assert auth_string("http://127.0.0.1:4321/api") == password
-    assert auth_string("http://127.0.0.1:4322/api") is None
-    assert auth_string("https://prefect.example.com/api") is None
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "given:this")
-    assert auth_string("http://127.0.0.1:4321/api") == "given:this"
-
-
-def test_a_password_file_serves_the_server_that_the_environment_names(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
-    (tmp_path / "secret").write_text("team:word\n")
-    monkeypatch.setenv("PITI_PREFECT_AUTH_FILE", str(tmp_path / "secret"))
-    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
-    assert auth_string("http://prefect:4200/api") == "team:word"
-    assert auth_string("http://elsewhere:4200/api") is None
 
 
 def test_a_public_ray_dashboard_needs_a_token(

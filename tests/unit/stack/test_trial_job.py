@@ -9,6 +9,8 @@ import pytest
 
 from piti.errors import StackError
 from piti.settings import Settings
+from piti.stack import trial_job
+from piti.stack.http import request_json
 from piti.stack.trial_job import run_trial_job
 from tests.unit.cli.test_cli_run import server
 
@@ -37,6 +39,23 @@ def test_a_ray_whose_agent_is_not_there_yet_is_waited_for(settings: Settings) ->
     assert bodies[0]["submission_id"] != bodies[1]["submission_id"], "Ray takes each id once"
 
 
+def test_a_ray_that_fails_or_is_slow_for_a_moment_is_asked_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(url: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(url)
+        if len(asked) == 2:
+            raise TimeoutError("timed out")
+        return request_json(url, *arguments, **options)
+
+    monkeypatch.setattr(trial_job, "request_json", ask)
+    with server([SUBMITTED, (500, {}), (200, {"status": "SUCCEEDED"}), (200, True)]) as (api, _):
+        run_trial_job(settings, api, None)
+    assert len(asked) == 5
+
+
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
@@ -46,6 +65,8 @@ def test_a_ray_whose_agent_is_not_there_yet_is_waited_for(settings: Settings) ->
         ([(500, {})], "takes no jobs: .*500"),
         ([(401, {})], "takes no jobs: .*401"),
         ([SUBMITTED, (200, {})], "takes no jobs"),
+        ([SUBMITTED, (500, {})], "takes no jobs: .*500"),
+        ([SUBMITTED, (404, {}), (200, {"status": "SUCCEEDED"})], "takes no jobs: .*404"),
     ],
 )  # fmt: skip
 def test_a_job_that_does_not_end_well_is_a_stack_that_does_not_work(

@@ -61,10 +61,11 @@ for _stage in STAGES:
 
 
 class Pipeline:
-    """Stages by name, on shards made once. `root` differs from test to test, the shards do not."""
+    """Stages by name, on shards made once. `root` differs from test to test, the shards do not. `shared`: where
+    pretraining and stage 1 are finished, unless a test wants others; None: here."""
 
-    def __init__(self, shards: str, degraded: str, root: Path) -> None:
-        self._shards, self._degraded, self._root = shards, degraded, root
+    def __init__(self, shards: str, degraded: str, root: Path, shared: Pipeline | None = None) -> None:
+        self._shards, self._degraded, self._root, self._shared = shards, degraded, root, shared
         self.finished: dict[str, dict[str, Any]] = {}
 
     def config(self, **overrides: Any) -> Config:
@@ -80,7 +81,9 @@ class Pipeline:
         if stage == "upsampler":
             inputs["degraded"] = self._degraded
         output = str(self._root / "runs" / (run or stage))
-        inputs |= {name: str(self._root / "runs" / name) for name in ("pretrain", "stage1") if name in inputs}
+        for name in {"pretrain", "stage1"} & inputs.keys():
+            done = self.finished.get(name)
+            inputs[name] = done["checkpoint"].rpartition("/")[0] if done else str(self._root / "runs" / name)
         spec = JobSpec(
             kind="train", name=stage, fingerprint=step.fingerprint, output=output, inputs=inputs,
             folder=str(self._root / "jobs" / (run or stage)), config=config,
@@ -89,10 +92,16 @@ class Pipeline:
         return JobContext(spec)
 
     def finish(self, stage: str, **overrides: Any) -> dict[str, Any]:
-        """Train a stage to its end, those before it first, and leave its result as a job does."""
+        """Train a stage to its end, those before it first, and leave its result as a job does. What others need is
+        trained once for all tests: change nothing in its folder."""
         before = {"stage1": "pretrain", "stage2": "stage1"}.get(stage)
         if before is not None and before not in self.finished:
             self.finish(before)
+        if self._shared is not None and stage in ("pretrain", "stage1") and not overrides:
+            if stage not in self._shared.finished:
+                self._shared.finish(stage)
+            self.finished[stage] = self._shared.finished[stage]
+            return self.finished[stage]
         context = self.context(stage, **overrides)
         result = self.finished[stage] = train(context, Workers())
         storage.write_json(storage.join(context.spec.output, storage.MARKER), result)
@@ -112,9 +121,14 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return shards, degraded
 
 
+@pytest.fixture(scope="session")
+def first_stages(small_shards: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline(*small_shards, tmp_path_factory.mktemp("first-stages"))
+
+
 @pytest.fixture
-def pipeline(small_shards: tuple[str, str], tmp_path: Path) -> Pipeline:
-    return Pipeline(*small_shards, tmp_path)
+def pipeline(small_shards: tuple[str, str], first_stages: Pipeline, tmp_path: Path) -> Pipeline:
+    return Pipeline(*small_shards, tmp_path, first_stages)
 
 
 @pytest.fixture(autouse=True)

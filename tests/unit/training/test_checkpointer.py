@@ -14,12 +14,14 @@ import torch
 from piti import storage
 from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, verify_checkpoint
 from piti.errors import DataError, StoppedError
-from piti.job import SPEC_FILE, StopRequest
+from piti.job import SPEC_FILE, JobContext, StopRequest
 from piti.models.checkpoints import load_model, load_trainer_state
-from piti.training import observers, publisher, state, stopping
+from piti.training import checkpointer, observers, publisher, state, stopping
+from piti.training.checkpointer import Checkpointer
 from piti.training.loop import train
 from piti.training.status import Status
 from piti.training.workers import Workers
+from tests.unit.training.test_training_resume import train_until
 
 EVERY_STEP = {"training__pretrain__checkpoint_every_steps": 1, "training__pretrain__keep_checkpoints": 20}
 
@@ -94,7 +96,7 @@ def test_checkpoints_that_cannot_be_written_end_no_training(pipeline: Any, monke
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full for good: the steps are taken, then the error names the place."""
 
-    def full(source: Path, uri: str, marker: str = storage.MARKER) -> None:
+    def full(source: Path, uri: str) -> None:
         with storage.disk_space("a checkpoint", uri):
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -136,11 +138,15 @@ def test_a_last_checkpoint_that_is_written_slowly_is_waited_for(pipeline: Any, m
         publish_folder(source, uri)
 
     monkeypatch.setattr(observers, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(observers, "SLOWEST_BYTES_PER_SECOND", 1e4)
+    monkeypatch.setattr(checkpointer, "SLOWEST_BYTES_PER_SECOND", 1e4)
+    monkeypatch.setattr(checkpointer, "TELL_SECONDS", 0.1)
     monkeypatch.setattr(storage, "publish_folder", slow)
+    told: list[int] = []
+    monkeypatch.setattr(JobContext, "alive", lambda self, step: told.append(step))
     context = pipeline.context("pretrain")
     assert train(context, Workers())["storage"]["failed_checkpoints"] == 0
     assert steps_of(context.spec.output)[-1] == 6
+    assert told.count(6) >= 10, "a watchdog would take the wait for a hang"
 
 
 @pytest.fixture
@@ -209,3 +215,29 @@ def test_too_little_space_is_said_before_anything_is_written(pipeline: Any, monk
     with pytest.raises(DataError, match=r"0\.00 GB free, a checkpoint needs .* GB - free some space"):
         train(context, Workers())
     assert not list(Path(context.spec.output).glob("step-*"))
+
+
+def test_fewer_kept_checkpoints_make_room(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three checkpoints fill the disk. A run that keeps one finds room for the next, and loses none that is needed."""
+    options = {"training__pretrain__checkpoint_every_steps": 1, "training__pretrain__keep_checkpoints": 3}
+    context = pipeline.context("pretrain", **options)
+    save = Checkpointer.save
+
+    def save_now(self: Checkpointer, snapshot: Any) -> None:
+        save(self, snapshot)
+        assert self._publisher.flush(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", save_now)
+        train_until(context, 4)
+    run = context.spec.output
+    assert steps_of(run) == [1, 2, 3]
+    size = max(sum(file.stat().st_size for file in Path(uri).iterdir()) for uri in checkpoints_of(run))
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: int((3.5 - len(steps_of(run))) * size))
+    kept: list[list[int]] = []
+    publish_folder = storage.publish_folder
+    monkeypatch.setattr(storage, "publish_folder", lambda *a: (kept.append(steps_of(run)), publish_folder(*a)))
+    options |= {"training__pretrain__checkpoint_every_steps": 6, "training__pretrain__keep_checkpoints": 1}
+    assert train(pipeline.context("pretrain", **options), Workers())["storage"]["failed_checkpoints"] == 0
+    assert kept == [[3]], "the newest stays until the next is whole"
+    assert steps_of(run) == [6]

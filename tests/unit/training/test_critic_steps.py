@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from piti.config import Config
+from piti.models import PITIModel
 from piti.training.gradients import accumulate_gradients
+from piti.training.loop import train
+from piti.training.metrics import read_metrics
 from piti.training.stages import Examples, TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers
@@ -78,6 +83,41 @@ def test_padded_pictures_weigh_nothing(pipeline: Any) -> None:
     assert not torch.allclose(step(config_of(pipeline, None), changed, Workers())["moments"], whole["moments"])
 
 
+def test_first_picture_losses_are_means_over_the_steps_that_had_them(pipeline: Any) -> None:
+    """They begin at step 2 of a report's four: the report's mean is that of two steps, of the other losses that of four."""
+    options = {"picture_losses_from_step": 2, "log_every_steps": 4, "checkpoint_every_steps": 100}
+    every = options | {"log_every_steps": 1}
+    found = []
+    for run, chosen in (("four", options), ("every", every)):
+        told = {f"training__upsampler__{name}": value for name, value in chosen.items()}
+        context = pipeline.context("upsampler", run=run, **told)
+        train(context, Workers())
+        found.append([record for record in read_metrics(context.spec.output) if record["split"] == "train"])
+    (first, *_), steps = found
+    for name in ("loss", "mse", "gradient_norm", "perceptual", "adversarial"):
+        seen = [record[name] for record in steps[:4] if name in record]
+        assert len(seen) == (2 if name in ("perceptual", "adversarial") else 4)
+        assert first[name] == pytest.approx(sum(seen) / len(seen), rel=1e-9), name
+
+
+def work_compiled(rank: int, folder: Path, config: dict[str, Any]) -> None:
+    """Through torch.compile's tracing of a network that DistributedDataParallel wraps, with the backend that runs it as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PITIModel, "compile", partialmethod(PITIModel.compile, backend="eager"))
+        counters.clear()
+        work(rank, folder, config)
+        assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+
+
+def test_compiled_workers_change_rounding_only(pipeline: Any, tmp_path: Path) -> None:
+    whole = step(config_of(pipeline, None), examples(), Workers())
+    config = config_of(pipeline, None).model_dump(mode="json")
+    config["training"]["upsampler"]["compile"] = True
+    run_workers(work_compiled, tmp_path, config)
+    for rank in range(2):
+        assert_agree(torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True), whole)
+
+
 def work(rank: int, folder: Path, config: dict[str, Any]) -> None:
     workers = Workers.current()
     share = workers.share(BATCH)
@@ -85,13 +125,9 @@ def work(rank: int, folder: Path, config: dict[str, Any]) -> None:
     torch.save(step(Config.model_validate(config), mine, workers), folder / f"rank-{rank}.pt")
 
 
-@pytest.mark.parametrize(("world_size", "microbatch_size"), [(2, 1), (3, None)])
-def test_workers_change_rounding_only(
-    pipeline: Any, tmp_path: Path, world_size: int, microbatch_size: int | None
-) -> None:
-    """Also where the batch of 4 does not divide by their number: shares of 1, 1 and 2 pictures."""
+def test_workers_change_rounding_only(pipeline: Any, tmp_path: Path) -> None:
+    """The batch of 4 does not divide by their number: shares of 1, 1 and 2 pictures, in microbatches of one."""
     whole = step(config_of(pipeline, None), examples(), Workers())
-    config = config_of(pipeline, microbatch_size).model_dump(mode="json")
-    run_workers(work, tmp_path, config, world_size=world_size)
-    for rank in range(world_size):
+    run_workers(work, tmp_path, config_of(pipeline, 1).model_dump(mode="json"), world_size=3)
+    for rank in range(3):
         assert_agree(torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True), whole)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from eval.retrieval import truth_ranks
 from piti import storage
@@ -15,7 +14,7 @@ from piti.config import Config
 from piti.config.presets import load_config
 from piti.data.examples import ExampleReader
 from piti.data.sharding import shard_dataset
-from piti.evaluation.cascade import Order, draw_base
+from piti.evaluation.cascade import Order, draw_base, to_uint8
 from piti.models import PITIModel
 from piti.training.stages import Examples, TrainingStage
 
@@ -46,21 +45,16 @@ def examples(config: Config) -> Examples:
     return TrainingStage("stage1", config).examples(batch, torch.device("cpu"))
 
 
-def levels(pictures: torch.Tensor) -> NDArray[np.uint8]:
-    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
 def test_a_drawn_picture_finds_its_own_truth(config: Config, prior: PITIModel, examples: Examples) -> None:
     """Five of 48 are 10 %, so chance is 0.10, and 0.25 is three standard deviations above it."""
     orders = [Order(str(number), 0, condition) for number, condition in enumerate(examples.condition)]
-    drawn = levels(draw_base(prior, orders, config))
-    truths = levels(examples.pictures)
+    drawn, truths = (np.stack(to_uint8(found)) for found in (draw_base(prior, orders, config), examples.pictures))
     assert (truth_ranks(drawn, truths) < 5).mean() >= 0.6
     shuffled = truths[np.random.default_rng(0).permutation(NUM_PICTURES)]
     assert (truth_ranks(drawn, shuffled) < 5).mean() <= 0.25
 
 
-@pytest.mark.parametrize("timestep", [100, 300, 500, 700, 900])
+@pytest.mark.parametrize("timestep", [100, 500, 900])
 def test_the_right_condition_lowers_the_loss_at_every_noise_level(
     config: Config, prior: PITIModel, examples: Examples, timestep: int
 ) -> None:

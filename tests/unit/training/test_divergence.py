@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from piti import storage
 from piti.checkpoints import checkpoints_of, newest_whole_checkpoint
 from piti.data.loader import TrainingLoader
 from piti.errors import DivergedError, PitiError
@@ -102,6 +105,30 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(
         train(context, CPU)
     result = train(context, CPU)
     assert (result["resumed_from_step"], result["left_out_steps"]) == (2, 4)
+
+
+def test_a_checkpoint_that_is_being_written_is_gone_back_to(
+    pipeline: Any, stream: type[Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write of step 4's has begun when step 6 shows the divergence, and ends a second later."""
+    stream.bad = range(4, 6)
+    context: JobContext = pipeline.context("pretrain")
+    publish_folder, lost = storage.publish_folder, threading.Event()
+    show = Divergence._lost
+
+    def slow(source: Path, uri: str) -> None:
+        if uri.endswith("4"):
+            assert lost.wait(60)
+            time.sleep(1)
+        publish_folder(source, uri)
+
+    monkeypatch.setattr(storage, "publish_folder", slow)
+    monkeypatch.setattr(Divergence, "_lost", lambda self, what: (lost.set(), show(self, what))[1])
+    with pytest.raises(DivergedError, match="back to step 4 once and leaves out the pictures of the 2 steps"):
+        train(context, CPU)
+    assert steps(context) == [2, 4]
+    result = train(context, CPU)
+    assert (result["resumed_from_step"], result["left_out_steps"]) == (4, 2)
 
 
 def test_the_second_time_the_run_ends_with_the_remedy(pipeline: Any, stream: type[Stream]) -> None:

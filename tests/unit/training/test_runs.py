@@ -70,6 +70,9 @@ def test_a_failed_run_says_why_and_a_folder_without_one_is_an_error(pipeline: An
     storage.write_json(storage.join(folder, "error.json"), {"reason": "out of [GPU] memory", "retryable": True})
     storage.write_json(storage.join(context.spec.output, WORKERS_FILE), {"attempt": "x", "began": 1.0, "workers": []})
     assert "failed: out of [GPU] memory" in piti("runs", "ls", context.config.root)
+    cancelled = {"reason": "its run was cancelled", "retryable": True, "stopped": True}
+    storage.write_json(storage.join(folder, "error.json"), cancelled)
+    assert "stopped: its run was cancelled" in piti("runs", "ls", context.config.root)
     answer = CliRunner().invoke(app, ["runs", "show", "/nowhere/runs/x"])
     assert answer.exit_code == 1
     assert "there is no training run at /nowhere/runs/x" in answer.stderr

@@ -118,7 +118,8 @@ def test_weights_and_biases_offline_leaves_files_to_sync(tmp_path: Path) -> None
     assert list(Path(run, "wandb").glob("offline-run-*/files/media/images/*.png"))
 
 
-def test_a_tracker_that_cannot_be_reached_stops_nothing(pipeline: Any) -> None:
+def test_a_tracker_that_cannot_be_reached_stops_nothing(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piti.training.publisher.RETRY_SECONDS", 0.1)
     context = pipeline.context("pretrain", tracking__mlflow="http://127.0.0.1:9")
     result = train(context, Workers())
     assert result["steps"] == 6

@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from piti import storage
-from piti.checkpoints import checkpoint_uri, claim_checkpoint, clear_leftovers, prune_checkpoints
+from piti.checkpoints import LEFTOVER_SECONDS, checkpoint_uri, claim_checkpoint, clear_leftovers, prune_checkpoints
 from piti.training import metrics
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
@@ -136,6 +136,41 @@ def test_leftovers_of_killed_processes_are_cleared(tmp_path: Path) -> None:
     clear_leftovers(str(tmp_path))
     assert list(tmp_path.iterdir()) == [whole]
     clear_leftovers(str(tmp_path / "nothing-there"))
+
+
+@pytest.mark.parametrize("place", ["local", "memory", "s3"])
+def test_what_nobody_has_touched_for_hours_is_cleared(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-uploaded and half-deleted checkpoints; not before, since another machine may still be writing them."""
+    run = {"local": lambda: str(tmp_path), "memory": lambda: f"memory://leftovers/{tmp_path.name}",
+           "s3": lambda: storage.join(request.getfixturevalue("bucket"), "run")}[place]()  # fmt: skip
+    files = {1: "model.safetensors", 2: storage.MARKER, 3: "DAMAGED.json", 4: "ema.safetensors", 5: storage.MARKER}
+    for step, name in files.items():
+        storage.write_json(storage.join(checkpoint_uri(run, step), name), {})
+    everything = storage.list_names(run)
+    assert len(everything) == 5
+    prune_checkpoints(run, 2)
+    if place != "local":
+        clear_leftovers(run)
+    assert storage.list_names(run) == everything
+    hours_later = time.time() + LEFTOVER_SECONDS + 60
+    monkeypatch.setattr(time, "time", lambda: hours_later)
+    prune_checkpoints(run, 2)
+    assert storage.list_names(run) == [f"step-0000000{step}" for step in (2, 3, 5)]
+
+
+def test_what_is_still_being_written_stays(tmp_path: Path) -> None:
+    """Its first file is old, its last is new."""
+    for name in ("ema.safetensors", "model.safetensors"):
+        storage.write_json(str(tmp_path / "step-00000004" / name), {})
+    old = time.time() - LEFTOVER_SECONDS - 60
+    os.utime(tmp_path / "step-00000004" / "ema.safetensors", (old, old))
+    prune_checkpoints(str(tmp_path), 1)
+    assert storage.list_names(str(tmp_path)) == ["step-00000004"]
+    os.utime(tmp_path / "step-00000004" / "model.safetensors", (old, old))
+    prune_checkpoints(str(tmp_path), 1)
+    assert storage.list_names(str(tmp_path)) == []
 
 
 def test_a_full_disk_under_a_claim_is_a_warning(

@@ -28,6 +28,7 @@ from piti.training import stopping
 from piti.training.gradients import StepLosses
 from piti.training.loop import train
 from piti.training.metrics import read_metrics
+from piti.training.picture_losses import PictureLosses
 from piti.training.state import TrainingState
 from piti.training.status import Status
 from piti.training.stopping import StopSign
@@ -167,12 +168,17 @@ def is_uniform(state: dict[str, Any]) -> bool:
 
 
 def test_a_critic_that_was_not_restored_would_show(pipeline: Any) -> None:
-    """The comparison above can fail: a resumed upsampler with a fresh critic ends elsewhere."""
-    whole = pipeline.context("upsampler", run="whole")
+    """The comparison above can fail: an upsampler that is resumed at step 4 with a fresh critic ends elsewhere."""
+    options = {"training__upsampler__discriminator_learning_rate": 1e-2}
+    whole = pipeline.context("upsampler", run="whole", **options)
     undisturbed = train(whole, Workers())
-    other = pipeline.context("upsampler", run="other", training__upsampler__discriminator_learning_rate=1e-2)
-    changed = train(other, Workers())
-    found = differences(everything(undisturbed["checkpoint"], whole), everything(changed["checkpoint"], other))
+    broken = pipeline.context("upsampler", run="broken", **options)
+    train_until(broken, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PictureLosses, "load_state_dict", lambda self, state: None)
+        forgetful = train(broken, Workers())
+    assert forgetful["resumed_from_step"] in (2, 4)
+    found = differences(everything(undisturbed["checkpoint"], whole), everything(forgetful["checkpoint"], broken))
     assert any("critic" in path for path in found)
     assert any(path.startswith("/model") for path in found), "the critic does not teach the upsampler anything"
 
@@ -238,7 +244,7 @@ def test_a_checkpoint_without_sums_is_resumed(pipeline: Any, monkeypatch: pytest
     with monkeypatch.context() as patch:
 
         def without_sums(self: TrainingState) -> dict[str, Any]:
-            return {name: survivor for name, survivor in survivors(self).items() if name != "unreported"}
+            return {name: survivor for name, survivor in survivors(self).items() if name != "step_sums"}
 
         patch.setattr(TrainingState, "survivors", without_sums)
         train_until(context, 5)

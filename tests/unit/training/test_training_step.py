@@ -128,14 +128,22 @@ def test_a_damaged_sample_changes_no_other_pictures_numbers(pipeline: Any, unifo
 
 
 def test_a_gap_in_the_middle_weighs_nothing(pipeline: Any, uniform: Any) -> None:
-    """The gradient is that of the three pictures, whatever fills the second one's place; the loop takes what the loader
-    tells of places."""
+    """What the second picture adds to the gradient of all four is missing, and nothing else; the loop takes what the
+    loader tells of places."""
     state = state_of(pipeline)
-    batch = {
-        "image": ((uniform("images", (3, 3, 32, 32)) + 1) * 127.5).round().to(torch.uint8),
-        "condition": torch.zeros((3, 1, 32, 32), dtype=torch.uint8), "places": [0, 2, 3],
-    }  # fmt: skip
-    losses = accumulate_gradients(state, state.stage.examples(batch, CPU.device))
+    torch.nn.init.normal_(state.model.decoder.out[2].weight, std=0.1, generator=generator("out"))  # type: ignore[arg-type]
+    images = ((uniform("images", (4, 3, 32, 32)) + 1) * 127.5).round().to(torch.uint8)
+    gradients: list[torch.Tensor] = []
+    for places in ([0, 1, 2, 3], [1], [0, 2, 3]):
+        condition = torch.zeros((len(places), 1, 32, 32), dtype=torch.uint8)
+        batch = {"image": images[places], "condition": condition, "places": places}
+        state.optimizer.zero_grad()
+        losses = accumulate_gradients(state, state.stage.examples(batch, CPU.device))
+        gradients.append(gradient_of(state))
+    whole, second, with_gap = gradients
+    scale = float(whole.abs().max())
+    assert float(second.abs().max()) > 0.01 * scale, "the second picture weighs nothing anyway"
+    assert float((with_gap - (whole - second)).abs().max()) < 1e-5 * scale
     assert losses.is_there.tolist() == [True, False, True, True]
     expected = (losses.terms["loss"] * losses.weights)[[0, 2, 3]].mean()
     assert float(losses.means()["loss"]) == pytest.approx(float(expected), rel=1e-12)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,40 +29,61 @@ HANG = """
 """
 
 
-def hang(
-    folder: Path, how: str, steps: tuple[int, ...] = (6, 7), start_seconds: float = 600
-) -> subprocess.CompletedProcess[str]:
-    code = textwrap.dedent(HANG).format(hang=how, folder=str(folder), steps=steps, start_seconds=start_seconds)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+HANGS: dict[str, tuple[str, tuple[int, ...], float]] = {
+    "sleeps": ("time.sleep(1000)", (6, 7), 600),
+    "never begins": ("time.sleep(1000)", (), 3),
+    "has begun": ("time.sleep(1000)", (4,), 3),
+    "holds the lock": ("ctypes.PyDLL(None).sleep(1000)", (6, 7), 600),  # the interpreter's
+    "is done": ("dog.close(); time.sleep(4)", (6, 7), 600),
+    "makes steps": ("[(dog.fed(step), time.sleep(0.2)) for step in range(20)]", (6, 7), 600),
+}
 
 
-def test_a_worker_that_waits_for_ever_says_where_and_ends(tmp_path: Path) -> None:
-    done = hang(tmp_path, "time.sleep(1000)")
-    assert done.returncode == 70
-    assert "worker 1 of stage1 made no step for 1 s after step 7" in done.stderr
-    assert "in reads_from_storage_for_ever" in done.stderr
-    left = json.loads((tmp_path / "stall-1.json").read_text())
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    told: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """How processes ended that all began at once."""
+    begun = {}
+    for name, (how, steps, start_seconds) in HANGS.items():
+        folder = tmp_path_factory.mktemp("job")
+        code = textwrap.dedent(HANG).format(hang=how, folder=str(folder), steps=steps, start_seconds=start_seconds)
+        begun[name] = folder, subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    found = {}
+    for name, (folder, process) in begun.items():
+        _, told = process.communicate(timeout=120)
+        found[name] = Ended(process.returncode, told, folder)
+    return found
+
+
+def test_a_worker_that_waits_for_ever_says_where_and_ends(ended: dict[str, Ended]) -> None:
+    found = ended["sleeps"]
+    assert found.code == 70
+    assert "worker 1 of stage1 made no step for 1 s after step 7" in found.told
+    assert "in reads_from_storage_for_ever" in found.told
+    left = json.loads((found.folder / "stall-1.json").read_text())
     assert left == {"attempt": "first", "line": "worker 1 of stage1 made no step for 1 s after step 7"}
 
 
-@pytest.mark.parametrize(("steps", "last"), [((), "before its first step"), ((4,), "after step 4")])
+@pytest.mark.parametrize(("name", "last"), [("never begins", "before its first step"), ("has begun", "after step 4")])
 def test_a_worker_that_hangs_before_steps_follow_each_other_gets_longer(
-    tmp_path: Path, steps: tuple[int, ...], last: str
+    ended: dict[str, Ended], name: str, last: str
 ) -> None:
-    done = hang(tmp_path, "time.sleep(1000)", steps, start_seconds=3)
-    assert done.returncode == 70
-    assert f"worker 1 of stage1 made no step for 3 s {last}" in done.stderr
+    assert ended[name].code == 70
+    assert f"worker 1 of stage1 made no step for 3 s {last}" in ended[name].told
 
 
-def test_a_worker_in_which_python_itself_stands_still_ends_too(tmp_path: Path) -> None:
+def test_a_worker_in_which_python_itself_stands_still_ends_too(ended: dict[str, Ended]) -> None:
     """A call that keeps the interpreter's lock."""
-    done = hang(tmp_path, "ctypes.PyDLL(None).sleep(1000)")
-    assert done.returncode == 1
-    assert "in reads_from_storage_for_ever" in done.stderr
+    assert ended["holds the lock"].code == 1
+    assert "in reads_from_storage_for_ever" in ended["holds the lock"].told
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_a_worker_that_makes_steps_or_is_done_is_left_alone(tmp_path: Path, ended: bool) -> None:
-    how = "dog.close(); time.sleep(4)" if ended else "[(dog.fed(step), time.sleep(0.2)) for step in range(20)]"
-    done = hang(tmp_path, how)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("name", ["is done", "makes steps"])
+def test_a_worker_that_makes_steps_or_is_done_is_left_alone(ended: dict[str, Ended], name: str) -> None:
+    assert (ended[name].code, ended[name].told) == (0, "")
