@@ -18,11 +18,13 @@ import pytest
 
 from piti import storage
 from piti.checkpoints import newest_step
+from piti.job import JobContext
 from piti.runs import WORKERS_FILE
 from piti.stack.processes import kill
 from tests.e2e.runs import wait_for
-from tests.integration.test_ray_training import OPTIONS, Driver, shards
+from tests.integration.test_ray_training import OPTIONS, Driver, losses_of, shards, spec_of
 from tests.running_stack import RunningStack
+from tests.unit.training.test_training_resume import differences, everything
 
 __all__ = ["shards"]  # a fixture that is used here
 
@@ -34,7 +36,8 @@ def test_workers_that_hang_leave_their_stacks_and_are_replaced(
     own = tmp_path / "shards"
     shutil.copytree(shards, own)
     steps = {"training__pretrain__phases": [{"steps": 200, "learning_rate": 3e-4}]}  # more than are read ahead
-    driver = Driver(stack, tmp_path, str(own), cluster__num_workers=2, cluster__stall_seconds=20, **OPTIONS | steps)
+    options = {**OPTIONS, **steps, "cluster__num_workers": 2, "cluster__stall_seconds": 20}
+    driver = Driver(stack, spec_of(tmp_path, str(own), **options))
     marker = Path(driver.spec.output, "step-00000004", storage.MARKER)
     wait_for("the first checkpoint", marker.exists, poll_seconds=0.005)
     tars = sorted(own.glob("train-*.tar"))
@@ -121,6 +124,28 @@ def nodes(stack: RunningStack) -> Iterator[Nodes]:
     nodes.stop()
 
 
+def test_a_killed_node_costs_no_bit(stack: RunningStack, nodes: Nodes, shards: str, tmp_path: Path) -> None:
+    """Two workers on a node each. SIGKILL for one node, and another joins: weights, averages, optimizer and logged
+    losses are those of an undisturbed run.
+    """
+    options = {
+        **OPTIONS,
+        "training__pretrain__phases": [{"steps": 40, "learning_rate": 3e-4}],
+        "cluster__num_workers": 2,
+    }
+    expected, _ = Driver(stack, spec_of(tmp_path / "undisturbed", shards, **options)).result()
+    doomed = nodes.add()
+    driver = Driver(stack, spec_of(tmp_path / "disturbed", shards, cluster__cpus_per_worker=CPUS, **options))
+    wait_for("a checkpoint", lambda: newest_step(driver.spec.output) >= 4, poll_seconds=0.005)
+    kill([*doomed.children(recursive=True), doomed])
+    nodes.add()
+    result, output = driver.result()
+    assert "resuming from" in output, "the node was gone too late"
+    context = JobContext(driver.spec)
+    assert differences(everything(result["checkpoint"], context), everything(expected["checkpoint"], context)) == []
+    assert losses_of(driver.spec.output) == losses_of(expected["checkpoint"].rpartition("/")[0])
+
+
 def test_nodes_that_are_killed_or_announce_their_end_are_done_without(
     stack: RunningStack, nodes: Nodes, shards: str, tmp_path: Path
 ) -> None:
@@ -135,7 +160,7 @@ def test_nodes_that_are_killed_or_announce_their_end_are_done_without(
         "cluster__num_workers": {"min": 1, "max": 3},
         "cluster__cpus_per_worker": CPUS,
     }
-    driver = Driver(stack, tmp_path, shards, **options)
+    driver = Driver(stack, spec_of(tmp_path, shards, **options))
     run = driver.spec.output
 
     def workers(number: int) -> dict[str, Any] | None:

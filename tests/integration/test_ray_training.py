@@ -61,6 +61,10 @@ class Driver:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
+    def signal(self, number: int) -> None:
+        """Send its process a signal."""
+        self._process.send_signal(number)
+
     def wait(self) -> tuple[int, str]:
         """Exit code, and all it printed."""
         try:
