@@ -19,9 +19,10 @@ Kernel = NDArray[np.float64]
 
 
 def gaussian_row(size: int, sigma: float) -> Kernel:
-    """The Gaussian of standard deviation `sigma` pixels, centred at (size - 1) / 2: (size,). As sigma goes to 0 it becomes the nearest pixel (two of them if size is even).
+    """The Gaussian of standard deviation `sigma` pixels, centred at (size - 1) / 2: (size,).
 
-    The published code divides 0 by 0 or returns an all-black kernel there.
+    As sigma goes to 0 it becomes the nearest pixel (two of them if size is even). The
+    published code divides 0 by 0 or returns an all-black kernel there.
     """
     distances = np.arange(size, dtype=np.float64) - (size - 1) / 2
     return _normalised_exp(-(distances**2) / (2 * max(sigma, 1e-9) ** 2))

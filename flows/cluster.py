@@ -30,12 +30,11 @@ from ray.util.state.exception import RayStateApiException
 from piti import storage
 from piti.config import Config
 from piti.errors import DataError, PitiError, StackError, first_line
-from piti.job import RENEW_SECONDS, SPEC_FILE, Followers, JobSpec, StopRequest, job_prefix
+from piti.job import ERROR_FILE, PROGRESS_FILE, RENEW_SECONDS, SPEC_FILE, Followers, JobSpec, StopRequest, job_prefix
 from piti.plan import Step
 from piti.settings import settings
 
 POLL_SECONDS = 0.5
-STORAGE_PATIENCE_SECONDS = 600.0
 REQUEST_SECONDS = 60.0  # a machine that lost its power answers nothing, not even a refusal
 LAST_LINES_SECONDS = 2.0
 ALIVE = {JobStatus.PENDING, JobStatus.RUNNING}
@@ -77,7 +76,7 @@ def patiently(log: Log, ask: Callable[[], Answer]) -> Answer:
             if isinstance(error, UnreachableError):
                 problem, patience_seconds = error.problem, settings().ray_patience_seconds
             elif storage.is_failure(error):
-                problem, patience_seconds = f"storage does not answer ({first_line(error)})", STORAGE_PATIENCE_SECONDS
+                problem, patience_seconds = f"storage does not answer ({first_line(error)})", storage.PATIENCE_SECONDS
             else:
                 raise
             if time.monotonic() - since > patience_seconds:
@@ -282,11 +281,11 @@ class RayJob:
             raise _unreachable(self._cluster.url, error) from error
 
     def progress(self) -> Progress | None:
-        return storage.read_json_if_there(storage.join(self.folder, "progress.json"))
+        return storage.read_json_if_there(storage.join(self.folder, PROGRESS_FILE))
 
     def failure(self) -> dict[str, Any] | None:
         """The reason the job itself gave for failing; None if it died without giving one."""
-        return storage.read_json_if_there(storage.join(self.folder, "error.json"))
+        return storage.read_json_if_there(storage.join(self.folder, ERROR_FILE))
 
     def wait_for_folder(self) -> None:
         """Return once what this job was told is there: at once, or when its mount is back. Raises AwayError."""

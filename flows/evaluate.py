@@ -54,7 +54,9 @@ def choose_and_evaluate(
 
 
 def choose_targets(plan: Plan, wanted: str | list[str], claims: Claims, upsampler: str | None = None) -> list[Target]:
-    """What to evaluate; each is claimed. Raises CheckpointError for what was asked for by name and cannot be, or if there is nothing at all.
+    """What to evaluate; each is claimed.
+
+    Raises CheckpointError for what was asked for by name and cannot be evaluated, or if there is nothing at all.
 
     `new`: every finished stage 2 checkpoint of every run under the root that has no report for this evaluation, those
     that disappear or cannot be evaluated left out with a word. `latest`, `all`: of this config.

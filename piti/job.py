@@ -19,6 +19,7 @@ logger = logging.getLogger("piti")
 
 SPEC_FILE = "spec.json"
 PROGRESS_FILE = "progress.json"
+ERROR_FILE = "error.json"
 PROGRESS_INTERVAL_SECONDS = 1.0
 LEASE_LOOK_SECONDS = 5.0
 STOP_LOOK_SECONDS = 2.0

@@ -17,7 +17,7 @@ from piti import storage
 from piti.checkpoints import Checkpoint, checkpoints_of
 from piti.config import STAGES
 from piti.errors import CheckpointError, DataError
-from piti.job import SPEC_FILE
+from piti.job import ERROR_FILE, PROGRESS_FILE, SPEC_FILE
 
 logger = logging.getLogger("piti")
 
@@ -188,7 +188,7 @@ def _attempt(place: str) -> Attempt | None:
     spec = storage.read_json_if_there(storage.join(place, SPEC_FILE))
     if spec is None:
         return None
-    told = [storage.read_json_if_there(storage.join(place, f"{file}.json")) for file in ("progress", "error")]
+    told = [storage.read_json_if_there(storage.join(place, file)) for file in (PROGRESS_FILE, ERROR_FILE)]
     is_one = isinstance(spec, dict) and isinstance(spec.get("output"), str) and isinstance(spec.get("config"), dict)
     if not is_one or not all(isinstance(each, dict | None) for each in told):
         raise DataError(f"{place} is no folder of a job of this project", "delete it")

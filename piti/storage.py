@@ -35,7 +35,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of exFAT, CIFS and many FUSE mounts
 _CONFLICT = "ConditionalRequestConflict"  # of S3, where another request for the object was under way: put again
 _CHUNK_BYTES = 1 << 20
-_PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 600.0  # with storage that is away
 _LOOK_SECONDS = 1.0
 
 
@@ -126,7 +126,7 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
-def wait_until_there(uri: str, seconds: float = _PATIENCE_SECONDS) -> bool:
+def wait_until_there(uri: str, seconds: float = PATIENCE_SECONDS) -> bool:
     """Return once `uri`, which was there before, exists: at once (False), or when its mount or its server is back (True).
 
     Raises AwayError after `seconds`.

@@ -15,7 +15,7 @@ from typing import cast, get_args
 
 from piti import storage
 from piti.errors import PitiError, StoppedError
-from piti.job import LEASE_LOOK_SECONDS, SPEC_FILE, JobContext, JobResult, JobSpec
+from piti.job import ERROR_FILE, LEASE_LOOK_SECONDS, SPEC_FILE, JobContext, JobResult, JobSpec
 from piti.plan import JobKind
 from piti.provenance import code_versions
 
@@ -79,7 +79,7 @@ def _record_failure(spec: JobSpec, reason: str, retryable: bool, stopped: bool =
     """
     was_away = storage.wait_until_there(storage.join(spec.folder, SPEC_FILE))
     failure = {"reason": reason, "retryable": retryable or was_away, "stopped": stopped}
-    storage.write_json(storage.join(spec.folder, "error.json"), failure)
+    storage.write_json(storage.join(spec.folder, ERROR_FILE), failure)
 
 
 if __name__ == "__main__":

@@ -137,14 +137,18 @@ def _httpx_reads(name: str) -> bool:
     return True
 
 
+def home_digest(settings: Settings) -> str:
+    """Twelve hex digits that tell this home's files in shared folders from other homes'."""
+    return hashlib.sha256(os.fsencode(settings.home)).hexdigest()[:12]
+
+
 def temporary_folder(settings: Settings) -> Path:
     """A name in TMPDIR for the temporary files of the stack of this home alone; in /tmp where TMPDIR is of no use.
 
     `piti down` deletes it: processes that are killed leave files there.
     """
-    known = hashlib.sha256(os.fsencode(settings.home)).hexdigest()[:12]
     given = os.environ.get("TMPDIR", "")
-    return Path(given if _keeps_files_and_sockets(given) else "/tmp") / f"piti-{known}"
+    return Path(given if _keeps_files_and_sockets(given) else "/tmp") / f"piti-{home_digest(settings)}"
 
 
 def _keeps_files_and_sockets(folder: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from piti.settings import Settings
+from piti.stack.environment import home_digest
 from piti.stack.http import ray_answers
 from piti.stack.ports import HOST, Ports
 from piti.stack.prefect_api import prefect_answers, served_deployments
@@ -89,8 +89,9 @@ def ray_folder(settings: Settings) -> Path:
     folder = settings.home / "ray"
     if len(os.fsencode(folder)) <= _LONGEST_RAY_FOLDER and str(folder).isascii():
         return folder
-    known = hashlib.sha256(os.fsencode(settings.home)).hexdigest()[:12]
-    return Path("/tmp") / f"piti-ray-{os.getuid()}-{known}" / "ray"  # Ray opens its own folder to all, but not ours
+    return (
+        Path("/tmp") / f"piti-ray-{os.getuid()}-{home_digest(settings)}" / "ray"
+    )  # Ray opens its own folder to all, but not ours
 
 
 def prune_ray_sessions(folder: Path) -> None:

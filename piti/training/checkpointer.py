@@ -88,9 +88,11 @@ class Checkpointer:
 
     def _write(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
         run, began_seconds = self._context.spec.output, time.monotonic()
-        self._prune()  # also what a lower keep_checkpoints than the run's last attempt had no longer keeps
-        free = storage.free_bytes(run)
-        if free is not None and free < _SPARE_SHARE * snapshot.num_bytes:
+        needed = _SPARE_SHARE * snapshot.num_bytes
+        if (free := storage.free_bytes(run)) is not None and free < needed:
+            self._prune()  # keep_checkpoints may be lower now than in the run's last attempt
+            free = storage.free_bytes(run)
+        if free is not None and free < needed:
             raise DataError(
                 f"{run} has {free / 1e9:.2f} GB free, a checkpoint needs {snapshot.num_bytes / 1e9:.2f} GB",
                 "free some space there, or lower keep_checkpoints",

@@ -48,7 +48,7 @@ def test_time_outs_are_settings(tmp_path: Path) -> None:
     monitoring = time_outs(JobContext(JobSpec.for_step(Plan(gpu).stage2, gpu, str(tmp_path))))
     confirmed_seconds = float(monitoring["RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S"])
     assert confirmed_seconds < gpu.cluster.stall_seconds, "the stacks come after the end"
-    assert confirmed_seconds > storage._PATIENCE_SECONDS + 60, "one worker's wait for storage is taken for a hang"
+    assert confirmed_seconds > storage.PATIENCE_SECONDS + 60, "one worker's wait for storage is taken for a hang"
     ray = find_spec("ray")
     assert ray is not None
     assert ray.origin is not None

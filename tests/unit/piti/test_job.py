@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -153,32 +154,41 @@ def test_damaged_files_of_followers_and_requests_end_nothing(
     assert request.reason() == "its run was cancelled"
 
 
+def stored_spec(folder: Path, overrides: dict[str, Any]) -> JobSpec:
+    """What a job that shards is told, in its folder."""
+    config = load_config("demo", overrides)
+    spec = JobSpec.for_step(Plan(config).shard, config, str(folder))
+    storage.write_json(str(folder / "spec.json"), spec.model_dump(mode="json"))
+    return spec
+
+
+def failure_of(program: str, spec: JobSpec) -> dict[str, Any]:
+    """What a job left that ends with exit code 2, as it should. `program`: Python, with the entrypoint's arguments."""
+    command = [sys.executable, "-c", program, "shard", "--spec", str(Path(spec.folder, "spec.json"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 2, done.stderr
+    return cast(dict[str, Any], storage.read_json(str(Path(spec.folder, "error.json"))))
+
+
 def test_an_abandoned_job_ends_and_says_why(tmp_path: Path) -> None:
     """The entrypoint as Ray starts it, with work that would take for ever."""
     overrides = {"root": str(tmp_path / "root"), "cluster.abandoned_job_seconds": 1.0}
-    config = load_config("demo", overrides)
-    spec = JobSpec.for_step(Plan(config).shard, config, str(tmp_path / "job"))
-    storage.write_json(str(tmp_path / "job" / "spec.json"), spec.model_dump(mode="json"))
+    spec = stored_spec(tmp_path / "job", overrides)
     Followers(spec.folder).renew("a")
     program = (
         "import sys, time; import piti.jobs.shard as job; from piti.jobs import __main__ as main;"
         "job.run = lambda context: time.sleep(100); main.LEASE_LOOK_SECONDS = 0.1; sys.exit(main.main())"
     )
-    command = [sys.executable, "-c", program, "shard", "--spec", str(tmp_path / "job" / "spec.json")]
     before = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 2, done.stderr
+    failure = failure_of(program, spec)
     assert time.monotonic() - before < 80
-    failure = storage.read_json(str(tmp_path / "job" / "error.json"))
     assert failure["retryable"]
     assert failure["stopped"], "`piti runs` does not call it failed"
     assert "nobody has followed this job" in failure["reason"]
 
 
 def test_a_job_that_was_asked_to_end_was_stopped(tmp_path: Path) -> None:
-    config = load_config("demo", {"root": str(tmp_path / "root")})
-    spec = JobSpec.for_step(Plan(config).shard, config, str(tmp_path / "job"))
-    storage.write_json(str(tmp_path / "job" / "spec.json"), spec.model_dump(mode="json"))
+    spec = stored_spec(tmp_path / "job", {"root": str(tmp_path / "root")})
     StopRequest(spec.folder).make("its run was cancelled")
     program = (
         "import sys; import piti.jobs.shard as job; from piti.jobs import __main__ as main\n"
@@ -186,10 +196,7 @@ def test_a_job_that_was_asked_to_end_was_stopped(tmp_path: Path) -> None:
         "    raise context.stop_reason()\n"
         "job.run = run; sys.exit(main.main())"
     )
-    command = [sys.executable, "-c", program, "shard", "--spec", str(tmp_path / "job" / "spec.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 2, done.stderr
-    failure = storage.read_json(str(tmp_path / "job" / "error.json"))
+    failure = failure_of(program, spec)
     assert failure["stopped"]
     assert failure["reason"].startswith("shard: its run was cancelled - ")
 
