@@ -132,10 +132,11 @@ def test_a_killed_node_costs_no_bit(stack: RunningStack, nodes: Nodes, shards: s
         **OPTIONS,
         "training__pretrain__phases": [{"steps": 40, "learning_rate": 3e-4}],
         "cluster__num_workers": 2,
+        "cluster__cpus_per_worker": CPUS,  # another number of threads would add in another order
     }
-    expected, _ = Driver(stack, spec_of(tmp_path / "undisturbed", shards, **options)).result()
     doomed = nodes.add()
-    driver = Driver(stack, spec_of(tmp_path / "disturbed", shards, cluster__cpus_per_worker=CPUS, **options))
+    expected, _ = Driver(stack, spec_of(tmp_path / "undisturbed", shards, **options)).result()
+    driver = Driver(stack, spec_of(tmp_path / "disturbed", shards, **options))
     wait_for("a checkpoint", lambda: newest_step(driver.spec.output) >= 4, poll_seconds=0.005)
     kill([*doomed.children(recursive=True), doomed])
     nodes.add()
