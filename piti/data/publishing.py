@@ -55,7 +55,7 @@ class ShardWriter:
     ) -> None:
         try:
             with self._space():
-                self._tar.__exit__(kind, error, trace)
+                self._tar.close()
         finally:
             self._aside.unlink(missing_ok=True)
 
@@ -83,7 +83,6 @@ class ShardWriter:
         """Make the shard appear. A shard of rejected items alone has stats and no tar."""
         with self._space():
             size, sha256, spans = self._tar.finish()
-            self._tar.__exit__(None, None, None)
         places = iter(spans)
         rows = [row if row.shard is None else _placed(row, next(places)) for row in self._rows]
         counts = Counter(row.status for row in rows)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from piti import storage
 from piti.data.cache import ShardCache
 from piti.data.items import SPLITS
 from piti.data.manifest import MANIFEST, ShardStats, read_table
-from piti.data.tars import HashedReader, names_of, read_in_order, split_members
+from piti.data.tars import names_of, read_in_order, split_members
 from piti.errors import DataError, repair_advice
 
 
@@ -115,33 +115,27 @@ class ShardSet:
 
         Raises DataError where the tar is missing or a sample is damaged.
         """
-        rows = self.rows(name)
+        yield from read_in_order(self._whole_spans(name))
+
+    def _whole_spans(self, name: str) -> Iterator[bytes]:
+        for row, data in self.spans(name):
+            if storage.sha256_bytes(data) != row["sha256"]:
+                problem = f"sample {row['key']} in {self.shard_uri(name)} is damaged"
+                raise DataError(problem, repair_advice(self.uri))
+            yield data
+
+    def spans(self, name: str) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """The manifest's row of each sample of one shard, in order, with the bytes that lie there now: fewer where the
+        tar is cut off. See `manifest.SCHEMA`. Raises DataError where the tar is missing.
+        """
+        rows = self.manifest.filter(pc.equal(self.manifest["shard"], name)).to_pylist()
         try:
             with storage.open_read(self.shard_uri(name)) as stream:
-                hashed = HashedReader(stream, [row["offset"] + row["size"] for row in rows])
-                samples = read_in_order(hashed)
-                for number, row in enumerate(rows):
-                    try:
-                        key, members = next(samples, ("", {}))
-                    except (tarfile.TarError, ValueError):
-                        key, members = "", {}
-                    if key != row["key"] or hashed.samples.found[number : number + 1] != [row["sha256"]]:
-                        raise self._damage(name, rows, hashed)
-                    yield key, members
+                for row in rows:
+                    stream.seek(row["offset"])
+                    yield row, stream.read(row["size"])
         except FileNotFoundError as error:
             raise DataError(f"{self.shard_uri(name)} is missing", repair_advice(self.uri)) from error
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """The manifest's rows of the samples of one shard, in order; see `manifest.SCHEMA`."""
-        return cast(list[dict[str, Any]], self.manifest.filter(pc.equal(self.manifest["shard"], name)).to_pylist())
-
-    def _damage(self, name: str, rows: list[dict[str, Any]], hashed: HashedReader) -> DataError:
-        """The error for a tar whose bytes have changed. It names the first sample with another hash."""
-        hashed.read_to_end()
-        hashes = hashed.samples.found
-        damaged = (row["key"] for number, row in enumerate(rows) if hashes[number : number + 1] != [row["sha256"]])
-        key = next(damaged, "")
-        return DataError(f"sample {key} in {self.shard_uri(name)} is damaged", repair_advice(self.uri))
 
     @cached_property
     def _accepted(self) -> pa.Table:
@@ -158,9 +152,6 @@ class ShardReader:
         self.shards = ShardSet(uri)
         self.index: SampleIndex = self.shards.index(split)
         self._cache = ShardCache()
-        self._paths: dict[str, str] = {}
-        if storage.is_local(uri):
-            self._paths = {name: str(storage.local_path(self.shards.shard_uri(name))) for name in self.index.shards}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -185,23 +176,16 @@ class ShardReader:
     def _read_span(self, name: str, offset: int, size: int) -> bytes:
         for _ in range(3):
             try:
-                return _read_part(self._path(name), offset, size)
+                with open(self._path(name), "rb") as stream:
+                    stream.seek(offset)
+                    return stream.read(size)
             except FileNotFoundError:  # another process deleted a cached file, or the whole set is out of reach
                 storage.wait_until_there(storage.join(self.shards.uri, MANIFEST))
         raise DataError(f"{self.shards.shard_uri(name)} is missing", repair_advice(self.shards.uri))
 
-    def _path(self, name: str) -> str:
-        if name in self._paths:
-            return self._paths[name]
-        stats = self.shards.stats[name]
-        return str(self._cache.path(self.shards.shard_uri(name), stats.tar_sha256, stats.tar_bytes))
-
-
-def _read_part(path: str, offset: int, size: int) -> bytes:
-    """Part of a local file, shorter where the file ends before. Raises OSError."""
-    with open(path, "rb", buffering=0) as stream:
-        stream.seek(offset)
-        data = stream.read(size)
-        while len(data) < size and (more := stream.read(size - len(data))):
-            data += more
-        return data
+    def _path(self, name: str) -> Path:
+        """The tar on this machine."""
+        uri, stats = self.shards.shard_uri(name), self.shards.stats[name]
+        if storage.is_local(uri):
+            return storage.local_path(uri)
+        return self._cache.path(uri, stats.tar_sha256, stats.tar_bytes)

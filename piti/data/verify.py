@@ -69,18 +69,15 @@ def _undecodable(shards: ShardSet, name: str) -> Iterator[ShardProblem]:
 def _damage(shards: ShardSet, name: str, stats: ShardStats) -> Iterator[ShardProblem]:
     """Samples of a tar with a wrong hash whose bytes have changed."""
     damaged = 0
-    with storage.open_read(shards.shard_uri(name)) as stream:
-        for row in shards.rows(name):
-            stream.seek(row["offset"])
-            data = stream.read(row["size"])
-            if len(data) < row["size"]:
-                what = "is cut off"
-            elif storage.sha256_bytes(data) != row["sha256"]:
-                what = "has other bytes than were written"
-            else:
-                continue
-            damaged += 1
-            yield ShardProblem(name, row["key"], what)
+    for row, data in shards.spans(name):
+        if len(data) < row["size"]:
+            what = "is cut off"
+        elif storage.sha256_bytes(data) != row["sha256"]:
+            what = "has other bytes than were written"
+        else:
+            continue
+        damaged += 1
+        yield ShardProblem(name, row["key"], what)
     if not damaged:
         yield ShardProblem(
             name, None, f"has other bytes than were written ({stats.tar_bytes} expected), no sample is concerned"

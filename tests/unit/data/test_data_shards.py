@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def test_a_shard_of_rejected_items_has_a_record_and_no_tar(tmp_path: Path) -> No
 
 def test_keys_that_readers_would_misread_are_refused(tmp_path: Path) -> None:
     """And a name that does not fit a tar header."""
-    with SampleTarWriter(tmp_path / "a.tar") as writer:
+    with closing(SampleTarWriter(tmp_path / "a.tar")) as writer:
         for key in ("", "a.b", "a/b", "x" * 81):
             with pytest.raises(ValueError, match="cannot be a sample's key"):
                 writer.add(key, {"txt": b"x"})
