@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,23 +39,6 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the manifest; see `SCHEMA`."""
-
-    key: str
-    split: str
-    status: str
-    source: str
-    reason: str | None = None
-    shard: str | None = None
-    offset: int | None = None
-    size: int | None = None
-    sha256: str | None = None
-    width: int | None = None
-    height: int | None = None
-
-
-@dataclass(frozen=True)
 class ShardStats:
     """Facts of a published shard. `plan` identifies what it was made from."""
 
@@ -77,13 +61,18 @@ def stats_uri(uri: str, name: str) -> str:
     return storage.join(uri, "stats", f"{name.removesuffix('.tar')}.parquet")
 
 
-def write_stats(uri: str, stats: ShardStats, rows: Sequence[Row]) -> None:
-    """Publish a shard's record. From then on the shard counts as done."""
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
-    table = pa.table(columns, schema=SCHEMA).replace_schema_metadata({"piti": json.dumps(asdict(stats))})
-    content = io.BytesIO()
-    pq.write_table(table, content, compression="zstd")
-    storage.write_bytes(stats_uri(uri, stats.name), content.getvalue())
+def write_stats(uri: str, stats: ShardStats, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Publish a shard's record. From then on the shard counts as done. A row may lack what is null."""
+    write_table(stats_uri(uri, stats.name), [pa.Table.from_pylist(rows, SCHEMA)], json.dumps(asdict(stats)))
+
+
+def write_table(uri: str, tables: Iterable[pa.Table], about: str) -> None:
+    """Publish rows as one Parquet file, a row group for each table; `about`, JSON, becomes its metadata."""
+    schema, content = SCHEMA.with_metadata({"piti": about}), io.BytesIO()
+    with pq.ParquetWriter(content, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
+    storage.write_bytes(uri, content.getvalue())
 
 
 def read_stats(uri: str, name: str) -> tuple[ShardStats, pa.Table] | None:

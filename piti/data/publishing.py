@@ -9,17 +9,16 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from piti import storage
-from piti.data.manifest import MANIFEST, SCHEMA, Row, ShardStats, read_stats, stats_uri, write_stats
-from piti.data.tars import SampleTarWriter, Span, shard_split
+from piti.data.manifest import MANIFEST, ShardStats, read_stats, stats_uri, write_stats, write_table
+from piti.data.tars import SampleTarWriter, shard_split
 from piti.errors import DataError
 
 _COPY_BYTES = 1 << 20
@@ -41,7 +40,7 @@ class ShardWriter:
     def __init__(self, uri: str, name: str, plan: str) -> None:
         self._uri, self._name, self._plan = uri, name, plan
         self._split = shard_split(name)
-        self._rows: list[Row] = []
+        self._rows: list[dict[str, Any]] = []  # see manifest.SCHEMA
         self._aside_folder = _aside_folder(uri)
         with self._space():
             self._aside = _aside_path(uri, name)
@@ -69,34 +68,35 @@ class ShardWriter:
         """Append a sample; see SampleTarWriter.add. `oddity`: what is implausible about it."""
         with self._space():
             self._tar.add(key, members)
-        self._rows.append(Row(key, self._split, "accepted", source, oddity, self._name, width=width, height=height))
+        self._record(key, "accepted", source, oddity, shard=self._name, width=width, height=height)
 
     def reject(self, key: str, reason: str, *, source: str) -> None:
         """Record an item that gives no sample."""
-        self._rows.append(Row(key, self._split, "rejected", source, reason=reason))
+        self._record(key, "rejected", source, reason)
 
     def leave_out(self, key: str, reason: str, *, source: str) -> None:
         """Record a good item that the config does not want."""
-        self._rows.append(Row(key, self._split, "filtered", source, reason=reason))
+        self._record(key, "filtered", source, reason)
+
+    def _record(self, key: str, status: str, source: str, reason: str | None, **of_a_sample: Any) -> None:
+        row = {"key": key, "split": self._split, "status": status, "source": source, "reason": reason}
+        self._rows.append(row | of_a_sample)
 
     def publish(self) -> ShardStats:
         """Make the shard appear. A shard of rejected items alone has stats and no tar."""
         with self._space():
             size, sha256, spans = self._tar.finish()
-        places = iter(spans)
-        rows = [row if row.shard is None else _placed(row, next(places)) for row in self._rows]
-        counts = Counter(row.status for row in rows)
+        samples = (row for row in self._rows if row["status"] == "accepted")
+        for row, span in zip(samples, spans, strict=True):
+            row.update(asdict(span))
+        counts = Counter(row["status"] for row in self._rows)
         stats = ShardStats(
             self._name, self._plan, size, sha256, counts["accepted"], counts["rejected"], counts["filtered"]
         )
         if stats.num_samples:
             storage.publish_file(self._aside, storage.join(self._uri, self._name))
-        write_stats(self._uri, stats, rows)
+        write_stats(self._uri, stats, self._rows)
         return stats
-
-
-def _placed(row: Row, span: Span) -> Row:
-    return replace(row, offset=span.offset, size=span.size_bytes, sha256=span.sha256)
 
 
 def published_shards(uri: str, plans: Mapping[str, str]) -> dict[str, ShardStats]:
@@ -152,27 +152,16 @@ def _copy_shard(source: str, target: str, stats: ShardStats) -> bool:
 
 
 def write_manifest(uri: str, names: Sequence[str], about: Mapping[str, Any]) -> dict[str, ShardStats]:
-    """Assemble the manifest of the named shards from their records, one row group each, and publish it.
+    """Assemble the manifest of the named shards from their records and publish it.
 
-    `about` (JSON-able) goes into the file's metadata. One record is in memory at a time. Raises DataError where a
-    record is missing.
+    `about` (JSON-able) goes into the file's metadata. Raises DataError where a record is missing.
     """
-    every = {name: _finished(uri, name)[0] for name in names}
-    metadata = {
-        "piti": json.dumps({"about": about, "shards": [asdict(stats) for stats in every.values()]}, sort_keys=True)
-    }
-    aside = _aside_path(uri, MANIFEST)
-    try:
-        with (
-            storage.disk_space(MANIFEST, aside.parent),
-            pq.ParquetWriter(str(aside), SCHEMA.with_metadata(metadata), compression="zstd") as writer,
-        ):
-            for name in names:
-                writer.write_table(_finished(uri, name)[1].replace_schema_metadata(metadata))
-        storage.publish_file(aside, storage.join(uri, MANIFEST))
-    finally:
-        aside.unlink(missing_ok=True)
-    return every
+    records = {name: _finished(uri, name) for name in names}
+    stats = {name: record[0] for name, record in records.items()}
+    content = {"about": about, "shards": [asdict(entry) for entry in stats.values()]}
+    tables = (table for _, table in records.values())
+    write_table(storage.join(uri, MANIFEST), tables, json.dumps(content, sort_keys=True))
+    return stats
 
 
 def _finished(uri: str, name: str) -> tuple[ShardStats, pa.Table]:

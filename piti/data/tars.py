@@ -23,10 +23,10 @@ _MODE = 0o644
 
 @dataclass(frozen=True)
 class Span:
-    """Where a sample lies in its tar: headers and contents of its members, next to each other."""
+    """Where a sample lies in its tar: `size` bytes of headers and contents of its members."""
 
     offset: int
-    size_bytes: int
+    size: int
     sha256: str
 
 

@@ -78,7 +78,7 @@ def test_a_tar(
 def test_a_manifest(sketch_data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
     write_shard(plan, sketch_data, str(tmp_path))
-    monkeypatch.setattr("piti.data.publishing.pq.ParquetWriter", no_space)
+    monkeypatch.setattr("piti.storage.os.fsync", no_space)
     with pytest.raises(DataError, match=re.escape(f"no space left for manifest.parquet in {tmp_path} - free some")):
         write_manifest(str(tmp_path), [plan.name], {})
     assert storage.list_names(str(tmp_path)) == ["stats", plan.name]
