@@ -69,11 +69,6 @@ class _ArchiveTree(ABC):
     def entries(self) -> Listing:
         return self._listing
 
-    def holds(self, folder: str) -> bool:
-        if not storage.exists(self._uri):
-            return False
-        return any(entry.path.startswith(f"{folder}/" if folder else "") for entry in self.entries())
-
     def read(self, path: str) -> bytes:
         member = self._files.get(path) or self._by_name.get(pairing_name(path))
         if member is None:

@@ -5,10 +5,12 @@ A listing is kept in memory: about 0.3 KB a file (measured with paths of 60 char
 
 from __future__ import annotations
 
+import heapq
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from functools import cached_property
+from itertools import groupby, repeat
 from typing import IO, Any, NamedTuple, Protocol
 
 from piti import storage
@@ -40,18 +42,12 @@ class Listing:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries = sorted(entries, key=lambda entry: (_name(entry), entry.path))
-        self._by_path: dict[str, Entry] | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
-
-    def groups(self) -> Iterator[tuple[str, list[Entry]]]:
-        """Files whose paths without their suffixes are alike, and that path."""
-        for name, same in groupby(self._entries, _name):
-            yield name, list(same)
 
     def below(self, folder: str) -> Listing:
         """The files in a folder of this one, their paths relative to it."""
@@ -61,10 +57,12 @@ class Listing:
 
     def get(self, path: str) -> Entry | None:
         """The file of that path, or of a path that differs only in what `pairing_name` evens out."""
-        if self._by_path is None:
-            exact = {entry.path: entry for entry in self._entries}
-            self._by_path = {pairing_name(path): entry for path, entry in exact.items()} | exact
         return self._by_path.get(path) or self._by_path.get(pairing_name(path))
+
+    @cached_property
+    def _by_path(self) -> dict[str, Entry]:
+        exact = {entry.path: entry for entry in self._entries}
+        return {pairing_name(path): entry for path, entry in exact.items()} | exact
 
 
 def _name(entry: Entry) -> str:
@@ -73,17 +71,12 @@ def _name(entry: Entry) -> str:
 
 def alike(*listings: Listing | None) -> Iterator[tuple[str, list[list[Entry]]]]:
     """Every path without suffix that files of any listing have, in order, and those files of each listing."""
-    groups = [iter(()) if listing is None else listing.groups() for listing in listings]
-    heads = [next(files, None) for files in groups]
-    while names := [head[0] for head in heads if head is not None]:
-        name = min(names)
-        found: list[list[Entry]] = []
-        for place, head in enumerate(heads):
-            if head is None or head[0] != name:
-                found.append([])
-            else:
-                found.append(head[1])
-                heads[place] = next(groups[place], None)
+    numbered = (zip(repeat(number), listing or ()) for number, listing in enumerate(listings))
+    merged = heapq.merge(*numbered, key=lambda pair: _name(pair[1]))
+    for name, pairs in groupby(merged, key=lambda pair: _name(pair[1])):
+        found: list[list[Entry]] = [[] for _ in listings]
+        for number, entry in pairs:
+            found[number].append(entry)
         yield name, found
 
 
@@ -92,9 +85,6 @@ class Tree(Protocol):
 
     def entries(self) -> Listing:
         """Every file; hidden ones (a component begins with a dot) left out. Raises DataError where there is no such place."""
-
-    def holds(self, folder: str) -> bool:
-        """Whether there is a folder of that relative path ("": the tree itself); of a folder, without listing its files."""
 
     def read(self, path: str) -> bytes:
         """Content of a file by its relative path. Raises OSError, UnreadableFileError where it can never be read."""

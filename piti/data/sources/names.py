@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 from piti.seeds import stable_hash, unit_hash
 
@@ -65,28 +64,20 @@ def safe_key(path: str, *place: str) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
-@dataclass(frozen=True)
-class ValidationDraw:
-    """Which names are for validation: about `share` of them by their own hash, and `extra`."""
-
-    share: float
-    extra: str | None = None
-
-    def __contains__(self, name: str) -> bool:
-        return name == self.extra or unit_hash("validation", name) < self.share
-
-
-def draw_validation(names: Iterable[str], share: float) -> ValidationDraw:
-    """About `share` of the names, drawn by their own hash, so that one keeps its split when others come or go; at
-    least one where there are two. Reads no further than to the first that is drawn.
+def draw_validation(names: Iterable[str], share: float) -> Callable[[str], bool]:
+    """Whether a name is for validation: about `share` of the names, drawn by their own hash, so that one keeps its
+    split when others come or go; at least one where there are two. Reads no further than to the first that is drawn.
     """
-    draw, first, least = ValidationDraw(share), None, None
-    several = False
+
+    def is_drawn(name: str) -> bool:
+        return unit_hash("validation", name) < share
+
+    passed_over = set()
     for name in names:
-        if name in draw:
-            return draw
-        first = name if first is None else first
-        several = several or name != first
-        candidate = (stable_hash("validation", name), name)
-        least = candidate if least is None else min(least, candidate)
-    return ValidationDraw(share, least[1]) if several and least is not None else draw
+        if is_drawn(name):
+            return is_drawn
+        passed_over.add(name)
+    if len(passed_over) < 2:
+        return is_drawn
+    only = min(passed_over, key=lambda name: (stable_hash("validation", name), name))
+    return lambda name: name == only

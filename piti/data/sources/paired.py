@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from piti.config import DataConfig, PairedSourceConfig
@@ -17,7 +17,7 @@ from piti.data.sources.files import (
     usable_among,
 )
 from piti.data.sources.listing import Entry, Listing, alike
-from piti.data.sources.names import ValidationDraw, draw_validation, safe_key
+from piti.data.sources.names import draw_validation, safe_key
 from piti.data.sources.trees import open_tree
 from piti.errors import DataError, PitiError
 
@@ -79,19 +79,19 @@ class PairedSource:
         conditions, normals = (
             None if place is None else open_tree(place).entries() for place in (folders.conditions, folders.normals)
         )
-        drawn = None if self._config.validation_images is not None else self._drawn(images)
+        is_drawn = None if self._config.validation_images is not None else self._drawn(images)
         for name, (pictures, condition, normal) in alike(images, conditions, normals):
             found = list(pictures_among(pictures))
             if not found:
-                if drawn is None or split == "train":
+                if is_drawn is None or split == "train":
                     yield from self._orphans(folders, condition)
-            elif drawn is None or (name in drawn) == (split == "validation"):
+            elif is_drawn is None or is_drawn(name) == (split == "validation"):
                 parts = best_condition(condition), best_condition(normal)
                 for entry in found:
                     yield self._item(folders, name, entry, *parts)
 
-    def _drawn(self, images: Listing) -> ValidationDraw:
-        names = (name for name, entries in images.groups() if any(pictures_among(entries)))
+    def _drawn(self, images: Listing) -> Callable[[str], bool]:
+        names = (name for name, (entries,) in alike(images) if any(pictures_among(entries)))
         return draw_validation(names, self._config.validation_share)
 
     def _orphans(self, folders: Folders, conditions: list[Entry]) -> Iterator[FileItem]:

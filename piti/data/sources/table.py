@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import io
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from piti.credentials import REMEDY, holds_credentials
 from piti.data.items import SPLITS, Item, Split
 from piti.data.sources.files import FileItem, FilePart, Reading, TreeFile, UriFile
 from piti.data.sources.listing import Entry, object_version, open_regular
-from piti.data.sources.names import ValidationDraw, draw_validation, safe_key
+from piti.data.sources.names import draw_validation, safe_key
 from piti.data.sources.retrying import UnreadableFileError, read_patiently
 from piti.data.sources.trees import open_tree, split_archive
 from piti.errors import DataError, PitiError
@@ -90,11 +90,11 @@ class ListSource:
         """In the order of rows. Raises DataError where the table cannot be read."""
         rows = self._rows()
         files = self._files(rows)
-        drawn = self._validation(rows)
+        is_drawn = self._validation(rows)
         first: dict[str, int] = {}
         for row in rows:
             number = first.setdefault(row.name, row.number)
-            if self._split(row, drawn) == split:
+            if self._split(row, is_drawn) == split:
                 yield self._item(row, files, number if number != row.number else None)
 
     def _rows_of(self, splits: Sequence[Split]) -> Sequence[Pair]:
@@ -102,13 +102,13 @@ class ListSource:
         rows = self._rows()
         if set(splits) == set(SPLITS):
             return rows
-        drawn = self._validation(rows)
-        return [row for row in rows if self._split(row, drawn) in splits]
+        is_drawn = self._validation(rows)
+        return [row for row in rows if self._split(row, is_drawn) in splits]
 
-    def _split(self, row: Pair, drawn: ValidationDraw) -> Split:
+    def _split(self, row: Pair, is_drawn: Callable[[str], bool]) -> Split:
         if row.split is not None:
             return _SPLIT_NAMES[row.split]
-        return "validation" if row.image is not None and row.image in drawn else "train"
+        return "validation" if row.image is not None and is_drawn(row.image) else "train"
 
     def _item(self, row: Pair, files: Mapping[str, Entry], repeats: int | None) -> FileItem:
         name, missing = row.name, [part for part in row.files if part not in files]
@@ -139,7 +139,7 @@ class ListSource:
         """Whether a name leads out of the root: an absolute one, a URI, or one with enough `..`."""
         return _is_absolute(name) or name.startswith("../")
 
-    def _validation(self, rows: Sequence[Pair]) -> ValidationDraw:
+    def _validation(self, rows: Sequence[Pair]) -> Callable[[str], bool]:
         """Of the pictures, where the table has no splits."""
         return draw_validation((row.image for row in rows if row.image), self._config.validation_share)
 

@@ -67,9 +67,6 @@ class SubTree:
             raise DataError(f"there is nothing at {self._uri}", "correct the path in data.source")
         return found
 
-    def holds(self, folder: str) -> bool:
-        return self._tree.holds(f"{self._folder}/{folder}".rstrip("/"))
-
     def read(self, path: str) -> bytes:
         return self._tree.read(f"{self._folder}/{path}")
 
@@ -94,10 +91,6 @@ class FolderTree:
         if not os.path.isdir(self._uri):
             raise DataError(f"there is no folder {self._uri}", "correct the path in data.source")
         return Listing(_walk(self._uri, "", frozenset()))
-
-    def holds(self, folder: str) -> bool:
-        place = storage.join(self._uri, folder) if folder else self._uri
-        return os.path.isdir(place) if storage.is_local(place) else bool(storage.list_names(place))
 
     def read(self, path: str) -> bytes:
         return read_file(f"{self._uri}/{path}")
@@ -157,16 +150,19 @@ def find_place(root: str, candidates: Sequence[str]) -> str | None:
 
     A candidate may lead into an archive (`train2017.zip/train2017`). `root` may itself be an archive.
     """
-    for candidate in candidates:
-        uri = storage.join(root, candidate) if candidate else root
-        archive, inside = split_archive(uri)
-        if archive is None:
-            is_there = open_tree(uri).holds("")
-        else:
-            is_there = storage.exists(archive) and open_tree(archive).holds(inside)
-        if is_there:
-            return uri
-    return None
+    uris = (storage.join(root, candidate) if candidate else root for candidate in candidates)
+    return next((uri for uri in uris if _is_there(uri)), None)
+
+
+def _is_there(uri: str) -> bool:
+    """Whether there is a folder at `uri`; of one that is in no archive, without listing its files."""
+    archive, inside = split_archive(uri)
+    if archive is None:
+        return storage.local_path(uri).is_dir() if storage.is_local(uri) else bool(storage.list_names(uri))
+    if not storage.exists(archive):
+        return False
+    beginning = f"{inside}/" if inside else ""
+    return any(entry.path.startswith(beginning) for entry in open_tree(archive).entries())
 
 
 def archive_forms(name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ from piti.data.sources.archives import TarSpan, is_archive, tar_members
 from piti.data.sources.files import FileItem, Reading
 from piti.data.sources.listing import Entry, stored_version
 from piti.data.sources.members import Member, Members
-from piti.data.sources.names import ValidationDraw, draw_validation, is_hidden, pairing_name, safe_key
+from piti.data.sources.names import draw_validation, is_hidden, pairing_name, safe_key
 from piti.errors import DataError, PitiError
 
 _FORMAT_VERSION = 3
@@ -85,15 +85,15 @@ class WebdatasetSource:
         tars = self._tars("train" if self._config.validation is None else split)
         every = [tar for part in SPLITS for tar in self._tars(part)]
         common = posixpath.commonprefix([f"{tar.rpartition('/')[0]}/" for tar in every]).rpartition("/")[0]
-        drawn: ValidationDraw | None = None
+        is_drawn: Callable[[str], bool] | None = None
         if self._config.validation is None:
             names = (name for tar in tars for name, _ in _named_samples(tar, common))
-            drawn = draw_validation(names, self._config.validation_share)
-        place = () if drawn is not None else (split,)
+            is_drawn = draw_validation(names, self._config.validation_share)
+        place = () if is_drawn is not None else (split,)
         for tar in tars:
             version = stored_version(tar)
             for name, sample in _named_samples(tar, common):
-                if drawn is None or (name in drawn) == (split == "validation"):
+                if is_drawn is None or is_drawn(name) == (split == "validation"):
                     yield self._item(tar, name, sample, version, place)
 
     def _item(self, tar: str, name: str, sample: _Sample, version: str, place: tuple[str, ...]) -> FileItem:

@@ -88,8 +88,8 @@ def test_validation_is_drawn_as_from_a_set_of_names(share: float) -> None:
         expected = {name for name in names if unit_hash("validation", name) < share}
         if not expected and len(set(names)) > 1:
             expected = {min(names, key=lambda name: stable_hash("validation", name))}
-        draw = draw_validation(iter(names), share)
-        assert {name for name in names if name in draw} == expected
+        is_drawn = draw_validation(iter(names), share)
+        assert {name for name in names if is_drawn(name)} == expected
 
 
 def test_files_named_alike_are_found_together() -> None:
