@@ -58,7 +58,7 @@ def decode_condition(members: Mapping[str, bytes], box: CropBox | None = None) -
 
 @dataclass(frozen=True)
 class LowResolution:
-    """One degraded variant of a sample: uint8 (h, w, 3) RGB, and the crop it was made of (None: the whole picture)."""
+    """One degraded variant of a picture: uint8 (h, w, 3) RGB, and the part of the picture it shows (None: all of it)."""
 
     image: NDArray[np.uint8]
     box: CropBox | None

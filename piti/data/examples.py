@@ -182,8 +182,7 @@ class ExampleReader:
             return None
         chance = ("validation",) if epoch_seed is None else (epoch_seed.seed, epoch_seed.epoch)
         rng = np.random.default_rng(stable_hash("degrade online", *chance, key))
-        drawn = draw_variant(image, self._data, self._recipe, self._scale, rng)
-        return LowResolution(drawn.image, drawn.box)
+        return draw_variant(image, self._data, self._recipe, self._scale, rng)[0]
 
 
 def _picture(image: NDArray[np.uint8], side: int) -> Tensor:

@@ -49,11 +49,6 @@ class CropBox:
         side = min(height, width)
         return cls((width - side) // 2, (height - side) // 2, side)
 
-    @property
-    def corners(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom; right and bottom are exclusive."""
-        return self.left, self.top, self.left + self.side, self.top + self.side
-
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
         """This box of an array (H, W, ...), as a view."""
         return array[self.top : self.top + self.side, self.left : self.left + self.side]

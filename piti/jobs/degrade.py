@@ -109,10 +109,10 @@ def degrade_picture(
     variants = []
     for variant in range(degradation.variants):
         rng = np.random.default_rng(stable_hash("degrade", seed, key, variant))
-        drawn = draw_variant(image, data, degradation, scale, rng)
-        members[f"lr{variant}.png"] = encode_png(drawn.image)
-        crop = None if drawn.box is None else [drawn.box.left, drawn.box.top, drawn.box.side]
-        variants.append({"crop": crop, "recipe": json.loads(drawn.recipe.to_json())})
+        low, recipe = draw_variant(image, data, degradation, scale, rng)
+        members[f"lr{variant}.png"] = encode_png(low.image)
+        crop = None if low.box is None else [low.box.left, low.box.top, low.box.side]
+        variants.append({"crop": crop, "recipe": json.loads(recipe.to_json())})
     return members | _companion(key, scale, variants)
 
 
