@@ -153,9 +153,7 @@ class TrainingLoader:
                         first, futures = ahead.popleft()
                         yield self._batch(first, [future.result() for future in futures])
             finally:
-                for _, futures in ahead:
-                    for future in futures:
-                        future.cancel()
+                pool.shutdown(cancel_futures=True)
 
     def _parts(self) -> Iterator[range]:
         """This rank's positions of each global step."""

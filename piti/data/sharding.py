@@ -181,8 +181,7 @@ def _in_order(items: Sequence[Item]) -> Iterator[_Outcome]:
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            for future in ahead:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _loaded(item: Item) -> _Outcome:
