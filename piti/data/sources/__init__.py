@@ -12,25 +12,13 @@ from piti.config import (
     PairedSourceConfig,
     WebdatasetSourceConfig,
 )
-from piti.data.items import SPLITS, FilteredItem, Item, LoadedItem, RawCondition, RejectedItem, Source, Split
+from piti.data.items import Source
 from piti.data.sources.bundled import BundledSource
 from piti.data.sources.diode import DiodeSource
 from piti.data.sources.labelled import ADE20K, COCO_STUFF, LabelledSource
 from piti.data.sources.paired import PairedSource
 from piti.data.sources.table import ListSource
 from piti.data.sources.webdataset import WebdatasetSource
-
-__all__ = [
-    "SPLITS",
-    "FilteredItem",
-    "Item",
-    "LoadedItem",
-    "RawCondition",
-    "RejectedItem",
-    "Source",
-    "Split",
-    "open_source",
-]
 
 
 def open_source(data: DataConfig) -> Source:

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
+from piti.data.items import Item, RejectedItem
 from piti.data.shards import ShardSet
-from piti.data.sources import Item, RejectedItem, open_source
+from piti.data.sources import open_source
 from piti.data.sources.trees import open_tree, shared_listings
 from tests.value_files import write_values
 

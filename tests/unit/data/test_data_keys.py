@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
-from piti.data.sources import SPLITS, open_source
+from piti.data.items import SPLITS
+from piti.data.sources import open_source
 from piti.data.sources.names import safe_key
 from tests.unit.data.encoding import encoded, write_tar
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
-from piti.data.items import SPLITS
-from piti.data.sources import Item, RejectedItem, open_source
+from piti.data.items import SPLITS, Item, RejectedItem
+from piti.data.sources import open_source
 from piti.data.sources.webdataset import expand_tars
 from piti.errors import DataError
 from tests.unit.data.encoding import write_tar

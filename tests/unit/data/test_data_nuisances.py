@@ -17,9 +17,10 @@ from skimage import data as photographs
 
 from piti.config import DataConfig
 from piti.data.decoding import decode_condition, decode_image
+from piti.data.items import SPLITS
 from piti.data.resizing import resize_photograph
 from piti.data.shards import ShardSet
-from piti.data.sources import SPLITS, open_source
+from piti.data.sources import open_source
 from piti.data.verify import verify_shards
 from tests.unit.data.encoding import encoded
 from tests.value_files import write_values

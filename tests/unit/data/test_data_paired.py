@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from piti.config import DataConfig
+from piti.data.items import RejectedItem
 from piti.data.shards import ShardSet
-from piti.data.sources import RejectedItem, open_source
+from piti.data.sources import open_source
 from piti.errors import DataError
 
 MakeData = Callable[..., DataConfig]

@@ -14,10 +14,11 @@ import botocore.exceptions
 import pytest
 
 from piti.config import DataConfig
+from piti.data.items import RejectedItem
 from piti.data.publishing import published_shards
 from piti.data.sharding import plan_shards, write_shard
 from piti.data.shards import ShardSet
-from piti.data.sources import RejectedItem, open_source
+from piti.data.sources import open_source
 from piti.data.sources import retrying as patience
 from piti.data.sources.retrying import read_or_reject
 from piti.data.sources.trees import FolderTree
