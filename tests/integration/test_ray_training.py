@@ -70,8 +70,13 @@ class Driver:
         try:
             output, _ = self._process.communicate(timeout=300)
         finally:
-            self._process.kill()
+            self.kill()
         return self._process.returncode, output
+
+    def kill(self) -> None:
+        """Leave no process and no pipe of it."""
+        with self._process:
+            self._process.kill()
 
     def result(self) -> tuple[JobResult, str]:
         """What it left, which must have gone well, and all it printed."""
