@@ -23,12 +23,6 @@ _NEAREST_METRES = 0.5
 _FARTHEST_METRES = 300.0
 _FAR_PERCENTILE = 99
 _STEPS = 65534  # 16-bit codes 1..65535 hold a value in [0, 1]; 0 means unknown
-# matplotlib's "jet", in which the published code paints depth: (position, value) corners of each channel.
-_JET = (
-    ((0.0, 0.35, 0.66, 0.89, 1.0), (0.0, 0.0, 1.0, 1.0, 0.5)),
-    ((0.0, 0.125, 0.375, 0.64, 0.91, 1.0), (0.0, 0.0, 1.0, 1.0, 0.0, 0.0)),
-    ((0.0, 0.11, 0.34, 0.65, 1.0), (0.5, 1.0, 1.0, 0.0, 0.0)),
-)
 
 
 @dataclass(frozen=True)
@@ -193,7 +187,7 @@ def _jet_index(codes: NDArray[np.uint16]) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _jet() -> NDArray[np.uint8]:
-    """uint8 (256, 3): 256 colours from dark blue over green to dark red."""
-    positions = np.linspace(0.0, 1.0, 256)
-    channels = [np.interp(positions, corners, values) for corners, values in _JET]
-    return (np.stack(channels, axis=1) * 255).astype(np.uint8)
+    """uint8 (256, 3): 256 colours from dark blue over green to dark red, in which the published code paints depth."""
+    from matplotlib import colormaps  # which geometry alone needs
+
+    return np.asarray(colormaps["jet"](np.arange(256), bytes=True)[:, :3], dtype=np.uint8)

@@ -19,7 +19,7 @@ from piti.data.items import RejectedItem
 from piti.data.sources.opening import bits_of, open_picture, stored_pixels
 
 _NUMPY_START = b"\x93NUMPY"
-_PNM_START = re.compile(rb"P[1-6][\s#]")
+_PNM_START = re.compile(rb"P[2356][\s#]")
 _PNM_NUMBER = re.compile(rb"(?:\s|#[^\n\r]*[\n\r])*(\d+)")
 _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 259, 262, 339  # TIFF tags, and what they say:
 _LOSSLESS_TIFF = frozenset({None, 1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000})
@@ -186,6 +186,8 @@ def _doubt(picture: Image.Image, data: bytes) -> str | None:
         return f"a TIFF of compression {compression}, which does not keep numbers: store it as PNG"
     if kind == "TIFF" and _tag(picture, _PHOTOMETRIC) == _WHITE_IS_ZERO:
         return "a TIFF whose 0 is white, so that programs disagree about its numbers: store it as PNG"
+    if kind == "PPM" and picture.mode == "1":
+        return "a PBM, whose 0 is white, so that programs disagree about its numbers: store it as PNG"
     if kind == "GIF":
         return "a GIF, whose writers renumber its colours: store it as PNG"
     if kind == "SGI" and data[3] > 1:
@@ -207,16 +209,16 @@ def _is_lossless_webp(data: bytes) -> bool:
 
 
 def _pnm_samples(data: bytes) -> Samples:
-    """The numbers of a PBM, PGM or PPM file, of any maxval. Raises RejectedItem."""
+    """The numbers of a PGM or PPM file, of any maxval. Raises RejectedItem."""
     kind, position = data[1] - ord("0"), 2
     header: list[int] = []
-    while len(header) < (2 if kind in (1, 4) else 3):
+    while len(header) < 3:
         match = _PNM_NUMBER.match(data, position)
         if match is None:
             raise RejectedItem("picture is damaged (its header ends early)")
         header.append(int(match.group(1)))
         position = match.end()
-    width, height, largest = [*header, 1][:3]
+    width, height, largest = header
     if min(width, height) == 0 or not 0 < largest <= _MOST_LABEL:
         raise RejectedItem(f"picture is damaged (its header says {width}x{height} pixels up to {largest})")
     if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
@@ -227,28 +229,16 @@ def _pnm_samples(data: bytes) -> Samples:
         raise RejectedItem(f"picture is damaged (it holds {values.max()}, its header allows {largest})")
     if (values != values[..., :1]).any():
         raise RejectedItem("condition holds colours (RGB), not numbers")
-    doubt = None
-    if kind in (1, 4):
-        doubt = "a PBM, whose 0 is white, so that programs disagree about its numbers: store it as PNG"
-    return Samples(values[..., 0], largest, is_zero_white=kind in (1, 4), doubt=doubt)
+    return Samples(values[..., 0], largest)
 
 
 def _pnm_values(data: bytes, position: int, kind: int, shape: tuple[int, int, int], largest: int) -> NDArray[Any]:
     count = shape[0] * shape[1] * shape[2]
     if kind <= 3:
-        text = re.sub(rb"#[^\n\r]*", b" ", data[position:])
-        if kind == 1:
-            text = b" ".join(re.findall(rb"[01]", text))  # digits need no space between them
-        words = text.split()[:count]
+        words = re.sub(rb"#[^\n\r]*", b" ", data[position:]).split()[:count]
         if not all(word.isdigit() for word in words):
             raise RejectedItem("picture is damaged (it holds something else than numbers)")
         values: NDArray[Any] = np.array(words, dtype=np.int64)
-    elif kind == 4:
-        row = -(-shape[1] // 8)
-        packed = np.frombuffer(data[position + 1 : position + 1 + shape[0] * row], np.uint8)
-        if packed.size < shape[0] * row:
-            raise RejectedItem("picture is damaged (it ends early)")
-        values = np.unpackbits(packed.reshape(shape[0], row), axis=1)[:, : shape[1]].reshape(-1)
     else:
         kind_of_number = np.dtype(np.uint8 if largest < 256 else ">u2")
         values = np.frombuffer(data[position + 1 : position + 1 + count * kind_of_number.itemsize], kind_of_number)
