@@ -7,6 +7,8 @@
 | PITI_RAY_TOKEN_FILE         | `<PITI_HOME>/ray-token`  | the token that `piti up` makes and the cluster asks for     |
 | PITI_REPORTS_URL            | none                     | where the local stack serves reports over HTTP              |
 | PITI_PREFECT_AUTH_FILE      | `<PITI_HOME>/prefect-auth` | user:password that `piti up` makes and the server asks for |
+| PITI_CACHE                  | see `piti.data.cache`    | copies of remote tars, unpacked archives                    |
+| PITI_CACHE_BYTES            | 20 GiB                   | how much the copies of tars may take; one is always kept    |
 | PITI_CONFIG_VARIABLES       | none                     | further variables that configs may use, separated by commas |
 | PITI_CONFIG_FOLDERS         | the working folder       | where configs of runs may lie, besides PITI_ROOT: folders and remote prefixes, separated by colons |
 | PITI_RAY_PATIENCE_SECONDS   | 300                      | how long a silent cluster is waited for before giving up    |
@@ -74,6 +76,8 @@ class Settings(BaseSettings):
     ray_token_file: LocalPath | None = None
     reports_url: Address | None = None
     prefect_auth_file: LocalPath | None = None
+    cache: LocalPath | None = None
+    cache_bytes: Annotated[int, Field(ge=0)] = 20 << 30
     config_variables: str = ""
     config_folders: str = ""
     ray_patience_seconds: Seconds = 300.0

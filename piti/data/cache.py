@@ -13,12 +13,10 @@ from pathlib import Path
 
 from piti import storage
 from piti.errors import ConfigError, DataError, repair_advice
+from piti.settings import settings
 
 logger = logging.getLogger("piti")
 
-FOLDER_VARIABLE = "PITI_CACHE"
-BYTES_VARIABLE = "PITI_CACHE_BYTES"
-_DEFAULT_BYTES = 20 << 30
 _ATTEMPTS = 2
 _ABANDONED_SECONDS = 3600.0  # a download that has not grown for so long belongs to a process that was killed
 
@@ -28,41 +26,29 @@ def cache_folder() -> Path:
 
     Only its user may enter the folder in the temporary one. Raises ConfigError where somebody else owns that name.
     """
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen)
+    if (chosen := settings().cache) is not None:
+        return chosen
     folder = Path(tempfile.gettempdir()) / f"piti-cache-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700, parents=True)
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
-        raise ConfigError(f"{folder} is not a folder of this user", f"set {FOLDER_VARIABLE} to a folder of yours")
+        raise ConfigError(f"{folder} is not a folder of this user", "set PITI_CACHE to a folder of yours")
     if stat.S_IMODE(about.st_mode) & 0o077:
         folder.chmod(0o700)
     return folder
-
-
-def cache_bytes() -> int:
-    """Bytes that the cache may keep: `$PITI_CACHE_BYTES`, else 20 GiB. Raises ConfigError for anything but a number."""
-    text = os.environ.get(BYTES_VARIABLE)
-    if not text:
-        return _DEFAULT_BYTES
-    if not text.strip().isdecimal():
-        remedy = "give a whole number of bytes, 20000000000 say"
-        raise ConfigError(f"the environment variable {BYTES_VARIABLE} is {text!r}", remedy)
-    return int(text)
 
 
 class ShardCache:
     """Whole files of an object store on local disk, the least recently used deleted first.
 
     All processes of a machine share it. Files appear whole. A file that another process deletes is fetched again.
-    `limit_bytes` (None: `cache_bytes`) bounds the cache, but one file is always kept, even with 0.
+    `limit_bytes` (None: `$PITI_CACHE_BYTES`) bounds the cache, but one file is always kept, even with 0.
     """
 
     def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
-        self._given_folder = folder
-        self._limit_bytes = cache_bytes() if limit_bytes is None else limit_bytes
+        self._folder = folder or cache_folder()
+        self._limit_bytes = settings().cache_bytes if limit_bytes is None else limit_bytes
         self._lock = threading.Lock()  # guards `_fetching` and evicting
         self._fetching: dict[Path, threading.Lock] = {}
 
@@ -72,8 +58,7 @@ class ShardCache:
         A copy that differs is fetched once more. A copy of the right size that still differs is used with a warning:
         every sample has a hash of its own. Raises DataError for another size, FileNotFoundError if `uri` is gone.
         """
-        folder = self._given_folder or cache_folder()
-        target = folder / f"{hashlib.sha256(f'{uri}|{sha256}'.encode()).hexdigest()[:32]}.tar"
+        target = self._folder / f"{hashlib.sha256(f'{uri}|{sha256}'.encode()).hexdigest()[:32]}.tar"
         with self._lock:
             mine = self._fetching.setdefault(target, threading.Lock())
         with mine:  # only those who want this file wait
@@ -82,13 +67,13 @@ class ShardCache:
                 return target
             _fetch(uri, target, sha256, size_bytes)
             with self._lock:
-                self._evict(folder, target)
+                self._evict(target)
             return target
 
-    def _evict(self, folder: Path, keep: Path) -> None:
-        storage.remove_older(folder, ".*.tmp", _ABANDONED_SECONDS)
+    def _evict(self, keep: Path) -> None:
+        storage.remove_older(self._folder, ".*.tmp", _ABANDONED_SECONDS)
         files, used = [], 0
-        for path in (*folder.glob("*.tar"), *folder.glob(".*.tmp")):
+        for path in (*self._folder.glob("*.tar"), *self._folder.glob(".*.tmp")):
             try:
                 about = path.stat()
             except FileNotFoundError:  # deleted by another process

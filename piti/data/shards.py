@@ -151,7 +151,7 @@ class ShardReader:
     def __init__(self, uri: str, split: str) -> None:
         self.shards = ShardSet(uri)
         self.index: SampleIndex = self.shards.index(split)
-        self._cache = ShardCache()
+        self._cache = None if storage.is_local(uri) else ShardCache()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -186,6 +186,6 @@ class ShardReader:
     def _path(self, name: str) -> Path:
         """The tar on this machine."""
         uri, stats = self.shards.shard_uri(name), self.shards.stats[name]
-        if storage.is_local(uri):
+        if self._cache is None:
             return storage.local_path(uri)
         return self._cache.path(uri, stats.tar_sha256, stats.tar_bytes)

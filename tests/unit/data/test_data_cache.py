@@ -114,7 +114,7 @@ def test_a_limit_of_zero_keeps_one_file(bucket: str, tmp_path: Path) -> None:
 
 def test_a_limit_that_is_no_number_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PITI_CACHE_BYTES", "20GB")
-    with pytest.raises(ConfigError, match=r"PITI_CACHE_BYTES is '20GB' - give a whole number of bytes"):
+    with pytest.raises(ConfigError, match=r"PITI_CACHE_BYTES is '20GB': Input should be a valid integer"):
         ShardCache()
 
 
