@@ -24,7 +24,7 @@ from piti.data.decoding import decode_image
 from piti.data.publishing import ShardWriter, adopt_shards, published_shards, write_manifest
 from piti.data.shards import ShardSet
 from piti.data.sketch import DETECTOR, detect_edges
-from piti.data.tars import SampleTarWriter, split_members
+from piti.data.tars import SampleTarWriter, read_in_order, split_members
 from piti.data.verify import verify_shards
 from piti.errors import DataError
 
@@ -89,7 +89,8 @@ def test_the_manifest_says_where_each_sample_lies(sketch_set: ShardSet) -> None:
             stream.seek(row["offset"])
             data = stream.read(row["size"])
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
-        members = split_members(data, row["key"])
+        members = split_members(data)
+        assert [(row["key"], members)] == list(read_in_order([data])), "as webdataset reads it"
         about = json.loads(members["json"])
         assert (about["width"], about["height"], about["source"]) == (row["width"], row["height"], row["source"])
         assert about["sketch"] == DETECTOR
