@@ -45,8 +45,8 @@ class FilePart(Protocol):
         """For people: where it lies in its dataset."""
 
     @property
-    def is_remote(self) -> bool:
-        """Whether reading it asks a server."""
+    def place(self) -> str:
+        """What is opened to read it: a tree, a tar, or the file itself."""
 
     def read(self) -> bytes:
         """Its content. Raises OSError."""
@@ -58,10 +58,6 @@ class TreeFile(NamedTuple):
     place: str
     path: str
 
-    @property
-    def is_remote(self) -> bool:
-        return not storage.is_local(self.place)
-
     def read(self) -> bytes:
         return open_tree(self.place).read(self.path)
 
@@ -72,8 +68,8 @@ class UriFile(NamedTuple):
     path: str
 
     @property
-    def is_remote(self) -> bool:
-        return not storage.is_local(self.path)
+    def place(self) -> str:
+        return self.path
 
     def read(self) -> bytes:
         return read_file(self.path)
@@ -118,7 +114,7 @@ class FileItem(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        return any(part is not None and part.is_remote for part in self[4:8])
+        return any(part is not None and not storage.is_local(part.place) for part in self[4:8])
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""
