@@ -216,10 +216,10 @@ def best_condition(alike: Iterable[Entry]) -> Entry | None:
     return best
 
 
-def listing_fingerprint(version: int, places: Iterable[str]) -> str:
-    """Changes whenever the listing of a place does. Raises DataError where a place is missing."""
+def listing_fingerprint(version: int, places: Iterable[str | None]) -> str:
+    """Changes whenever the listing of a place does (None: no place). Raises DataError where a place is missing."""
     digest = hashlib.sha256(str(version).encode())
-    for place in places:
+    for place in filter(None, places):
         for entry in open_tree(place).entries():
             digest.update(f"{place}|{entry.identity}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
