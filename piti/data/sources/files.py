@@ -170,7 +170,7 @@ class FileItem(NamedTuple):
         else:
             values = measurements.depth(content, self.reading.depth_unit_metres)
             if self.validity is not None:
-                values = measurements.where_valid(values, measurements.validity(_read(self.validity)))
+                values = measurements.where_valid(values, _read(self.validity))
             if not values.any():
                 raise RejectedItem("depth is unknown at every pixel")
         values = upright(values, picture, "condition")
