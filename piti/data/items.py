@@ -57,11 +57,6 @@ class LoadedItem:
     lossy: bool = False
     oddity: str | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(H, W, 3)."""
-        return self.image.shape
-
 
 class Item(Protocol):
     """One thing a source found. Small and picklable: it travels to the worker that loads it."""

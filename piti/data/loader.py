@@ -1,12 +1,14 @@
 """Training and validation batches out of shards.
 
 The stream is endless: epoch after epoch of the training split, each sample once an epoch, in an order that follows
-from (seed, epoch) alone (see SampleOrder). Global step b takes positions [b * B, (b + 1) * B), B being the batch over all
-ranks; rank r takes the r-th contiguous part of them (`part_of`). To resume, on any number of ranks and threads, a position suffices.
+from (seed, epoch) alone (see SampleOrder). Global step b takes positions [b * B, (b + 1) * B), B being the batch over
+all ranks; rank r takes the r-th contiguous part of them (`part_of`). To resume, on any number of ranks and threads, a
+position suffices.
 
 A damaged sample keeps its position, and its batch is smaller by one: all ranks see what they would have seen, before and
-after a resume, and a batch says at which places of the rank's part its samples stand. Where every sample of a rank's part is damaged, the next readable sample of the stream stands in, since a
-training step needs at least one. `statistics` counts both.
+after a resume, and a batch says at which places of the rank's part its samples stand. Where every sample of a rank's
+part is damaged, the next readable sample of the stream stands in, since a training step needs at least one.
+`statistics` counts both.
 """
 
 from __future__ import annotations
@@ -80,12 +82,12 @@ class TrainingLoader:
     """Iterates forever over a rank's batches of the training split.
 
     A batch is a dict: `image` (N, 3, S, S), `condition` (N, C, S, S), `keys` list of str, `places` list of N rising
-    positions within this rank's part (gaps: damaged samples), and, where `degraded` is
-    given (companions' URI, or a recipe that is applied as pictures are read), `low_res` (N, 3, s, s) with
-    s = S // `scale`. All hold uint8, so that a quarter of the bytes goes to the device, where
-    `piti.data.conditions.unit_range` makes them [-1, 1]. `batch_size` counts pictures of a step over all ranks; N is this
-    rank's part of it unless samples were damaged. `start_sample` is a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, a batch is read when it
-    is asked for.
+    positions within this rank's part (gaps: damaged samples), and, where `degraded` is given (companions' URI, or a
+    recipe that is applied as pictures are read), `low_res` (N, 3, s, s) with s = S // `scale`. All hold uint8, so that a
+    quarter of the bytes goes to the device, where `piti.data.conditions.unit_range` makes them [-1, 1]. `batch_size`
+    counts pictures of a step over all ranks; N is this rank's part of it unless samples were damaged. `start_sample` is
+    a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, a batch is read when it is
+    asked for.
 
     Raises DataError where a set of shards is missing, was made for another config, or its companions do not match.
     """

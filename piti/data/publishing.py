@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+from webdataset import TarWriter
 
 from piti import storage
 from piti.data.manifest import MANIFEST, ShardStats, read_stats, stats_uri, write_stats, write_table
-from piti.data.tars import SampleTarWriter, shard_split
+from piti.data.tars import shard_split
 from piti.errors import DataError
 
 _COPY_BYTES = 1 << 20
+_MODE = 0o644
 _ASIDE_PREFIX = "piti-shard-"
 _ABANDONED_SECONDS = 6 * 3600.0  # a tar that has not grown for so long belongs to a process that was killed
 
 
 class ShardWriter:
     """Writes one shard aside and publishes it: the tar first, its stats last. Nothing appears unless `publish` ends.
+    Owner, mode and time of the tar's members are fixed, so equal samples give equal bytes.
 
     with ShardWriter(uri, "train-000000.tar", plan) as writer:
         writer.add(key, {"jpg": ..., "json": ...}, source="a/b.jpg", width=640, height=480)
@@ -44,7 +48,8 @@ class ShardWriter:
         self._aside_folder = _aside_folder(uri)
         with self._space():
             self._aside = _aside_path(uri, name)
-            self._tar = SampleTarWriter(self._aside)
+            self._file = open(self._aside, "xb")  # noqa: SIM115 - closed by __exit__
+        self._tar = TarWriter(self._file, user="", group="", mode=_MODE, mtime=0, encoder=False, compress=False)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -53,8 +58,10 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._space():
+            with suppress(OSError):  # of a full disk, which has already been raised where it was met
                 self._tar.close()
+            with self._space():
+                self._file.close()
         finally:
             self._aside.unlink(missing_ok=True)
 
@@ -65,10 +72,24 @@ class ShardWriter:
     def add(
         self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int, oddity: str | None = None
     ) -> None:
-        """Append a sample; see SampleTarWriter.add. `oddity`: what is implausible about it."""
+        """Append a sample. `members` maps a suffix without its leading dot (`cond.png`) to content; they are stored in
+        the order of their suffixes. `oddity`: what is implausible about the sample.
+
+        Raises ValueError for a key that readers would split elsewhere, and for a name that is too long for a plain tar
+        header.
+        """
+        if not key or "." in key or "/" in key or len(key) > 80:
+            raise ValueError(f"{key!r} cannot be a sample's key")
+        for suffix in members:
+            if len(f"{key}.{suffix}") > tarfile.LENGTH_NAME:
+                raise ValueError(f"{key}.{suffix} is too long for a tar header")
+        begin = self._tar.tarstream.offset
         with self._space():
-            self._tar.add(key, members)
-        self._record(key, "accepted", source, oddity, shard=self._name, width=width, height=height)
+            self._tar.write({"__key__": key, **members})
+        self._record(
+            key, "accepted", source, oddity, shard=self._name, offset=begin, size=self._tar.tarstream.offset - begin,
+            width=width, height=height,
+        )  # fmt: skip
 
     def reject(self, key: str, reason: str, *, source: str) -> None:
         """Record an item that gives no sample."""
@@ -85,10 +106,13 @@ class ShardWriter:
     def publish(self) -> ShardStats:
         """Make the shard appear. A shard of rejected items alone has stats and no tar."""
         with self._space():
-            size, sha256, spans = self._tar.finish()
-        samples = (row for row in self._rows if row["status"] == "accepted")
-        for row, span in zip(samples, spans, strict=True):
-            row.update(asdict(span))
+            self._tar.close()
+            self._file.close()
+        with open(self._aside, "rb") as tar:
+            for row in self._rows:
+                if row["status"] == "accepted":
+                    row["sha256"] = storage.sha256_bytes(tar.read(row["size"]))
+        size, sha256 = self._aside.stat().st_size, storage.sha256_file(str(self._aside))
         counts = Counter(row["status"] for row in self._rows)
         stats = ShardStats(
             self._name, self._plan, size, sha256, counts["accepted"], counts["rejected"], counts["filtered"]

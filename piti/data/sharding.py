@@ -159,7 +159,7 @@ def write_shard(plan: ShardPlan, data: DataConfig, uri: str) -> ShardStats:
             except RejectedItem as reason:
                 writer.reject(item.key, str(reason), source=item.origin)
                 continue
-            height, width = loaded.shape[:2]
+            height, width = loaded.image.shape[:2]
             writer.add(item.key, members, source=item.origin, width=width, height=height, oddity=loaded.oddity)
         return writer.publish()
 
@@ -207,7 +207,7 @@ def sample_members(item: Item, loaded: LoadedItem, data: DataConfig) -> dict[str
     members = _picture_member(image, loaded, original)
     members |= _condition_members(loaded, image, data)
     about: dict[str, Any] = {
-        "key": item.key, "source": item.origin, "width": loaded.shape[1], "height": loaded.shape[0],
+        "key": item.key, "source": item.origin, "width": loaded.image.shape[1], "height": loaded.image.shape[0],
         "geometry": data.geometry, "modality": data.modality, "bytes_kept": original is not None, **loaded.provenance,
     }  # fmt: skip
     if data.modality == "sketch":
@@ -229,7 +229,7 @@ def _check_classes(loaded: LoadedItem, data: DataConfig) -> None:
 def _condition(loaded: LoadedItem, image: NDArray[np.uint8], data: DataConfig) -> RawCondition:
     """The condition at the size of the stored picture, `image`, in which a missing sketch is detected."""
     if loaded.condition is not None:
-        return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.shape)
+        return shrink_condition(loaded.condition, data.modality, data.geometry, data.image_size, loaded.image.shape)
     if data.modality != "sketch":
         raise RejectedItem(f"no condition for modality {data.modality}")
     return RawCondition(detect_sketch(image, data.sketch))

@@ -168,10 +168,7 @@ class ShardReader:
             raise DamagedSample(
                 "bytes do not have the hash in the manifest" if len(data) == size else "tar is cut short"
             )
-        try:
-            return split_members(data, index.keys[sample])
-        except ValueError as error:
-            raise DamagedSample(str(error)) from error
+        return split_members(data)
 
     def _read_span(self, name: str, offset: int, size: int) -> bytes:
         for _ in range(3):

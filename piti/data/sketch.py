@@ -15,7 +15,6 @@ _BLUR_SIGMA_PIXELS = 1.0
 _STRONG_SHARE = 0.9  # a gradient stronger than this share of all pixels' begins an edge
 _WEAK_TO_STRONG = 0.4
 _FLOOR = 24.0  # gradient magnitude (Sobel 3x3, 8-bit grey) below which nothing is an edge, however flat the picture
-_MAGNITUDES = 1536  # whole numbers that a magnitude can take: at most 1020 * sqrt(2)
 
 DETECTOR: dict[str, Any] = {
     "name": "canny", "library": "opencv", "blur_sigma_pixels": _BLUR_SIGMA_PIXELS, "strong_share": _STRONG_SHARE,
@@ -48,12 +47,7 @@ def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), _BLUR_SIGMA_PIXELS)
     across, down = cv2.spatialGradient(grey)  # Sobel 3x3
-    strong = max(_magnitude_quantile(across[::2, ::2], down[::2, ::2], _STRONG_SHARE), _FLOOR)  # a quarter suffices
+    some_across, some_down = (part[::2, ::2].astype(np.float32) for part in (across, down))  # a quarter suffices
+    magnitude = cv2.magnitude(some_across, some_down).astype(np.uint16)
+    strong = max(float(np.quantile(magnitude, _STRONG_SHARE, method="inverted_cdf")), _FLOOR)
     return np.asarray(cv2.Canny(across, down, _WEAK_TO_STRONG * strong, strong, L2gradient=True), dtype=np.uint8)
-
-
-def _magnitude_quantile(across: NDArray[Any], down: NDArray[Any], share: float) -> float:
-    """Quantile of the gradient magnitudes, cut to whole numbers: `share` of all pixels do not exceed it."""
-    magnitude = cv2.magnitude(across.astype(np.float32), down.astype(np.float32)).astype(np.uint16)
-    counts = cv2.calcHist([magnitude], [0], None, [_MAGNITUDES], [0, _MAGNITUDES])
-    return float(np.searchsorted(np.cumsum(counts), share * magnitude.size))

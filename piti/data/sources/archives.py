@@ -153,20 +153,16 @@ def _unicode_path(extra: bytes, plain: bytes) -> str | None:
 
 
 class TarSpan(NamedTuple):
-    """A member of a tar by its place in it, headers and all, so that the tar need not be listed again to read it."""
+    """A member of the tar at `place` by its bytes there, headers and all: to read it, the tar need not be listed again."""
 
-    tar: str
+    place: str
     path: str
     begin: int
     end: int
 
-    @property
-    def is_remote(self) -> bool:
-        return not storage.is_local(self.tar)
-
     def read(self) -> bytes:
         """The member's content. Raises OSError, UnreadableFileError where the tar is at fault."""
-        fs, path = storage.filesystem(plain_tar(self.tar))
+        fs, path = storage.filesystem(plain_tar(self.place))
         data = io.BytesIO(fs.cat_file(path, start=self.begin, end=self.end))
         try:
             with tarfile.open(fileobj=data, mode="r:") as archive:
@@ -177,7 +173,7 @@ class TarSpan(NamedTuple):
                     raise tarfile.ReadError("unexpected end of data")
                 return content
         except tarfile.TarError as error:
-            raise UnreadableFileError(f"{self.path} in {self.tar} cannot be read ({error})") from error
+            raise UnreadableFileError(f"{self.path} in {self.place} cannot be read ({error})") from error
 
 
 class TarTree(_ArchiveTree):

@@ -51,12 +51,10 @@ class DiodeSource:
         return [place for place in (self._place(split), apart) if place is not None]
 
     def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
-        places = [
-            place
-            for split in splits
-            for place in (self._normal_places(split) if self._uses_normals else [self._place(split)])
-        ]
-        return listing_fingerprint(_FORMAT_VERSION, [place for place in places if place is not None])
+        places: list[str | None] = []
+        for split in splits:
+            places += self._normal_places(split) if self._uses_normals else [self._place(split)]
+        return listing_fingerprint(_FORMAT_VERSION, places)
 
     def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         problems: list[PitiError] = []

@@ -45,8 +45,8 @@ class FilePart(Protocol):
         """For people: where it lies in its dataset."""
 
     @property
-    def is_remote(self) -> bool:
-        """Whether reading it asks a server."""
+    def place(self) -> str:
+        """What is opened to read it: a tree, a tar, or the file itself."""
 
     def read(self) -> bytes:
         """Its content. Raises OSError."""
@@ -58,10 +58,6 @@ class TreeFile(NamedTuple):
     place: str
     path: str
 
-    @property
-    def is_remote(self) -> bool:
-        return not storage.is_local(self.place)
-
     def read(self) -> bytes:
         return open_tree(self.place).read(self.path)
 
@@ -72,8 +68,8 @@ class UriFile(NamedTuple):
     path: str
 
     @property
-    def is_remote(self) -> bool:
-        return not storage.is_local(self.path)
+    def place(self) -> str:
+        return self.path
 
     def read(self) -> bytes:
         return read_file(self.path)
@@ -118,7 +114,7 @@ class FileItem(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        return any(part is not None and part.is_remote for part in self[4:8])
+        return any(part is not None and not storage.is_local(part.place) for part in self[4:8])
 
     def load(self) -> LoadedItem:
         """Read and decode. Raises RejectedItem with the reason where that fails or parts do not fit together."""
@@ -174,7 +170,7 @@ class FileItem(NamedTuple):
         else:
             values = measurements.depth(content, self.reading.depth_unit_metres)
             if self.validity is not None:
-                values = measurements.where_valid(values, measurements.validity(_read(self.validity)))
+                values = measurements.where_valid(values, _read(self.validity))
             if not values.any():
                 raise RejectedItem("depth is unknown at every pixel")
         values = upright(values, picture, "condition")
@@ -220,10 +216,10 @@ def best_condition(alike: Iterable[Entry]) -> Entry | None:
     return best
 
 
-def listing_fingerprint(version: int, places: Iterable[str]) -> str:
-    """Changes whenever the listing of a place does. Raises DataError where a place is missing."""
+def listing_fingerprint(version: int, places: Iterable[str | None]) -> str:
+    """Changes whenever the listing of a place does (None: no place). Raises DataError where a place is missing."""
     digest = hashlib.sha256(str(version).encode())
-    for place in places:
+    for place in filter(None, places):
         for entry in open_tree(place).entries():
             digest.update(f"{place}|{entry.identity}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -96,8 +96,8 @@ class LabelledSource:
         return find_place(self._root, self._layout.labels[split]) if self._uses_labels else None
 
     def fingerprint(self, splits: Sequence[Split] = SPLITS) -> str:
-        places = [place for split in splits for place in (self._images(split), self._labels(split))]
-        return listing_fingerprint(_FORMAT_VERSION, [place for place in places if place is not None])
+        places = (place for split in splits for place in (self._images(split), self._labels(split)))
+        return listing_fingerprint(_FORMAT_VERSION, places)
 
     def problems(self, splits: Sequence[Split] = SPLITS) -> list[PitiError]:
         layout, data = self._layout, self._data

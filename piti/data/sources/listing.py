@@ -107,8 +107,6 @@ def stored_version(uri: str) -> str:
 
 def read_file(uri: str) -> bytes:
     """Content of a regular file or an object. Raises OSError, UnreadableFileError for a pipe, socket or device."""
-    if not storage.is_local(uri):
-        return storage.read_bytes(uri)
     with open_regular(uri) as stream:
         return stream.read()
 

@@ -85,19 +85,14 @@ def depth(data: bytes, unit_metres: float) -> NDArray[np.float32]:
     return np.where(np.isfinite(metres) & (metres > 0), metres, 0.0).astype(np.float32)
 
 
-def validity(data: bytes) -> NDArray[np.bool_]:
-    """Where a depth map counts, bool (H, W): where the file is positive. Raises RejectedItem."""
-    values = _certain(data, "depth mask").values
-    return np.asarray(np.nan_to_num(values.astype(np.float32)) > 0)
-
-
-def where_valid(metres: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Depth with 0 wherever it is not valid. Raises RejectedItem where the sizes differ."""
-    if metres.shape != valid.shape:
+def where_valid(metres: NDArray[np.float32], mask: bytes) -> NDArray[np.float32]:
+    """Depth with 0 wherever the file `mask` is not positive. Raises RejectedItem, also where the sizes differ."""
+    values = _certain(mask, "depth mask").values
+    if metres.shape != values.shape:
         raise RejectedItem(
-            f"depth is {metres.shape[1]}x{metres.shape[0]} pixels, its mask {valid.shape[1]}x{valid.shape[0]}"
+            f"depth is {metres.shape[1]}x{metres.shape[0]} pixels, its mask {values.shape[1]}x{values.shape[0]}"
         )
-    return np.where(valid, metres, np.float32(0))
+    return np.where(np.nan_to_num(values.astype(np.float32)) > 0, metres, np.float32(0))
 
 
 def normals(data: bytes) -> NDArray[np.float32]:

@@ -67,7 +67,7 @@ def test_a_tar(
     plan = next(iter(plan_shards(open_source(sketch_data), sketch_data, seed=0)))
     uri = memory if is_remote else str(temporary)
     with monkeypatch.context() as patch:
-        patch.setattr("piti.data.tars.open", full_disk, raising=False)
+        patch.setattr("piti.data.publishing.open", full_disk, raising=False)
         with pytest.raises(DataError, match=re.escape(f"no space left for {plan.name} in {temporary} - free some")):
             write_shard(plan, sketch_data, uri)
     assert list(temporary.iterdir()) == storage.list_names(memory) == []

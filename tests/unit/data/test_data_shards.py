@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from piti.data.decoding import decode_image
 from piti.data.publishing import ShardWriter, adopt_shards, published_shards, write_manifest
 from piti.data.shards import ShardSet
 from piti.data.sketch import DETECTOR, detect_edges
-from piti.data.tars import SampleTarWriter, split_members
+from piti.data.tars import read_in_order, split_members
 from piti.data.verify import verify_shards
 from piti.errors import DataError
 
@@ -89,7 +88,8 @@ def test_the_manifest_says_where_each_sample_lies(sketch_set: ShardSet) -> None:
             stream.seek(row["offset"])
             data = stream.read(row["size"])
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
-        members = split_members(data, row["key"])
+        members = split_members(data)
+        assert [(row["key"], members)] == list(read_in_order([data])), "as webdataset reads it"
         about = json.loads(members["json"])
         assert (about["width"], about["height"], about["source"]) == (row["width"], row["height"], row["source"])
         assert about["sketch"] == DETECTOR
@@ -200,12 +200,13 @@ def test_a_shard_of_rejected_items_has_a_record_and_no_tar(tmp_path: Path) -> No
 
 def test_keys_that_readers_would_misread_are_refused(tmp_path: Path) -> None:
     """And a name that does not fit a tar header."""
-    with closing(SampleTarWriter(tmp_path / "a.tar")) as writer:
+    about = {"source": "a", "width": 1, "height": 1}
+    with ShardWriter(str(tmp_path), "train-000000.tar", "plan") as writer:
         for key in ("", "a.b", "a/b", "x" * 81):
             with pytest.raises(ValueError, match="cannot be a sample's key"):
-                writer.add(key, {"txt": b"x"})
+                writer.add(key, {"txt": b"x"}, **about)
         with pytest.raises(ValueError, match="too long for a tar header"):
-            writer.add("x" * 80, {"y" * 30: b""})
+            writer.add("x" * 80, {"y" * 30: b""}, **about)
 
 
 def test_no_manifest_no_shards(sketch_set: ShardSet, tmp_path: Path) -> None:
