@@ -11,6 +11,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -98,28 +99,42 @@ class TensorBoard(Tracker):
         self._num_files = self._num_events = 0
         self._uploaded: dict[str, int] = {}
 
+    def _tell(self) -> None:
+        super()._tell()
+        if self._remote_folder is not None and self._folder is not None:
+            self._upload(self._folder, self._remote_folder)  # after an error here only the upload is repeated
+
     def _write(self, events: Sequence[Event]) -> None:
+        if self._writer is not None and self._num_events >= EVENTS_PER_FILE:
+            self._close_file()
+        writer = self._writer or self._open_file()
+        try:
+            for name, value, step in events:
+                if isinstance(value, bytes):
+                    writer.add_image(name, np.asarray(_picture(value)), step, dataformats="HWC")
+                else:
+                    writer.add_scalar(name, value, step)
+            writer.flush()
+        except Exception:
+            with suppress(Exception):  # the first error counts; the events begin a new file
+                self._close_file()
+            raise
+        self._num_events += len(events)
+
+    def _open_file(self) -> SummaryWriter:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp())
-        writer, self._writer = self._writer, None  # after an error here the events begin a new file
-        if writer is not None and self._num_events >= EVENTS_PER_FILE:
-            writer.close()
-            writer = None
-        if writer is None:
-            self._num_files += 1
-            suffix = f".{self._num_files}"
-            writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, filename_suffix=suffix)
-            self._purge_step, self._num_events = None, 0
-        for name, value, step in events:
-            if isinstance(value, bytes):
-                writer.add_image(name, np.asarray(_picture(value)), step, dataformats="HWC")
-            else:
-                writer.add_scalar(name, value, step)
-        self._num_events += len(events)
-        writer.flush()
-        if self._remote_folder is not None:
-            self._upload(self._folder, self._remote_folder)
-        self._writer = writer
+        self._num_files += 1
+        suffix = f".{self._num_files}"
+        self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, filename_suffix=suffix)
+        self._purge_step, self._num_events = None, 0
+        return self._writer
+
+    def _close_file(self) -> None:
+        writer: Any = self._writer
+        self._writer = None
+        if writer is not None:
+            writer.file_writer.close()  # unlike `writer.close()`, it ends the writer's thread where its flush fails
 
     def _upload(self, folder: Path, remote: str) -> None:
         """Copy the files that have grown."""
@@ -130,8 +145,7 @@ class TensorBoard(Tracker):
                 self._uploaded[path.name] = len(data)
 
     def _finish(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._close_file()
         if self._remote_folder is not None and self._folder is not None:
             shutil.rmtree(self._folder)
 

@@ -7,15 +7,18 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+from torch.utils.tensorboard import SummaryWriter
 
 from piti import storage
 from piti.checkpoints import LEFTOVER_SECONDS, checkpoint_uri, claim_checkpoint, clear_leftovers, prune_checkpoints
-from piti.training import metrics
+from piti.training import metrics, publisher
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
 from piti.training.trackers import TensorBoard
@@ -95,6 +98,65 @@ def test_metrics_in_an_object_store() -> None:
     assert events.startswith("events.out.tfevents")
 
 
+def steps_of_events(folder: Path) -> list[int]:
+    return [event.step for event in EventAccumulator(str(folder)).Reload().Scalars("train/loss")]
+
+
+def wait_for_failures(tracker: TensorBoard, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while tracker.num_failed < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def threads_of_event_files() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if isinstance(thread, _AsyncWriterThread)]
+
+
+def test_an_outage_repeats_the_upload_of_events_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty uploads fail, more events come meanwhile: one file, one thread, each event once."""
+    write_bytes, before = storage.write_bytes, len(threads_of_event_files())
+
+    def away(uri: str, data: bytes) -> None:
+        raise ConnectionError("the object store is away")
+
+    monkeypatch.setattr(publisher, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "write_bytes", away)
+    folder = "memory://outage-test/tensorboard"
+    tracker = TensorBoard(folder, 0)
+    for first in (1, 101):
+        tracker.add([("train/loss", 1.0, step) for step in range(first, first + 100)])
+        tracker.publish()
+        wait_for_failures(tracker, tracker.num_failed + 10)
+    assert len(threads_of_event_files()) - before <= 1
+    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    assert tracker.close() == []
+    assert len(threads_of_event_files()) == before
+    (name,) = storage.list_names(folder)
+    (tmp_path / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
+    assert steps_of_events(tmp_path) == list(range(1, 201))
+
+
+def test_an_event_file_that_cannot_be_written_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten files one after the other cannot be written: one thread at most, and the last file has the events."""
+    before, add_scalar = len(threads_of_event_files()), SummaryWriter.add_scalar
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publisher, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    tracker = TensorBoard(str(tmp_path), 0)
+    tracker.add([("train/loss", 1.0, 1), ("train/loss", 1.0, 2)])
+    tracker.publish()
+    wait_for_failures(tracker, 10)
+    assert len(threads_of_event_files()) - before <= 1
+    monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    assert tracker.close() == []
+    assert len(threads_of_event_files()) == before
+    assert steps_of_events(tmp_path) == [1, 2]
+
+
 def test_a_part_that_is_full_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A publication writes the records since the last full part, however long the run."""
     monkeypatch.setattr(metrics, "RECORDS_PER_PART", 10)
@@ -107,13 +169,13 @@ def test_a_part_that_is_full_is_not_written_again(tmp_path: Path, monkeypatch: p
         write_bytes(uri, data)
 
     monkeypatch.setattr(storage, "write_bytes", counting)
-    publisher = Publisher()
-    log = MetricsLog(str(tmp_path), 0, publisher)
+    writes = Publisher()
+    log = MetricsLog(str(tmp_path), 0, writes)
     for step in range(1, 36):
         log.add(step, "train", {"loss": float(step)})
-        assert publisher.flush(10)
+        assert writes.flush(10)
     log.publish()
-    assert publisher.close() == []
+    assert writes.close() == []
     assert max(sizes) == 10
     assert len(list(tmp_path.glob("metrics*.jsonl"))) == 4
     assert [record["step"] for record in read_metrics(str(tmp_path))] == list(range(1, 36))
