@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 from piti import storage
 from piti.checkpoints import clear_leftovers, newest_step
 from piti.config import Stage
-from piti.errors import PitiError, PreemptedError, first_line
+from piti.errors import PitiError, PreemptedError
 from piti.job import SPEC_FILE, JobContext, JobResult, JobSpec
+from piti.jobs.failures import reason_of
 from piti.runs import WORKERS_FILE
 from piti.training.failures import Cause, Retries, root_cause
 from piti.training.watchdog import Watchdog, leave_stall
@@ -66,8 +67,8 @@ def run(context: JobContext) -> JobResult:
 
 
 def time_outs(context: JobContext) -> dict[str, str]:
-    """Ray Train's own time-outs. NCCL's monitoring, where there is any, ends a hang before `stall_seconds` does, but
-    outlasts the patience with shards that are out of reach."""
+    """Ray Train's own time-outs. NCCL's monitoring, where there is any, says which ranks' collectives disagree before
+    `stall_seconds` ends the hang with every worker's stacks, but not while shards out of reach are waited for."""
     stall_seconds, start_seconds = context.config.cluster.stall_seconds, context.config.cluster.start_seconds
     limits = {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": f"{stall_seconds:g}"}
     workers = context.config.cluster.workers
@@ -77,7 +78,7 @@ def time_outs(context: JobContext) -> dict[str, str]:
         return limits
     return limits | {
         "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1",
-        "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
+        "RAY_TRAIN_NCCL_RAS_ACTION": "observe",
         "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": f"{0.75 * stall_seconds:g}",
     }
 
@@ -90,6 +91,7 @@ def _prefer(environment: dict[str, str]) -> None:
 def _fit(context: JobContext, driver: Driver) -> JobResult:
     """Ray Train retries whatever a worker raises, even what will never change. So it is told not to: `Retries` decides."""
     import ray.train
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import ControllerError
 
     name, retries = context.spec.name, Retries(context.config.cluster.max_failures)
@@ -98,14 +100,18 @@ def _fit(context: JobContext, driver: Driver) -> JobResult:
         try:
             return cast(JobResult, _trainer(context, driver.attempt()).fit().return_value)
         except ray.train.WorkerGroupError as error:
-            cause = root_cause(error.worker_failures)
+            cause = root_cause(error.worker_failures) if error.worker_failures else Cause(_told(error))
         except ControllerError as error:
-            cause = Cause(f"Ray Train's controller failed: {first_line(error.controller_failure)}")
+            if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                continue  # nobody's fault either: `driver` says what the workers wait for
+            reason = _reason_of_controller(error.controller_failure)
+            cause = Cause(reason, signature=reason)
         if isinstance(cause.error, PreemptedError):  # nobody's fault: it does not count
             context.info(f"{cause.error}; going on elsewhere from the last checkpoint")
             continue
         if cause.error is not None:
             raise cause.error
+        _wait_for_storage(context.spec)  # which tells of stalls and of progress
         if stalls := driver.stalls():
             cause = Cause(f"{stalls[0]}; the log has the stacks of every worker")
         if not retries.after(cause, newest_step(context.spec.output)):
@@ -113,6 +119,19 @@ def _fit(context: JobContext, driver: Driver) -> JobResult:
         context.info(
             f"{name}: {cause.line}; restart {retries.num_failures} of {retries.max_failures} from the last checkpoint"
         )
+
+
+def _reason_of_controller(failure: Exception) -> str:
+    """One line. Of a worker that could not begin, Ray quotes the traceback, whose last line says why."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    why = f" {str(failure).splitlines()[-1]}" if isinstance(failure, WorkerGroupStartupFailedError) else ""
+    return f"Ray Train's controller failed: {reason_of(failure)}{why}"
+
+
+def _told(error: Exception) -> str:
+    """What Ray Train says of a group whose workers raised nothing, as NCCL's monitoring does of a hang."""
+    return f"{type(error).__name__}: {str(error).partition(':')[2].strip().partition(chr(10))[0]}"
 
 
 def _wait_for_storage(spec: JobSpec) -> None:
@@ -151,7 +170,9 @@ def _trainer(context: JobContext, attempt: str) -> Any:
         storage_path=folder,
         storage_filesystem=filesystem,
         # Ray's collectives stay strict: workers that are about to go take part in each step until all end together.
-        failure_config=FailureConfig(max_failures=0, preemption_grace_s=cluster.preemption_grace_seconds),
+        failure_config=FailureConfig(
+            max_failures=0, controller_failure_limit=0, preemption_grace_s=cluster.preemption_grace_seconds
+        ),
         logging_config=LoggingConfig(log_level="WARNING"),
     )
     return Trainer(

@@ -7,6 +7,7 @@ and alone where there is none.
 from __future__ import annotations
 
 import resource
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -52,8 +53,15 @@ class Workers:
         if self.world_size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
+        # After its first backward pass torch orders gradients anew, and with them the sums of three or more workers: a
+        # resumed run would differ from an undisturbed one. With `find_unused_parameters` the first order stays.
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         return DistributedDataParallel(
-            module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+            module,
+            device_ids=devices,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,
         )
 
     def gather(self, values: Tensor) -> Tensor:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import ray.train
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, NCCLHangError
 
 from piti import storage
 from piti.config.presets import load_config
-from piti.errors import StoppedError
-from piti.job import JobContext, JobSpec
+from piti.errors import PitiError, StoppedError
+from piti.job import SPEC_FILE, JobContext, JobSpec
 from piti.jobs import driver as driver_module
+from piti.jobs import train
 from piti.jobs.driver import Driver, waiting_message
 from piti.jobs.train import time_outs
 from piti.plan import Plan
@@ -47,13 +55,100 @@ def test_time_outs_are_settings(tmp_path: Path) -> None:
     gpu = load_config("demo-sketch", tiny_overrides(tmp_path, cluster__use_gpu=True))
     monitoring = time_outs(JobContext(JobSpec.for_step(Plan(gpu).stage2, gpu, str(tmp_path))))
     confirmed_seconds = float(monitoring["RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S"])
-    assert confirmed_seconds < gpu.cluster.stall_seconds, "the stacks come after the end"
+    assert confirmed_seconds < gpu.cluster.stall_seconds, "it says nothing before the end"
     assert confirmed_seconds > storage.PATIENCE_SECONDS + 60, "one worker's wait for storage is taken for a hang"
     ray = find_spec("ray")
     assert ray is not None
     assert ray.origin is not None
     known = Path(ray.origin).with_name("train").joinpath("v2/_internal/constants.py").read_text()
     assert all(name in known for name in {**fixed, **monitoring})
+
+
+class Ended:
+    """A trainer whose runs end one after the other as told; the last one's result is `done`."""
+
+    return_value: ClassVar = "done"
+
+    def __init__(self, *errors: Exception) -> None:
+        self._errors = list(errors)
+
+    def fit(self) -> Ended:
+        if self._errors:
+            raise self._errors.pop(0)
+        return self
+
+
+def fit(context: JobContext, monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> Any:
+    trainer = Ended(*errors)
+    monkeypatch.setattr(train, "_trainer", lambda *_: trainer)
+    storage.write_json(storage.join(context.spec.folder, SPEC_FILE), {})
+    with Driver(context, "pretrain") as driver:
+        return train._fit(context, driver)
+
+
+def test_workers_that_get_no_room_wait_for_it_without_an_end(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_room = ControllerError(WorkerGroupStartupTimeoutError(8))
+    assert fit(context, monkeypatch, *[no_room] * 20) == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        # As NCCL's monitoring raises it, where RAY_TRAIN_NCCL_RAS_ACTION asks for that.
+        (NCCLHangError("1 of 3 communicators have a mismatch.\nTo debug:\n  - read", worker_failures={}),
+         "NCCLHangError: 1 of 3 communicators have a mismatch."),
+        (ControllerError(RayTaskError("set_up", "Traceback\n line", RuntimeError("NCCL error: x")).as_instanceof_cause()),
+         "Ray Train's controller failed: RuntimeError: NCCL error: x"),
+        (ControllerError(WorkerGroupStartupFailedError("One failed due to error:\nTraceback\n  line\nx.RayActorError: Died.\n")),
+         "failed: WorkerGroupStartupFailedError: One failed due to error: x.RayActorError: Died."),
+    ],
+)  # fmt: skip
+def test_failures_that_no_worker_raised_are_counted_and_named(
+    context: JobContext,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    reason: str,
+) -> None:
+    caplog.set_level("INFO")
+    assert fit(context, monkeypatch, error) == "done"
+    assert f"{reason}; restart 1 of" in caplog.text
+    with pytest.raises((PitiError, RuntimeError), match=re.escape(reason)):
+        fit(context, monkeypatch, *[error] * 20)
+
+
+def test_a_failure_with_storage_away_is_judged_when_storage_is_back(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver reads then would otherwise be the reason, or be taken for no progress."""
+    states = []
+
+    class Lost(Ended):
+        def fit(self) -> Ended:
+            if not states:
+                states.append("lost")
+                Path(context.spec.folder).rename(context.spec.folder + "-away")
+                threading.Timer(0.5, back).start()
+                raise ray.train.WorkerGroupError("lost", {0: ActorDiedError()})
+            return self
+
+    def back() -> None:
+        states.append("back")
+        Path(context.spec.folder + "-away").rename(context.spec.folder)
+
+    def newest(_: str) -> int:
+        states.append("asked")
+        return 4
+
+    monkeypatch.setattr(storage, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(train, "newest_step", newest)
+    monkeypatch.setattr(train, "_trainer", lambda *_: Lost())
+    storage.write_json(storage.join(context.spec.folder, SPEC_FILE), {})
+    with Driver(context, "pretrain") as driver:
+        assert train._fit(context, driver) == "done"
+    assert states == ["lost", "back", "asked"]
 
 
 def begin(context: JobContext, attempt: str) -> None:

@@ -138,33 +138,47 @@ def test_a_step_of_two_workers_is_that_of_one(pipeline: Any, tmp_path: Path) -> 
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(firsts["compiled"][name])), name
 
 
-def train_twice(rank: int, folder: Path, undisturbed: list[dict[str, Any]], broken: list[dict[str, Any]]) -> None:
-    """Every run to its end, and another one to step 2, then anew from there."""
-    for spec in undisturbed:
-        train(JobContext(JobSpec.model_validate(spec)), Workers.current())
-    for spec in broken:
-        go_on(spec, 2)
+def train_twice(rank: int, folder: Path, runs: list[tuple[dict[str, Any], dict[str, Any], int]]) -> None:
+    """Of each two runs one to its end, and one to a step, then anew from there."""
+    for undisturbed, broken, stopped_at in runs:
+        train(JobContext(JobSpec.model_validate(undisturbed)), Workers.current())
+        go_on(broken, stopped_at)
         if rank == 0:
-            shutil.copytree(spec["output"], f"{spec['output']}-alone")
-        train(JobContext(JobSpec.model_validate(spec)), Workers.current())
+            shutil.copytree(broken["output"], f"{broken['output']}-alone")
+        train(JobContext(JobSpec.model_validate(broken)), Workers.current())
 
 
-def test_runs_go_on_to_the_bit_and_also_undivided(pipeline: Any, tmp_path: Path) -> None:
-    """Bit for bit on as many workers, and with the same losses on one that holds everything, from the same checkpoint."""
+@pytest.mark.parametrize(("strategy", "stopped_at"), [("ddp", 2), ("fsdp", 3)])
+def test_runs_go_on_to_the_bit_and_also_undivided(
+    pipeline: Any, tmp_path: Path, strategy: str, stopped_at: int
+) -> None:
+    """At the end of the first of two phases and in the second: bit for bit on as many workers, and with the same losses on
+    one that holds everything, from the same checkpoint. With three, the order of a sum shows, unlike with two."""
     pipeline.finish("pretrain")
-    runs = {
-        kind: [pipeline.context(stage, run=f"{stage}-{kind}", **options(stage)) for stage in STAGES[1:]]
-        for kind in ("undisturbed", "broken")
-    }
-    specs = {kind: [context.spec.model_dump(mode="json") for context in contexts] for kind, contexts in runs.items()}
-    run_workers(train_twice, tmp_path, specs["undisturbed"], specs["broken"])
-    for stage, undisturbed, broken in zip(STAGES[1:], runs["undisturbed"], runs["broken"], strict=True):
-        expected, found = (everything(checkpoint_uri(c.spec.output, STEPS), c) for c in (undisturbed, broken))
+    phases = [{"steps": 2, "learning_rate": rate, "condition_dropout": 0.3} for rate in (1e-4, 2e-4)]
+
+    def context(stage: Stage, kind: str) -> JobContext:
+        told = options(stage, phases=phases) | {"cluster__strategy": strategy}
+        found: JobContext = pipeline.context(stage, run=f"{stage}-{strategy}-{stopped_at}-{kind}", **told)
+        return found
+
+    pairs = {stage: (context(stage, "undisturbed"), context(stage, "broken")) for stage in STAGES[1:]}
+    told = [(*(one.spec.model_dump(mode="json") for one in pair), stopped_at) for pair in pairs.values()]
+    run_workers(train_twice, tmp_path, told, world_size=3)
+    for stage, (undisturbed, broken) in pairs.items():
+        expected, found = (everything(checkpoint_uri(one.spec.output, STEPS), one) for one in (undisturbed, broken))
         assert differences(expected, found) == [], stage
-        alone = pipeline.context(stage, run=f"{stage}-broken-alone", **options(stage))
-        assert train(alone, Workers())["resumed_from_step"] == 2
-        records, others = (read_metrics(context.spec.output) for context in (undisturbed, alone))
+        assert losses_of(broken) == losses_of(undisturbed)
+        alone = context(stage, "broken-alone")
+        assert train(alone, Workers())["resumed_from_step"] == stopped_at
+        records, others = (read_metrics(one.spec.output) for one in (undisturbed, alone))
         assert len(records) == len(others) > STEPS
         for one, other in zip(records, others, strict=True):
             for name in {"loss", "mse", "vb"} & one.keys():
                 assert other[name] == pytest.approx(one[name], rel=TOLERANCE), f"{stage}, step {one['step']}: {name}"
+
+
+def losses_of(run: JobContext) -> list[tuple[Any, ...]]:
+    return [
+        tuple(record.get(name) for name in ("step", "loss", "mse", "vb")) for record in read_metrics(run.spec.output)
+    ]
