@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.cluster import Cluster, Resources, patiently
 from flows.parameters import Overrides
 from piti import storage
+from piti.checkpoints import most_checkpoints
 from piti.config import STAGES, Config, Stage
 from piti.config.presets import load_config
 from piti.data.sources import open_source
@@ -96,14 +97,10 @@ def _disk_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
     free = storage.free_bytes(config.root)
     if free is None:
         return
-    # A PNG of a photograph needs at most about 2.5 bytes a pixel; a checkpoint holds weights, EMA and two AdamW moments.
+    # A PNG of a photograph needs at most about 2.5 bytes a pixel.
     pixels = config.data.image_size**2
     pictures = num_samples * pixels * 2.5 * (1 + config.degradation.variants / config.scale**2)
-    checkpoints = sum(
-        (settings.keep_checkpoints + 1) * 16 * _parameters_upper_bound(config, stage)
-        for stage in STAGES
-        if (settings := config.stage(stage)) is not None
-    )
+    checkpoints = sum(_checkpoints_bytes(config, stage) for stage in STAGES)
     needed = pictures + checkpoints
     if free < needed:
         yield PitiError(
@@ -112,10 +109,21 @@ def _disk_problems(config: Config, num_samples: int) -> Iterator[PitiError]:
         )
 
 
-def _parameters_upper_bound(config: Config, stage: str) -> float:
-    """A rough count of parameters: the published 338 M scaled by width squared."""
+def _checkpoints_bytes(config: Config, stage: Stage) -> float:
+    """What the checkpoints of a stage take at once at most. One holds weights, averages and two moments of what is
+    trained; stage 1's decoder, which is not, is stored once."""
+    settings = config.stage(stage)
+    if settings is None:
+        return 0.0
+    encoder, decoder = _parameters_upper_bounds(config, stage)
+    trained, frozen = (encoder, decoder) if stage == "stage1" else (encoder + decoder, 0.0)
+    return 16 * trained * most_checkpoints(settings) + 4 * frozen
+
+
+def _parameters_upper_bounds(config: Config, stage: Stage) -> tuple[float, float]:
+    """Rough counts of the parameters of encoder and decoder: the published ones scaled by width squared."""
     model = config.models.upsampler if stage == "upsampler" else config.models.base
-    return 351e6 * (model.model_channels / 192) ** 2 + 30e6 * (model.encoder_width / 512) ** 2
+    return 30e6 * (model.encoder_width / 512) ** 2, 325e6 * (model.model_channels / 192) ** 2
 
 
 def feature_network_problems(config: Config) -> list[PitiError]:

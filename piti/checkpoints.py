@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from piti import storage
-from piti.config import STAGE_LABELS
+from piti.config import STAGE_LABELS, StageConfig
 from piti.errors import CheckpointError, DataError
 
 logger = logging.getLogger("piti")
@@ -241,12 +241,31 @@ class Claims:
         claim_checkpoint(uri, self._who)
 
 
-def prune_checkpoints(run: str, keep: int, spared: Collection[str] = (), every_steps: int | None = None) -> None:
-    """Delete finished checkpoints except the newest `keep`, those in `spared`, claimed ones, and those at multiples of
-    `every_steps`. Unfinished ones that nobody has touched for LEFTOVER_SECONDS go too."""
-    for uri in checkpoints_of(run)[:-keep]:
-        is_kept = every_steps is not None and _step_of(uri) % every_steps == 0
-        if uri not in spared and not is_kept and not _is_claimed(uri):
+def kept_steps(
+    steps: Sequence[int], keep: int, spared: Collection[int] = (), every_steps: int | None = None
+) -> set[int]:
+    """The steps whose checkpoints are kept, of those that finished ones have, rising: the newest `keep`, those in
+    `spared`, and multiples of `every_steps`."""
+    multiples = set() if every_steps is None else {step for step in steps if step % every_steps == 0}
+    return {*steps[-keep:], *multiples, *(step for step in steps if step in spared)}
+
+
+def most_checkpoints(settings: StageConfig) -> int:
+    """How many checkpoints a training stage has at once at most, while its last one is written. Claimed ones come on
+    top."""
+    every_steps = settings.checkpoint_every_steps
+    steps = sorted({*range(every_steps, settings.total_steps + 1, every_steps), *settings.phase_ends})
+    kept = kept_steps(steps[:-1], settings.keep_checkpoints, settings.phase_ends, settings.keep_every_steps)
+    return len(kept) + 1
+
+
+def prune_checkpoints(run: str, keep: int, spared: Collection[int] = (), every_steps: int | None = None) -> None:
+    """Delete finished checkpoints except those of `kept_steps` and claimed ones. Unfinished ones that nobody has touched
+    for LEFTOVER_SECONDS go too."""
+    uris = {_step_of(uri): uri for uri in checkpoints_of(run)}
+    kept = kept_steps(list(uris), keep, spared, every_steps)
+    for step, uri in uris.items():
+        if step not in kept and not _is_claimed(uri):
             remove_checkpoint(uri)
     _clear_untouched(run)
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from piti import storage
-from piti.checkpoints import checkpoint_uri, prune_checkpoints
+from piti.checkpoints import prune_checkpoints
 from piti.errors import DataError, first_line
 from piti.job import Followers, JobContext
 from piti.provenance import code_versions
@@ -106,8 +106,7 @@ class Checkpointer:
     def _prune(self) -> None:
         """Delete old checkpoints, never the newest finished one. What fails is logged: the next write tries again."""
         run, settings = self._context.spec.output, self._state.stage.settings
-        ends = [checkpoint_uri(run, step) for step in settings.phase_ends]
         try:
-            prune_checkpoints(run, settings.keep_checkpoints, spared=ends, every_steps=settings.keep_every_steps)
+            prune_checkpoints(run, settings.keep_checkpoints, settings.phase_ends, settings.keep_every_steps)
         except Exception as error:  # noqa: BLE001 - whatever storage and its clients raise
             self._context.info(f"could not delete old checkpoints, the next write tries again: {first_line(error)}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from piti import storage
-from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, verify_checkpoint
+from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, most_checkpoints, verify_checkpoint
 from piti.errors import DataError, StoppedError
 from piti.job import SPEC_FILE, JobContext, StopRequest
 from piti.models.checkpoints import load_model, load_trainer_state
@@ -217,18 +217,51 @@ def test_too_little_space_is_said_before_anything_is_written(pipeline: Any, monk
     assert not list(Path(context.spec.output).glob("step-*"))
 
 
-def test_fewer_kept_checkpoints_make_room(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three checkpoints fill the disk. A run that keeps one finds room for the next, and loses none that is needed."""
-    options = {"training__pretrain__checkpoint_every_steps": 1, "training__pretrain__keep_checkpoints": 3}
-    context = pipeline.context("pretrain", **options)
+def write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop waits for each checkpoint, so that none replaces another one."""
     save = Checkpointer.save
 
     def save_now(self: Checkpointer, snapshot: Any) -> None:
         save(self, snapshot)
         assert self._publisher.flush(60)
 
+    monkeypatch.setattr(Checkpointer, "save", save_now)
+
+
+@pytest.mark.parametrize(
+    ("keeping", "most"),
+    [
+        ({"keep_checkpoints": 1}, 3),  # the first phase's end, the newest, and the last
+        ({"keep_checkpoints": 2, "checkpoint_every_steps": 2}, 3),
+        ({"keep_checkpoints": 1, "keep_every_steps": 2}, 5),
+        ({"keep_checkpoints": 100, "keep_every_steps": 2}, 6),
+    ],
+)
+def test_preflight_counts_the_checkpoints_that_pruning_leaves(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, keeping: dict[str, int], most: int
+) -> None:
+    """Two phases of three steps, and a checkpoint after each step unless said otherwise."""
+    options = {"phases": [{"steps": 3, "learning_rate": 1e-3}] * 2, "checkpoint_every_steps": 1, **keeping}
+    context = pipeline.context("pretrain", **{f"training__pretrain__{name}": value for name, value in options.items()})
+    publish_folder, at_once = storage.publish_folder, []
+
+    def publish(source: Path, uri: str) -> None:
+        publish_folder(source, uri)
+        at_once.append(len(checkpoints_of(context.spec.output)))
+
+    monkeypatch.setattr(storage, "publish_folder", publish)
+    write_at_once(monkeypatch)
+    train(context, Workers())
+    assert max(at_once) == most
+    assert most_checkpoints(context.config.training.pretrain) == most
+
+
+def test_fewer_kept_checkpoints_make_room(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three checkpoints fill the disk. A run that keeps one finds room for the next, and loses none that is needed."""
+    options = {"training__pretrain__checkpoint_every_steps": 1, "training__pretrain__keep_checkpoints": 3}
+    context = pipeline.context("pretrain", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "save", save_now)
+        write_at_once(patch)
         train_until(context, 4)
     run = context.spec.output
     assert steps_of(run) == [1, 2, 3]
