@@ -7,7 +7,9 @@ hashes that DONE.json lists. One that a resumed run found damaged is set aside: 
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -30,6 +32,7 @@ EMA_FILE = "ema.safetensors"
 TRAINER_FILE = "trainer.pt"
 DAMAGED = "DAMAGED.json"  # the name of the marker of a checkpoint that is set aside
 ASIDE_PREFIX = ".writing-"  # of the folder in which a checkpoint is written before it is renamed
+_SCRATCH_PREFIX = ".piti-checkpoint-"  # of folders in the temporary folder
 
 NETWORK_ROLES = ("checkpoint", "upsampler", "stage1")  # among an evaluation's inputs
 CLAIM_SECONDS = 24 * 3600.0  # after which a claim ends by itself; longer than an evaluation takes
@@ -107,9 +110,9 @@ class CheckpointFile:
     @contextmanager
     def fetched(self) -> Iterator[Path]:
         """The file on this machine, read from storage once. Raises CheckpointError if it is missing or altered."""
-        with tempfile.TemporaryDirectory() as folder:
+        with _scratch() as folder:
             try:
-                path = storage.fetch(self.uri, Path(folder) / storage.name(self.uri))
+                path = storage.fetch(self.uri, folder / storage.name(self.uri))
             except FileNotFoundError as error:
                 raise CheckpointError(f"{self.uri} is missing", _ANOTHER) from error
             self.verify(str(path))
@@ -294,13 +297,73 @@ def _step_of(uri: str) -> int:
     return int(storage.name(uri).removeprefix("step-"))
 
 
+def aside_folder(run: str) -> Path:
+    """Where a run's checkpoints are written first: within a local run, so that publishing is a rename, or else in this
+    machine's temporary folder."""
+    return storage.local_path(run) if storage.is_local(run) else Path(tempfile.gettempdir())
+
+
+@contextmanager
+def aside_of(run: str) -> Iterator[Path]:
+    """A new folder in `aside_folder` to write in, deleted afterwards."""
+    if not storage.is_local(run):
+        with _scratch() as folder:
+            yield folder
+        return
+    beside = aside_folder(run)
+    beside.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=beside))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A new folder in this machine's temporary folder, deleted afterwards: if this process is killed, by the next run
+    that begins here."""
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX))
+    lock = _lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed or its process ends. None where another one locks it, where
+    the folder is another user's, and on file systems without locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _clear_scratch() -> None:
+    """Delete folders of `_scratch` whose processes were killed, whatever run they were of."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
+        if (lock := _lock(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
 def clear_leftovers(run: str) -> None:
     """Before a run goes on, delete checkpoints that killed processes left unfinished. Those set aside stay.
 
     In an object store, where a process on another machine may still be uploading, only those that nobody has touched for
-    LEFTOVER_SECONDS.
+    LEFTOVER_SECONDS; and on this machine, what killed processes left in the temporary folder.
     """
     if not storage.is_local(run):
+        _clear_scratch()
         _clear_untouched(run)
     elif storage.local_path(run).is_dir():
         for path in storage.local_path(run).iterdir():

@@ -7,10 +7,7 @@ Weights that do not fit raise CheckpointError, which lists missing, unexpected a
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +17,12 @@ from torch import Tensor
 
 from piti import storage
 from piti.checkpoints import (
-    ASIDE_PREFIX,
     EMA_FILE,
     FORMAT,
     MODEL_FILE,
     TRAINER_FILE,
     Checkpoint,
+    aside_of,
     checkpoints_of,
     set_aside,
 )
@@ -146,20 +143,6 @@ def publish_frozen(state: Mapping[str, Tensor], run: str) -> dict[str, str]:
         if not storage.exists(uri) or storage.sha256_file(uri) != digest:
             storage.publish_file(path, uri)
     return {"file": name, "sha256": digest}
-
-
-@contextmanager
-def aside_of(run: str) -> Iterator[Path]:
-    """A temporary folder to write in, deleted afterwards. It lies within a local run, so that publishing is a
-    rename."""
-    beside = storage.local_path(run) if storage.is_local(run) else None
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=beside))
-    try:
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_plain(value: Any, where: str) -> None:

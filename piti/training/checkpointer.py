@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from piti import storage
-from piti.checkpoints import prune_checkpoints
+from piti.checkpoints import aside_folder, prune_checkpoints
 from piti.errors import DataError, first_line
 from piti.job import Followers, JobContext
 from piti.provenance import code_versions
@@ -89,13 +89,15 @@ class Checkpointer:
     def _write(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
         run, began_seconds = self._context.spec.output, time.monotonic()
         needed = _SPARE_SHARE * snapshot.num_bytes
-        if (free := storage.free_bytes(run)) is not None and free < needed:
+        place = str(aside_folder(run))
+        if (free := storage.free_bytes(place)) is not None and free < needed:
             self._prune()  # keep_checkpoints may be lower now than in the run's last attempt
-            free = storage.free_bytes(run)
+            free = storage.free_bytes(place)
         if free is not None and free < needed:
+            remedy = "lower keep_checkpoints" if storage.is_local(run) else "set TMPDIR to a larger disk"
             raise DataError(
-                f"{run} has {free / 1e9:.2f} GB free, a checkpoint needs {snapshot.num_bytes / 1e9:.2f} GB",
-                "free some space there, or lower keep_checkpoints",
+                f"{place} has {free / 1e9:.2f} GB free, a checkpoint needs {snapshot.num_bytes / 1e9:.2f} GB",
+                f"free some space there, or {remedy}",
             )
         self._status.flush()  # the metrics before a checkpoint should be stored first
         uri = self._state.save(snapshot, run, about)

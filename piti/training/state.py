@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from piti import storage
-from piti.checkpoints import checkpoint_uri, remove_checkpoint
+from piti.checkpoints import aside_of, checkpoint_uri, remove_checkpoint
 from piti.diffusion import LossSecondMomentSampler, TimestepSampler, UniformSampler
 from piti.errors import CheckpointError
 from piti.models import PITIModel
-from piti.models.checkpoints import aside_of, model_of, publish_frozen, read_newest, write_checkpoint
+from piti.models.checkpoints import model_of, publish_frozen, read_newest, write_checkpoint
 from piti.training.ema import EMA, ema_rate_at
 from piti.training.optimizers import adamw
 from piti.training.picture_losses import PictureLosses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -215,6 +216,18 @@ def test_too_little_space_is_said_before_anything_is_written(pipeline: Any, monk
     with pytest.raises(DataError, match=r"0\.00 GB free, a checkpoint needs .* GB - free some space"):
         train(context, Workers())
     assert not list(Path(context.spec.output).glob("step-*"))
+
+
+def test_a_remote_run_needs_space_in_the_temporary_folder(
+    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "small"))
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: 1000 if uri == tempfile.tempdir else None)
+    spec = pipeline.context("pretrain").spec.model_copy(update={"output": f"memory://full/{tmp_path.name}"})
+    with pytest.raises(DataError, match=r"small has 0\.00 GB free, a checkpoint needs .* set TMPDIR to a larger disk"):
+        train(JobContext(spec), Workers())
+    assert steps_of(spec.output) == []
 
 
 def write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

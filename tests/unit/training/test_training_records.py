@@ -7,6 +7,9 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,6 +26,7 @@ from piti.training import metrics, publisher
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
 from piti.training.trackers import TensorBoard
+from tests.e2e.runs import wait_for
 
 
 def checkpoint(run: Path, step: int) -> Path:
@@ -205,6 +209,27 @@ def test_leftovers_of_killed_processes_are_cleared(tmp_path: Path) -> None:
     clear_leftovers(str(tmp_path))
     assert list(tmp_path.iterdir()) == [whole]
     clear_leftovers(str(tmp_path / "nothing-there"))
+
+
+def test_what_a_killed_upload_left_on_this_machine_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before its process has ended, though it uploads for hours."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = "memory://uploads/run"
+    upload = (
+        "import time\nfrom piti.checkpoints import aside_of\n"
+        f"with aside_of({run!r}) as aside:\n    (aside / 'model.safetensors').touch()\n    time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", upload], env={**os.environ, "TMPDIR": str(tmp_path)})
+    try:
+        wait_for("the file", lambda: list(tmp_path.glob(".*/model.safetensors")), 60)
+        clear_leftovers(run)
+        assert list(tmp_path.glob(".*/model.safetensors")), "it is still being uploaded"
+    finally:
+        process.kill()
+        process.wait()
+    assert list(tmp_path.iterdir())
+    clear_leftovers(run)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["local", "memory", "s3"])
