@@ -64,13 +64,21 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
-def test_a_table_pairs_files_and_splits_them(folder: Path, tmp_path: Path, suffix: str) -> None:
+RENAMED = {"image": "photo", "condition": "labels", "split": "part"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "columns"), [("csv", {}), ("tsv", {}), ("parquet", {}), ("csv", RENAMED), ("parquet", RENAMED)]
+)
+def test_a_table_pairs_files_and_splits_them(
+    folder: Path, tmp_path: Path, suffix: str, columns: dict[str, str]
+) -> None:
     rows = [
         {"image": f"p/{number}.jpg", "condition": f"m/{number}.png", "split": "val" if number > 5 else "training"}
         for number in range(8)
     ]
-    data = list_data(write_table(tmp_path / f"list.{suffix}", rows), {"root": str(folder)})
+    rows = [{columns.get(name, name): value for name, value in row.items()} for row in rows]
+    data = list_data(write_table(tmp_path / f"list.{suffix}", rows), {"root": str(folder), **columns})
     assert messages(data) == ""
     found = {split: items(data, split) for split in ("train", "validation")}
     assert [len(found[split]) for split in ("train", "validation")] == [6, 2]
