@@ -264,11 +264,14 @@ def _create_in_place(target: Path, data: bytes, private: bool) -> bool:
 
 
 def read_json_if_there(uri: str) -> dict[str, Any] | None:
-    """`read_json` of an object; None where there is no file, or a file where its folder would be."""
+    """`read_json` of an object; None where there is no file, or a file where its folder would be. Raises DataError for
+    any other JSON."""
     try:
-        found: dict[str, Any] = read_json(uri)
+        found = read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not isinstance(found, dict):
+        raise DataError(f"{uri} holds no JSON object", "delete it and run again")
     return found
 
 
