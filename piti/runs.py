@@ -112,7 +112,7 @@ def runs_below(root: str) -> list[Run]:
 
 
 def run_at(uri: str) -> Run:
-    """The run in a folder `<root>/runs/<fingerprint>`. Raises DataError if there is none."""
+    """The run in a folder `<root>/runs/<fingerprint>`. Raises DataError if there is none, or if its files are damaged."""
     uri = uri.rstrip("/")
     if not storage.list_names(uri):
         raise DataError(f"there is no training run at {uri}", "`piti runs ls ROOT` lists those below a root")
@@ -185,14 +185,14 @@ def _attempts(root: str) -> list[Attempt]:
 
 def _attempt(place: str) -> Attempt | None:
     """The job that `place` is the folder of; None where it has no specification yet. Raises DataError."""
-    spec = storage.read_json_if_there(storage.join(place, SPEC_FILE))
+    files = (SPEC_FILE, PROGRESS_FILE, ERROR_FILE)
+    spec, progress, error = (storage.read_json_if_there(storage.join(place, file)) for file in files)
     if spec is None:
         return None
-    told = [storage.read_json_if_there(storage.join(place, file)) for file in (PROGRESS_FILE, ERROR_FILE)]
-    is_one = isinstance(spec, dict) and isinstance(spec.get("output"), str) and isinstance(spec.get("config"), dict)
-    if not is_one or not all(isinstance(each, dict | None) for each in told):
+    is_one = isinstance(spec.get("output"), str) and isinstance(spec.get("config"), dict)
+    if not is_one or (error is not None and "reason" not in error):
         raise DataError(f"{place} is no folder of a job of this project", "delete it")
-    return Attempt(place, spec, *told)
+    return Attempt(place, spec, progress, error)
 
 
 def _number(submission_id: str) -> int:

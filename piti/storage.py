@@ -264,17 +264,20 @@ def _create_in_place(target: Path, data: bytes, private: bool) -> bool:
 
 
 def read_json_if_there(uri: str) -> dict[str, Any] | None:
-    """`read_json` of an object; None where there is no file, or a file where its folder would be."""
+    """`read_json` of an object; None where there is no file, or a file where its folder would be. Raises DataError for
+    any other JSON."""
     try:
-        found: dict[str, Any] = read_json(uri)
+        found = read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not isinstance(found, dict):
+        raise DataError(f"{uri} holds no JSON object", "delete it and run again")
     return found
 
 
-def write_json(uri: str, value: Any, private: bool = False) -> None:
+def write_json(uri: str, value: Any) -> None:
     """Publish `value` as strict JSON. Raises ValueError for NaN and Infinity."""
-    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"), private)
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
 
 
 def publish_file(source: Path, uri: str) -> None:

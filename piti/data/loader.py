@@ -86,8 +86,8 @@ class TrainingLoader:
     recipe that is applied as pictures are read), `low_res` (N, 3, s, s) with s = S // `scale`. All hold uint8, so that a
     quarter of the bytes goes to the device, where `piti.data.conditions.unit_range` makes them [-1, 1]. `batch_size`
     counts pictures of a step over all ranks; N is this rank's part of it unless samples were damaged. `start_sample` is
-    a position in the stream of all ranks together. `num_workers` threads read ahead; with 0, a batch is read when it is
-    asked for.
+    a position in the stream of all ranks together, and `left_out` are positions, in whole steps, that no step takes.
+    `num_workers` threads read ahead; with 0, a batch is read when it is asked for.
 
     Raises DataError where a set of shards is missing, was made for another config, or its companions do not match.
     """
@@ -105,6 +105,7 @@ class TrainingLoader:
         num_workers: int,
         seed: int,
         start_sample: int = 0,
+        left_out: range = range(0),
     ) -> None:
         if not 0 <= rank < world_size <= batch_size or start_sample < 0 or num_workers < 0:
             raise ValueError(
@@ -116,7 +117,7 @@ class TrainingLoader:
         self._seed = seed
         self._batch_size, self._part = batch_size, part_of(batch_size, rank, world_size)
         self._num_workers = num_workers
-        self._start_sample = start_sample
+        self._start_sample, self._left_out = start_sample, left_out
         self._num_read = self._num_skipped = self._num_substituted = 0
         self._skipped: deque[dict[str, str]] = deque(maxlen=_LISTED_SKIPS)
 
@@ -161,6 +162,8 @@ class TrainingLoader:
         """This rank's positions of each global step."""
         first = self._start_sample
         while True:
+            if first in self._left_out:
+                first = self._left_out.stop
             yield range(first + self._part.start, first + self._part.stop)
             first += self._batch_size
 

@@ -10,7 +10,7 @@ from typing import Any
 from piti.data.examples import Degraded
 from piti.data.loader import TrainingLoader
 from piti.job import JobContext
-from piti.training.divergence import left_out_steps
+from piti.training.divergence import left_out_batches
 from piti.training.stages import Examples
 from piti.training.state import TrainingState
 
@@ -24,24 +24,26 @@ class Batch:
 
 
 class Batches:
-    """Endless batches from the step of `state` on. `keys` are those of the newest batch; the pictures of
-    `left_out_steps` steps are left out because the run has diverged there."""
+    """Endless batches from the step of `state` on, without those where the run has diverged. `keys` are those of the
+    newest batch."""
 
     def __init__(self, context: JobContext, state: TrainingState) -> None:
         config, inputs, stage, workers = context.config, context.spec.inputs, state.stage, state.workers
-        self._state, step = state, state.progress.step
-        self.left_out_steps = left_out_steps(context.spec.output, step)
+        batch_size = stage.settings.batch_size
+        self._state = state
+        self._left_out = left_out_batches(context.spec.output)
         self._loader = TrainingLoader(
             inputs["shards"],
             config.data,
             degraded=degraded_input(context) if stage.is_upsampler else None,
             scale=config.scale,
-            batch_size=stage.settings.batch_size,
+            batch_size=batch_size,
             rank=workers.rank,
             world_size=workers.world_size,
             num_workers=config.cluster.loader_workers,
             seed=config.seed,
-            start_sample=(step + self.left_out_steps) * stage.settings.batch_size,
+            start_sample=(state.progress.step + self.left_out_steps) * batch_size,
+            left_out=range(self._left_out.start * batch_size, self._left_out.stop * batch_size),
         )
         self._num_threads = config.cluster.loader_workers
         self.keys: list[str] = []
@@ -55,6 +57,11 @@ class Batches:
             self.waited_seconds += time.monotonic() - began_seconds
             self.keys = loaded["keys"]
             yield Batch(self.keys, self._state.stage.examples(loaded, self._state.workers.device))
+
+    @property
+    def left_out_steps(self) -> int:
+        """The number of batches before the next step's that were left out."""
+        return len(self._left_out) if self._state.progress.step >= self._left_out.start else 0
 
     def why_waiting(self) -> str:
         """The likely cause of waiting for pictures, and its remedy."""

@@ -23,13 +23,13 @@ MAX_SKIPPED_IN_A_ROW = 20
 _FILE = "diverged.json"
 
 
-def left_out_steps(run: str, step: int) -> int:
-    """The number of steps whose pictures a run at `step` has left out because of divergence."""
+def left_out_batches(run: str) -> range:
+    """Places in the stream of batches that a run leaves out because it has diverged there: its steps pass over them."""
     try:
         told = storage.read_json(storage.join(run, _FILE))
     except FileNotFoundError:
-        return 0
-    return int(told["steps"]) if step >= told["from_step"] else 0
+        return range(0)
+    return range(told["from_step"], told["from_step"] + told["steps"])
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:

@@ -7,9 +7,13 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from piti.config import StageConfig
 from piti.errors import PitiError, first_line
+
+if TYPE_CHECKING:
+    from piti.training.stages import TrainingStage
+    from piti.training.workers import Workers
 
 _LISTED_KEYS = 4
 _LONGEST_LOSS = 600
@@ -41,18 +45,18 @@ class WorkerError(Exception):
 
     @classmethod
     def of(
-        cls, error: Exception, stage: str, settings: StageConfig, rank: int, step: int | None, keys: Sequence[str]
+        cls, error: Exception, stage: TrainingStage, workers: Workers, step: int | None, keys: Sequence[str]
     ) -> WorkerError:
-        """The description of `error`, raised by worker `rank` in step number `step` with the pictures `keys`; step None:
+        """The description of `error`, raised by this worker in step number `step` with the pictures `keys`; step None:
         while it loaded weights."""
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
         more = f" and {len(keys) - _LISTED_KEYS} more" if len(keys) > _LISTED_KEYS else ""
         pictures = f", pictures {', '.join(keys[:_LISTED_KEYS])}{more}" if keys else ""
         when = "before its first step" if step is None else f"step {step}"
-        line = f"{first_line(error)} ({place}; worker {rank} on {socket.gethostname()}, {when}{pictures})"
+        line = f"{first_line(error)} ({place}; worker {workers.rank} on {socket.gethostname()}, {when}{pictures})"
         text, is_memory = str(error).lower(), is_out_of_memory(error)
-        remedy = _memory_remedy(stage, settings, step is not None) if is_memory else None
+        remedy = _memory_remedy(stage, workers, step is not None) if is_memory else None
         is_others_fault = (
             isinstance(error, RuntimeError) and not is_memory and any(words in text for words in _OTHERS_FAULT)
         )
@@ -65,14 +69,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ in _OUT_OF_MEMORY or any(words in text for words in _MEMORY_WORDS)
 
 
-def _memory_remedy(stage: str, settings: StageConfig, has_begun: bool) -> str:
+def _memory_remedy(stage: TrainingStage, workers: Workers, has_begun: bool) -> str:
+    """The settings that can still lower the memory of a worker, or else other machines."""
+    cluster, settings = stage.config.cluster, stage.settings
+    more = f"use {'GPUs' if cluster.use_gpu else 'nodes'} with more memory"
+    is_divided = cluster.strategy == "fsdp"
     if not has_begun:
-        return "end what else uses that memory, or divide weights over more workers: cluster.strategy fsdp"
-    network = "upsampler" if stage == "upsampler" else "base"
-    size = settings.microbatch_size or "a worker's whole share of the batch"
-    return (
-        f"lower training.{stage}.microbatch_size (now {size}), or set models.{network}.activation_checkpointing to true"
-    )
+        divide = "raise cluster.num_workers" if is_divided else "cluster.strategy fsdp"
+        return f"end what else uses that memory, divide weights over more workers ({divide}), or {more}"
+    helps = []
+    share = -(-settings.batch_size // workers.world_size)  # the others pad theirs
+    if (size := min(settings.microbatch_size or share, share)) > 1:
+        helps.append(f"lower training.{stage.name}.microbatch_size (now {size})")
+    if not stage.model_config.activation_checkpointing:
+        network = "upsampler" if stage.is_upsampler else "base"
+        helps.append(f"set models.{network}.activation_checkpointing to true")
+    if workers.world_size > 1 and not is_divided:
+        helps.append("divide weights over the workers (cluster.strategy fsdp)")
+    return ", or ".join(helps or [more])
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def train(context: JobContext, workers: Workers) -> JobResult:
         raise
     except Exception as error:
         step, keys = (state.progress.step if state else None), (batches.keys if batches else [])
-        raise WorkerError.of(error, stage.name, stage.settings, workers.rank, step, keys) from error
+        raise WorkerError.of(error, stage, workers, step, keys) from error
     return {**observers.result(), "data": batches.statistics, "resumed_from_step": resumed_step}
 
 

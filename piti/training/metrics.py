@@ -13,11 +13,12 @@ import math
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from piti import storage
+from piti.errors import DataError
 from piti.training.publisher import Publisher
 from piti.training.trackers import Tracker
 
@@ -28,11 +29,13 @@ _PART = re.compile(r"metrics(?:-(\d{6}))?\.jsonl")
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """All records of the run at URI `run` that count, oldest first; empty if it has none yet."""
+    """All records of the run at URI `run` that count, oldest first; empty if it has none yet.
+
+    A part is written whole, so a killed run leaves no cut line. Raises DataError for a part that came damaged.
+    """
     records: list[dict[str, Any]] = []
     for name in _parts(run):
-        for line in storage.read_text(storage.join(run, name)).splitlines():
-            record = json.loads(line)
+        for record in _records_of(storage.join(run, name)):
             if record["split"] == "resumed":
                 records = [earlier for earlier in records if record["step"] and earlier["step"] <= record["step"]]
             else:
@@ -96,6 +99,20 @@ class MetricsLog:
         with self._lock:
             if part < self._part:
                 self._lines.pop(part, None)
+
+
+def _records_of(uri: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(storage.read_bytes(uri).splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:  # no JSON, or no text
+            record = None
+        if not (isinstance(record, dict) and isinstance(record.get("step"), int) and "split" in record):
+            raise DataError(
+                f"line {number} of {uri} is no record of a training run",
+                "delete that line or the file: only the loss curve needs it",
+            )
+        yield record
 
 
 def _parts(run: str) -> list[str]:

@@ -180,9 +180,11 @@ class MLflow(Tracker):
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._experiment)
         number = client.create_experiment(self._experiment) if experiment is None else experiment.experiment_id
-        found = client.search_runs([number], f"tags.`piti.run` = '{self._run}'", max_results=1)
+        # MLflow's filters escape no quotes, so only the folder's name, a fingerprint, may stand in one, never the path.
+        alike = client.search_runs([number], f"tags.`piti.run` LIKE '%{storage.name(self._run)}'")
+        found = [run.info.run_id for run in alike if run.data.tags["piti.run"] == self._run]
         if found:
-            self._id = found[0].info.run_id
+            self._id = found[0]
             client.update_run(self._id, "RUNNING")
         else:
             self._id = client.create_run(number, tags={"piti.run": self._run}, run_name=self._title).info.run_id

@@ -15,13 +15,11 @@ from PIL import Image
 
 from piti.config import DataConfig
 from piti.data.items import Item, RejectedItem
-from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.data.sources.trees import open_tree, shared_listings
 from tests.value_files import write_values
 
 Cut = Callable[[int], np.ndarray]
-Shard = Callable[..., ShardSet]
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +241,7 @@ def test_diode_is_read_from_its_archives_with_normals_apart(diode: Path, tmp_pat
     same_items(items(diode_data(tmp_path / "packed")), items(diode_data(diode)))
 
 
-def test_diode_rejects_what_does_not_fit(diode: Path, tmp_path: Path, cut: Cut) -> None:
+def test_diode_rejects_what_does_not_fit(diode: Path, tmp_path: Path) -> None:
     root = tmp_path / "diode"
     shutil.copytree(diode, root)
     first = next((root / "train" / "indoors").rglob("*[0-9].png"))

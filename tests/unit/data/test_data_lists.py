@@ -80,7 +80,7 @@ def test_a_table_pairs_files_and_splits_them(folder: Path, tmp_path: Path, suffi
         assert (condition.values == number).all()
 
 
-def test_names_may_be_relative_to_the_table_or_absolute(folder: Path, tmp_path: Path) -> None:
+def test_names_may_be_relative_to_the_table_or_absolute(folder: Path) -> None:
     rows = [
         {"image": str(folder / "p" / "1.jpg"), "condition": "m/1.png"},
         {"image": "./p/2.jpg", "condition": "m/2.png"},
@@ -157,7 +157,7 @@ def test_nothing_of_a_file_that_is_no_such_table_is_repeated(
 
 
 @pytest.mark.parametrize("header", ["image, condition", " Image ,CONDITION", "\ufeffimage,condition\t"])
-def test_spaces_and_case_of_a_header_do_not_matter(folder: Path, tmp_path: Path, header: str) -> None:
+def test_spaces_and_case_of_a_header_do_not_matter(folder: Path, header: str) -> None:
     (folder / "spaced.csv").write_text(f"{header}\n" + "".join(f"p/{n}.jpg, m/{n}.png\n" for n in range(1, 5)))
     found = [item.load() for split in SPLITS for item in items(list_data(folder / "spaced.csv"), split)]
     assert [loaded.condition is not None for loaded in found] == [True] * 4

@@ -246,10 +246,8 @@ INK = np.zeros((96, 128), bool)
 INK[20:22], INK[:, 60:62] = True, True
 
 
-def rgba(colour: int, background_alpha: int = 0) -> np.ndarray:
-    return np.dstack(
-        [np.full((*INK.shape, 3), colour, np.uint8), np.where(INK, 255, background_alpha).astype(np.uint8)]
-    )
+def rgba(colour: int) -> np.ndarray:
+    return np.dstack([np.full((*INK.shape, 3), colour, np.uint8), np.where(INK, 255, 0).astype(np.uint8)])
 
 
 SKETCHES: dict[str, tuple[bytes, bool]] = {  # whether its lines are dark

@@ -36,15 +36,11 @@ class Stream(TrainingLoader):
     bad: range = range(0)
     seen: list[tuple[int, list[str]]]
 
-    def __init__(self, *arguments: Any, start_sample: int, batch_size: int, **named: Any) -> None:
-        super().__init__(*arguments, start_sample=start_sample, batch_size=batch_size, **named)
-        self._place = start_sample // batch_size
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in super().__iter__():
-            self.seen.append((self._place, batch["keys"]))
-            yield {**batch, "is_poison": self._place in self.bad}
-            self._place += 1
+        for part, batch in zip(self._parts(), super().__iter__(), strict=True):
+            place = part.start // self._batch_size
+            self.seen.append((place, batch["keys"]))
+            yield {**batch, "is_poison": place in self.bad}
 
 
 @pytest.fixture
@@ -85,6 +81,20 @@ def test_a_run_that_is_lost_goes_back_and_leaves_those_pictures_out(pipeline: An
     phases = [{"steps": 8, "learning_rate": 2e-3}]
     train(pipeline.context("pretrain", run="whole", training__pretrain__phases=phases), CPU)
     assert after == stream.seen[6:8], "the very pictures that an undisturbed stream has at these places"
+
+
+def test_a_run_resumed_from_further_back_leaves_the_same_pictures_out(pipeline: Any, stream: type[Stream]) -> None:
+    """It has diverged at places 4 and 5. The checkpoint of step 4, which it was to go back to, is damaged since."""
+    stream.bad = range(4, 6)
+    context: JobContext = pipeline.context("pretrain")
+    with pytest.raises(DivergedError, match="back to step 4 once"):
+        train(context, CPU)
+    Path(context.spec.output, "step-00000004", "ema.safetensors").write_bytes(b"damaged")
+    first, stream.seen = stream.seen[2:4], []
+    result = train(context, CPU)
+    assert (result["resumed_from_step"], result["left_out_steps"], result["skipped_steps"]) == (2, 2, 0)
+    assert [place for place, _ in stream.seen[:4]] == [2, 3, 6, 7]
+    assert stream.seen[:2] == first, "what was good is learned again"
 
 
 def test_a_damaged_checkpoint_is_not_gone_back_to(

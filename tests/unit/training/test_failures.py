@@ -16,16 +16,17 @@ from piti.jobs.train import _failed
 from piti.training import loop
 from piti.training.failures import Cause, Retries, WorkerError, root_cause
 from piti.training.loop import train
+from piti.training.stages import TrainingStage
 from piti.training.state import TrainingState
 from piti.training.workers import Workers
 
 
-def failure_of(pipeline: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, at_step: int = 3) -> WorkerError:
-    """What a worker raises where `error` happens in a step."""
+def failure_of(pipeline: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> WorkerError:
+    """What a worker raises where `error` happens in the step after the third."""
     accumulate = loop.accumulate_gradients
 
     def fail(state: Any, *arguments: Any) -> Any:
-        if state.progress.step == at_step:
+        if state.progress.step == 3:
             raise error
         return accumulate(state, *arguments)
 
@@ -80,6 +81,46 @@ def test_too_little_memory_names_the_setting(pipeline: Any, monkeypatch: pytest.
     assert "lower training.pretrain.microbatch_size" in failure.remedy
     assert "models.base.activation_checkpointing" in failure.remedy
     assert not failure.is_others_fault
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "remedy"),
+    [
+        ({}, 1, "lower training.pretrain.microbatch_size (now 4), or set models.base.activation_checkpointing to true"),
+        (
+            {"models__base__activation_checkpointing": True},
+            3,
+            "lower training.pretrain.microbatch_size (now 2), or divide weights over the workers (cluster.strategy fsdp)",
+        ),
+        (
+            {"training__pretrain__microbatch_size": None},
+            2,
+            "lower training.pretrain.microbatch_size (now 2), or set models.base.activation_checkpointing to true, or "
+            "divide weights over the workers (cluster.strategy fsdp)",
+        ),
+        (
+            {"training__pretrain__microbatch_size": 8, "models__base__activation_checkpointing": True},
+            4,
+            "divide weights over the workers (cluster.strategy fsdp)",
+        ),
+        (
+            {
+                "training__pretrain__microbatch_size": 1,
+                "models__base__activation_checkpointing": True,
+                "cluster__strategy": "fsdp",
+            },
+            2,
+            "use nodes with more memory",
+        ),
+    ],
+)
+def test_too_little_memory_names_only_what_can_still_help(
+    pipeline: Any, overrides: dict[str, Any], workers: int, remedy: str
+) -> None:
+    """Four pictures a step."""
+    stage = TrainingStage("pretrain", pipeline.config(**overrides))
+    failure = WorkerError.of(MemoryError(), stage, Workers(world_size=workers), 3, [])
+    assert failure.remedy == remedy
 
 
 def test_too_little_memory_for_weights_has_a_remedy(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

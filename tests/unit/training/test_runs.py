@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,30 @@ def test_strays_among_the_jobs_are_left_out_with_a_word(pipeline: Any, caplog: p
     assert json.loads(piti("runs", "show", context.spec.output, "--json"))["attempts"] == [whole]
     told = " ".join(record.getMessage() for record in caplog.records)
     assert all(name in told for name in strays)
+
+
+DAMAGE = {
+    "metrics.jsonl": [b'{"step": 1, "split": "tr', b"[1]\n", b"{}\n", b"\xff\xfe\n"],
+    WORKERS_FILE: [b"{", b"[1]"],
+    storage.MARKER: [b"{", b"[1]"],
+}
+
+
+@pytest.mark.parametrize(("file", "content"), [(file, content) for file in DAMAGE for content in DAMAGE[file]])
+def test_a_run_with_a_damaged_file_hides_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, content: bytes
+) -> None:
+    root, record = str(tmp_path), b'{"step": 1, "split": "train", "loss": 1.0}\n'
+    for name in ("good", "bad"):
+        storage.write_bytes(storage.join(root, "runs", name, "metrics.jsonl"), record)
+    damaged = storage.join(root, "runs", "bad", file)
+    storage.write_bytes(damaged, content)
+    assert [run["run"] for run in json.loads(piti("runs", "ls", root, "--json"))] == ["good"]
+    assert damaged in caplog.text
+    answer = CliRunner().invoke(app, ["runs", "show", storage.join(root, "runs", "bad")])
+    assert answer.exit_code == 1
+    assert damaged in answer.stderr
+    assert "delete" in answer.stderr
 
 
 @pytest.mark.parametrize("command", ["ls", "show", "diff"])

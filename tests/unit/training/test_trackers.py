@@ -76,6 +76,23 @@ def test_mlflow_has_the_figures_of_a_run_and_of_its_resumed_part(tmp_path: Path)
     assert [a.path for a in client.list_artifacts(found.info.run_id, folder) if a.path.endswith(".png")]
 
 
+def test_mlflow_finds_a_run_again_whose_path_has_quotes(tmp_path: Path) -> None:
+    """And takes no other for it that has the same name in another folder."""
+    from mlflow import MlflowClient
+
+    uri = f"file://{tmp_path}/mlflow"
+    runs = [str(tmp_path / folder / "runs" / "0123abcd") for folder in ("o'brien", 'the "new" o\'brien', "brien")]
+    for first_step in (0, 3):
+        for run in runs:
+            record(run, first_step, MLflow(uri, "coco-mask", "stage1 abc", run))
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("coco-mask").experiment_id])
+    assert sorted(run.data.tags["piti.run"] for run in found) == sorted(runs)
+    for run in found:
+        steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")}
+        assert steps == set(range(1, 9)), run.data.tags["piti.run"]
+
+
 def leveldb_log(content: bytes) -> Iterator[bytes]:
     """The records of a log in LevelDB's format, after seven bytes of W&B's own: checksum, length, whole or first ... last."""
     at, record = 7, b""
@@ -92,10 +109,11 @@ def leveldb_log(content: bytes) -> Iterator[bytes]:
 
 
 def test_weights_and_biases_offline_leaves_files_to_sync(tmp_path: Path) -> None:
-    """A run and its resumed part have the same id, so that they are one run once they are sent."""
+    """A run and its resumed part have the same id, so that they are one run once they are sent. Its path may
+    have an apostrophe."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    run = str(tmp_path / "0123abcd")
+    run = str(tmp_path / "o'brien" / "0123abcd")
     for first_step in (0, 3):
         record(run, first_step, WeightsAndBiases("offline", "coco-mask", "stage1 abc", run))
     files = sorted(Path(run, "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from piti import storage
 from piti.checkpoints import LEFTOVER_SECONDS, checkpoint_uri, claim_checkpoint, clear_leftovers, prune_checkpoints
+from piti.errors import DataError
 from piti.training import metrics, publisher
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
@@ -78,6 +79,12 @@ def test_a_part_that_storage_did_not_take_costs_no_other(tmp_path: Path) -> None
         resumed.add(8, "train", {"loss": 0.5})
     assert (tmp_path / "metrics-000001.jsonl").read_text() == later
     assert [record["step"] for record in read_metrics(str(tmp_path))] == [7, 8]
+
+
+def test_a_damaged_part_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n{"step": 2, "split": "tr')
+    with pytest.raises(DataError, match=r"line 2 of .*metrics\.jsonl is no record .* - delete that line or the file"):
+        read_metrics(str(tmp_path))
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
