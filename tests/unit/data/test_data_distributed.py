@@ -15,6 +15,7 @@ from PIL import Image
 
 from piti.config import DataConfig
 from piti.data.items import Item, RejectedItem
+from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.data.sources.trees import open_tree, shared_listings
 from piti.data.verify import verify_shards
@@ -167,7 +168,9 @@ def test_a_compressed_tar_is_unpacked_once(compression: str, ade: Path, tmp_path
     same_items(found, items(ade_data(ade)))
 
 
-def test_unpacked_copies_may_be_deleted_after_sharding(ade: Path, tmp_path: Path, shard_now: Shard) -> None:
+def test_unpacked_copies_may_be_deleted_after_sharding(
+    ade: Path, tmp_path: Path, shard_now: Callable[..., ShardSet]
+) -> None:
     """The shards are whole without them, and the same process can read the dataset again."""
     data = ade_data(tar_folder(ade, tmp_path / "ADEChallengeData2016.tar.gz"))
     shards = shard_now(data, tmp_path / "out")
