@@ -139,7 +139,8 @@ def extraction(count: int = 64) -> None:
     print(f"features_of comes to {float(np.median(shares)):.0%} of the network's rate (median of {len(shares)})")
 
 
-def memory(count: int = 5000) -> None:
+def memory() -> None:
+    count = 5000
     network = EfficientNetFeatures()
     features_of(noise_pictures(64, 64), network)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -82,10 +82,10 @@ def make_shards(images: Path, geometry: str, uri: str, samples_per_shard: int = 
     return data
 
 
-def best_in_turns(contenders: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
-    """Processor seconds of each contender: the least of so many rounds, after one that warms up."""
+def best_in_turns(contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Processor seconds of each contender: the least of three rounds, after one that warms up."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds + 1):
+    for _ in range(4):
         for name, contender in contenders.items():
             before = time.process_time()
             contender()
@@ -93,10 +93,10 @@ def best_in_turns(contenders: dict[str, Callable[[], object]], rounds: int = 3) 
     return {name: min(seconds[1:]) for name, seconds in taken.items()}
 
 
-def degrade_on_cores(root: Path, count: int = 60) -> dict[str, float]:
+def degrade_on_cores(root: Path) -> dict[str, float]:
     """Pictures a second in one process and in two, the best of three rounds each. Shards are small: no long last one."""
     uri = str(root / "few-shards")
-    write_pictures(root / "few", count)
+    write_pictures(root / "few", 60)
     data = make_shards(root / "few", "squash", uri, samples_per_shard=2)
     names = ShardSet(uri).shard_names("train")
     rates = {1: 0.0, 2: 0.0}

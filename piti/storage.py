@@ -275,9 +275,9 @@ def read_json_if_there(uri: str) -> dict[str, Any] | None:
     return found
 
 
-def write_json(uri: str, value: Any, private: bool = False) -> None:
+def write_json(uri: str, value: Any) -> None:
     """Publish `value` as strict JSON. Raises ValueError for NaN and Infinity."""
-    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"), private)
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
 
 
 def publish_file(source: Path, uri: str) -> None:

@@ -66,7 +66,7 @@ def weights_digest(ref: WeightsRef | None) -> str | None:
         return file.sha256
 
 
-def feature_networks(config: Config, training: bool = True) -> list[NeededWeights]:
+def feature_networks(config: Config, training: bool) -> list[NeededWeights]:
     """The fixed feature networks of metrics and, with `training`, of losses."""
     evaluation, upsampler = config.evaluation, config.training.upsampler
     inception = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"

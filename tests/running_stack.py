@@ -20,7 +20,6 @@ PITI = Path(sys.executable).with_name("piti")
 def run_piti(
     *arguments: str,
     environment: dict[str, str],
-    timeout_seconds: float = 500.0,
     program: Path = PITI,
     folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -28,7 +27,7 @@ def run_piti(
     command = [str(program), *arguments]
     return subprocess.run(
         command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=timeout_seconds, check=False,
+        timeout=500, check=False,
     )  # fmt: skip
 
 

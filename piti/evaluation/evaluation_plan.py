@@ -9,7 +9,7 @@ from typing import Any
 
 from piti import storage
 from piti.config import Config
-from piti.evaluation.picture_sets import PICTURES, PictureSetName, covers, drawn_ranges
+from piti.evaluation.picture_sets import PICTURES, PictureSetName, covers, drawn_ranges, limit_of
 from piti.evaluation.targets import Network, Target
 from piti.plan import OPERATIONAL_MODEL_KEYS, Plan, Step, dump, fingerprint
 from piti.provenance import FORMAT_VERSIONS
@@ -59,21 +59,17 @@ class EvaluationPlan:
         base = self._base_content(_weights(target.base))
         upsampler = _upsampler_content(config, target.upsampler)
         final = {"base": fingerprint(base), **upsampler}
-        contents: dict[PictureSetName, tuple[dict[str, Any], int | None]] = {
-            "final": (final, sampling.num_samples),
-            "base": (base, sampling.num_samples),
-        }
+        contents: dict[PictureSetName, dict[str, Any]] = {"final": final, "base": base}
         if sampling.diversity_conditions:
-            diversity = {"of": fingerprint(final), "variants": sampling.diversity_samples}
-            contents["diversity"] = (diversity, _at_most(sampling.diversity_conditions, sampling.num_samples))
+            contents["diversity"] = {"of": fingerprint(final), "variants": sampling.diversity_samples}
         if sampling.upsampled_conditions:
             truth = {"conditions": self._plan.validation.fingerprint, "base_size": config.models.base.image_size}
-            contents["upsampled"] = (truth | upsampler, _at_most(sampling.upsampled_conditions, sampling.num_samples))
+            contents["upsampled"] = truth | upsampler
         if config.evaluation.compare_stages:
             if target.stage1 is not None:
-                contents["stage1"] = (self._base_content(_weights(target.stage1)), sampling.num_samples)
-            contents["untrained"] = (self._base_content({"untrained": config.seed}), sampling.num_samples)
-        return {name: self._planned(name, content, wanted) for name, (content, wanted) in contents.items()}
+                contents["stage1"] = self._base_content(_weights(target.stage1))
+            contents["untrained"] = self._base_content({"untrained": config.seed})
+        return {name: self._planned(name, content) for name, content in contents.items()}
 
     def _base_content(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """The fingerprint's content for pictures of a base network. It identifies a set; the set's name is not part of
@@ -88,9 +84,10 @@ class EvaluationPlan:
             **_sampling(config, "base_sampler", "base_respacing", "guidance_scale", "normalized_guidance", "precision"),
         }
 
-    def _planned(self, name: PictureSetName, content: Mapping[str, Any], wanted: int | None) -> PlannedSet:
+    def _planned(self, name: PictureSetName, content: Mapping[str, Any]) -> PlannedSet:
         print_ = fingerprint({"version": FORMAT_VERSIONS["sample"], **content})
-        return PlannedSet(name, print_, storage.join(self._config.root, "pictures", print_[:16]), wanted)
+        folder = storage.join(self._config.root, "pictures", print_[:16])
+        return PlannedSet(name, print_, folder, limit_of(self._config, name))
 
     @property
     def sample(self) -> Step:
@@ -146,7 +143,3 @@ def _upsampler_content(config: Config, upsampler: Network) -> dict[str, Any]:
 def _sampling(config: Config, *names: str) -> dict[str, Any]:
     settings = dump(config.sampling)
     return {name: settings[name] for name in names}
-
-
-def _at_most(count: int, limit: int | None) -> int:
-    return count if limit is None else min(count, limit)

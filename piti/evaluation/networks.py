@@ -90,7 +90,7 @@ class Networks:
         return found
 
 
-def open_networks(config: Config, device: str = "cpu") -> Networks:
+def open_networks(config: Config, device: str) -> Networks:
     """Raises CheckpointError as `open_extractor` does, and ConfigError for a table of labels that is none."""
     return Networks(
         open_extractor(config, device), open_perceptual_network(config, device), open_clip(config, device),

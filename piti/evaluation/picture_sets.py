@@ -79,12 +79,17 @@ def describe_sampling(config: Config) -> dict[str, Any]:
     }
 
 
-def num_wanted(config: Config, name: PictureSetName, num_conditions: int) -> int:
-    """How many of `num_conditions` a set has pictures of; that many come first in the validation split."""
+def limit_of(config: Config, name: PictureSetName) -> int | None:
+    """Of how many conditions at most a set has pictures, the first of the validation split; None: of all."""
     sampling = config.sampling
-    limits = {"diversity": sampling.diversity_conditions, "upsampled": sampling.upsampled_conditions}
-    wanted = num_conditions if sampling.num_samples is None else min(sampling.num_samples, num_conditions)
-    return min(limits.get(name, wanted), wanted)
+    own = {"diversity": sampling.diversity_conditions, "upsampled": sampling.upsampled_conditions}.get(name)
+    return min((limit for limit in (own, sampling.num_samples) if limit is not None), default=None)
+
+
+def num_wanted(config: Config, name: PictureSetName, num_conditions: int) -> int:
+    """Of how many of `num_conditions` conditions a set has pictures."""
+    limit = limit_of(config, name)
+    return num_conditions if limit is None else min(limit, num_conditions)
 
 
 def variants_of(config: Config, name: PictureSetName) -> tuple[int, ...]:

@@ -146,10 +146,10 @@ def paint(raw: RawCondition, data: DataConfig) -> NDArray[np.uint8]:
 class Translator:
     """Draws with a base and an upsampler that stay loaded. Raises CheckpointError where they do not fit the config."""
 
-    def __init__(self, networks: Networks, device: str | None = None) -> None:
+    def __init__(self, networks: Networks) -> None:
         self.networks = networks
         self.config = networks.config
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._base = self._load(networks.base, "base")
         self._upsampler = self._load(networks.upsampler, "upsampler")
 

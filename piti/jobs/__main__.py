@@ -68,8 +68,10 @@ def _end_when_abandoned(spec: JobSpec) -> None:
     if spec.kind == "train":
         time.sleep(LAST_CHECKPOINT_SECONDS)
     logging.error("%s", context.abandoned())
-    _record_failure(spec, str(context.abandoned()), retryable=True, stopped=True)
-    os._exit(USER_ERROR_EXIT)
+    try:
+        _record_failure(spec, str(context.abandoned()), retryable=True, stopped=True)
+    finally:  # also where storage does not answer: nobody else would end this process
+        os._exit(USER_ERROR_EXIT)
 
 
 def _record_failure(spec: JobSpec, reason: str, retryable: bool, stopped: bool = False) -> None:

@@ -37,6 +37,7 @@ logger = logging.getLogger("piti")
 _QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
 _RESIZE_SECONDS = 300.0  # between looks for room for more workers: a resize goes back to the last checkpoint
 _COLLECTIVE_SPARE_SECONDS = 120.0  # collectives outlast `stall_seconds`, so that the stacks of a hang come first
+_LAST_SECONDS = 2.0  # for workers.json, which had the whole run to be written, where the run ends before its last step
 # Relative paths must mean the same in workers as in the driver. Log lines go to people, not to terminals.
 _CONDUCT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -252,13 +253,15 @@ def _train(context: WorkerContext, attempt: str) -> JobResult:
         publisher.put(WORKERS_FILE, partial(storage.write_json, storage.join(run, WORKERS_FILE), about))
     try:
         result = train(context, workers)
-        if workers.is_first:
-            publisher.put("curve.png", partial(_draw_curve, context.spec))
-    except PitiError:
-        logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # it would log a traceback, the driver says it better
+    except Exception as error:
+        if isinstance(error, PitiError):
+            # Ray Train would log a traceback; the driver says it better.
+            logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        publisher.close(time.monotonic() + _LAST_SECONDS)
         raise
-    finally:
-        publisher.close()
+    if workers.is_first:
+        publisher.put("curve.png", partial(_draw_curve, context.spec))
+    publisher.close()
     return result
 
 

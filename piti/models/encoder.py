@@ -107,7 +107,7 @@ class ConvolutionStem(nn.Module):
     LeakyReLU of slope 0.2. `norm` "layer" normalises over channels and positions instead.
     """
 
-    def __init__(self, in_channels: int, width: int, norm: Literal["instance", "layer"] = "instance") -> None:
+    def __init__(self, in_channels: int, width: int, norm: Literal["instance", "layer"]) -> None:
         super().__init__()
         widths = [width // 16, width // 8, width // 4, width // 2, width]
         self.conv1 = nn.Conv2d(in_channels, widths[0], 7, padding=3)

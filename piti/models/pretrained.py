@@ -198,7 +198,7 @@ def load_pretrained(model: PITIModel, ref: WeightsRef, key: str = "pretrained") 
     return about
 
 
-def check_pretrained(config: ModelConfig, ref: WeightsRef, key: str = "pretrained") -> None:
+def check_pretrained(config: ModelConfig, ref: WeightsRef, key: str) -> None:
     """Raise the CheckpointError that `load_pretrained` would raise for a network of this config; load nothing."""
     with torch.device("meta"):
         model = PITIModel(config)

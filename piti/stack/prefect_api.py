@@ -15,6 +15,7 @@ from piti.stack.http import POLL_SECONDS, request_json
 from piti.stack.secret_files import read_secret
 
 DEFAULT_API_URL = "http://127.0.0.1:4200/api"
+_PATIENCE_SECONDS = 180.0  # of a serving process with its server
 
 
 def local_api_url() -> str | None:
@@ -95,10 +96,10 @@ def served_deployments(api_url: str) -> dict[str, str | None]:
     return {deployment["name"]: deployment.get("last_polled") for deployment in found}
 
 
-def wait_until_prefect_answers(timeout_seconds: float = 180.0) -> None:
-    """Block until the server that PREFECT_API_URL names answers. Raises StackError after `timeout_seconds`."""
+def wait_until_prefect_answers() -> None:
+    """Block until the server that PREFECT_API_URL names answers. Raises StackError after three minutes."""
     api_url = os.environ.get("PREFECT_API_URL", DEFAULT_API_URL)
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     while not prefect_answers(api_url):
         if time.monotonic() > deadline:
             raise StackError(f"no Prefect server answers at {api_url}", "start one with `piti up`")

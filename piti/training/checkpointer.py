@@ -19,7 +19,6 @@ from piti.training.status import Status
 ATTEMPTS = 3  # at a last checkpoint, where storage is there
 PATIENCE_SECONDS = 600.0  # where it is away or hangs
 SLOWEST_BYTES_PER_SECOND = 2e6  # of storage that is there: a checkpoint gets that much more time
-STOP_PATIENCE_SECONDS = 45.0  # instead of PATIENCE_SECONDS, for a run that is stopped and should leave soon
 TELL_SECONDS = 5.0  # between signs of life while waiting
 _SPARE_SHARE = 1.05  # what is free must exceed a checkpoint's size by
 
@@ -37,6 +36,7 @@ class Checkpointer:
         self._status = status
         self._publisher = Publisher()
         self._num_bytes = 0  # of the newest checkpoint
+        self._is_away = False  # the last write failed because storage does not answer, which may pass
 
     def save(self, snapshot: Snapshot) -> None:
         """Start writing a snapshot of the present state."""
@@ -51,40 +51,47 @@ class Checkpointer:
         self._status.publish()
         ends_phase_before_last = progress.step in settings.phase_ends[:-1]
         name = f"the checkpoint of step {progress.step}" if ends_phase_before_last else "a checkpoint"
-        self._publisher.put(name, partial(self._write, snapshot, about))
+        self._publisher.put(name, partial(self._attempt, snapshot, about))
 
-    def wait(self, patience_seconds: float, tell: Callable[[], None]) -> Exception | None:
-        """Wait until all checkpoints are written: for several attempts, or for `patience_seconds` where storage is away,
-        and more by a checkpoint's size. `tell()` is called every few seconds.
+    def wait(self, tell: Callable[[], None], deadline: float | None = None) -> Exception | None:
+        """Wait until all checkpoints are written: for several attempts, or until `deadline` of time.monotonic() where
+        storage is away. `tell()` is called every few seconds.
 
-        Returns the last attempt's error, or a TimeoutError; None: they are written.
+        `deadline` None: in PATIENCE_SECONDS, and more by a checkpoint's size. Returns the last attempt's error, or a
+        TimeoutError; None: they are written.
         """
-        failed_before = self._publisher.num_failed
-        patience_seconds += self._num_bytes / SLOWEST_BYTES_PER_SECOND
-        deadline = time.monotonic() + patience_seconds
+        failed_before, began_seconds = self._publisher.num_failed, time.monotonic()
+        if deadline is None:
+            deadline = began_seconds + PATIENCE_SECONDS + self._num_bytes / SLOWEST_BYTES_PER_SECOND
         while not self._publisher.flush(min(TELL_SECONDS, max(0.0, deadline - time.monotonic()))):
             tell()
             num_failed = self._publisher.num_failed - failed_before
             error = self._publisher.last_error if num_failed else None
             if time.monotonic() >= deadline:
                 return error or TimeoutError(
-                    f"a checkpoint of {self._context.spec.output} was not written in {patience_seconds:g} s"
+                    f"a checkpoint of {self._context.spec.output} was not written in {deadline - began_seconds:.0f} s"
                 )
-            if error is not None and num_failed >= ATTEMPTS and not self._is_away(error):
+            if error is not None and num_failed >= ATTEMPTS and not self._is_away:
                 return error
         return None
 
-    def close(self) -> None:
-        """Finish the current write if storage accepts it."""
-        self._publisher.close()
+    def close(self, deadline: float) -> None:
+        """Finish the current write if storage accepts it until `deadline` of time.monotonic()."""
+        self._publisher.close(deadline)
 
     def num_failed(self) -> int:
         """How many attempts at writing failed."""
         return self._publisher.num_failed
 
-    def _is_away(self, error: Exception) -> bool:
-        """Whether a write failed with `error` because storage does not answer, which may pass."""
-        return storage.is_client_error(error) or Followers(self._context.spec.folder).are_away()
+    def _attempt(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
+        """Write; after an error, look here why, for storage may hang at that, too."""
+        try:
+            self._write(snapshot, about)
+        except Exception as error:
+            self._is_away = True
+            with storage.tolerated("cannot read whether this job's folder is there"):
+                self._is_away = storage.is_client_error(error) or Followers(self._context.spec.folder).are_away()
+            raise
 
     def _write(self, snapshot: Snapshot, about: dict[str, Any]) -> None:
         run, began_seconds = self._context.spec.output, time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 from piti import storage
@@ -11,14 +10,18 @@ from piti.checkpoints import checkpoint_uri
 from piti.errors import StoppedError, first_line
 from piti.job import JobContext
 from piti.training.batches import Batches, degraded_input
-from piti.training.checkpointer import PATIENCE_SECONDS, STOP_PATIENCE_SECONDS, Checkpointer
+from piti.training.checkpointer import Checkpointer
 from piti.training.divergence import Divergence
 from piti.training.gradients import StepLosses
+from piti.training.publisher import CLOSE_SECONDS
 from piti.training.samples import Samples
 from piti.training.state import TrainingState
 from piti.training.status import Status
 from piti.training.stopping import StopSign
 from piti.training.validation import Validation
+
+STOP_SECONDS = 45.0  # from a stop to the end of the run, however storage is
+STOP_CLOSE_SECONDS = 5.0  # of these, for what the run closes; the rest is for the last checkpoint
 
 
 class Observers:
@@ -33,7 +36,7 @@ class Observers:
         self._batches = batches
         self._settings = state.stage.settings
         self._status = Status(context, state, batches)
-        self._divergence = Divergence(context.spec.output, state, partial(self._wait_for_checkpoints, PATIENCE_SECONDS))
+        self._divergence = Divergence(context.spec.output, state, self._wait_for_checkpoints)
         self._validation = Validation(
             state.stage, context.spec.inputs["shards"], degraded_input(context), state.workers
         )
@@ -42,6 +45,7 @@ class Observers:
         self._began_seconds = time.monotonic() - state.progress.seconds
         self._stop_sign = StopSign(context, state.workers, state.progress.step)
         self._stop: StoppedError | None = None  # what the run is about to end with
+        self._leave_by: float | None = None  # deadline of time.monotonic() for a run that stops
 
     def begin(self) -> None:
         """Before the first step of a run: validate the initial weights."""
@@ -87,6 +91,8 @@ class Observers:
         is_due = self._is_due(self._settings.checkpoint_every_steps) and not self._divergence.is_doubtful()
         if not (is_due or ends_run or self._ends_phase()):
             return
+        if self._stop is not None and not is_last:
+            self._leave_by = time.monotonic() + STOP_SECONDS
         self._divergence.check_weights()
         began_seconds = time.monotonic()
         self._state.progress.seconds = began_seconds - self._began_seconds
@@ -103,11 +109,12 @@ class Observers:
             raise self._stop
 
     def close(self) -> None:
-        """Finish what is being written, and look no more for a stop."""
+        """Finish what is being written, and look no more for a stop. Whatever hangs, all of it shares one deadline."""
         self._stop_sign.close()
+        deadline = self._leave_by or time.monotonic() + CLOSE_SECONDS
+        self._status.close(deadline)
         if self._checkpointer is not None:
-            self._checkpointer.close()
-        self._status.close()
+            self._checkpointer.close(deadline)
 
     def result(self) -> dict[str, Any]:
         """The job's result for a finished run."""
@@ -147,14 +154,14 @@ class Observers:
 
     def _finish_checkpoints(self, is_last: bool) -> None:
         """Wait for a run's last checkpoint; no worker ends the run before it is there, as far as patience goes."""
-        error = self._wait_for_checkpoints(PATIENCE_SECONDS if is_last else STOP_PATIENCE_SECONDS)
+        error = self._wait_for_checkpoints()
         if error is None:
             return
         if is_last:
             raise error
         self._context.info(f"{self._state.stage.name}: stops without a last checkpoint: {first_line(error)}")
 
-    def _wait_for_checkpoints(self, patience_seconds: float) -> Exception | None:
+    def _wait_for_checkpoints(self) -> Exception | None:
         """`Checkpointer.wait`, by all workers. Its error, on the first one.
 
         The others hear of the first every few seconds, so that neither a watchdog nor NCCL takes them to hang.
@@ -169,7 +176,8 @@ class Observers:
             workers.agree(True)
             self._context.alive(step)
 
-        error = self._checkpointer.wait(patience_seconds, tell)
+        deadline = None if self._leave_by is None else self._leave_by - STOP_CLOSE_SECONDS
+        error = self._checkpointer.wait(tell, deadline)
         workers.agree(False)
         return error
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 logger = logging.getLogger("piti")
 
 RETRY_SECONDS = 5.0
-_CLOSE_SECONDS = 30.0
+CLOSE_SECONDS = 30.0  # for all that a run closes at its end
 
 
 class Publisher:
@@ -44,16 +44,20 @@ class Publisher:
             self._changed.wait_for(lambda: self._is_idle() or self.num_failed > before, timeout_seconds)
             return self._is_idle()
 
-    def close(self) -> list[str]:
+    def close(self, deadline: float | None = None) -> list[str]:
         """Flush, with two more tries for failed writes, and end. Returns the names of lost writes, which are also
-        logged."""
-        deadline = time.monotonic() + _CLOSE_SECONDS
+        logged.
+
+        `deadline`: of time.monotonic(), however storage is; several publishers may share it. None: in CLOSE_SECONDS.
+        """
+        if deadline is None:
+            deadline = time.monotonic() + CLOSE_SECONDS
         for _ in range(3):
             if self.flush(max(0.0, deadline - time.monotonic())):
                 break
         with self._changed:
             self._is_closed = True
-            lost = [*([self._running] if self._running else []), *self._waiting]
+            lost = list(dict.fromkeys([*([self._running] if self._running else []), *self._waiting]))
             self._waiting.clear()
             self._changed.notify_all()
         if lost:

@@ -125,11 +125,15 @@ class Status:
         if self._publisher is not None:
             self._publisher.flush(FLUSH_SECONDS)
 
-    def close(self) -> None:
-        """Publish the remaining reports."""
-        if self._log is not None and self._publisher is not None:
-            self._log.publish()
-            self._lost += self._publisher.close() + [name for tracker in self._trackers for name in tracker.close()]
+    def close(self, deadline: float) -> None:
+        """Publish the remaining reports, until `deadline` of time.monotonic(), whatever hangs."""
+        if self._log is None or self._publisher is None:
+            return
+        self._log.publish()
+        for tracker in self._trackers:
+            tracker.end()  # all side by side, before the first is waited for
+        self._lost += self._publisher.close(deadline)
+        self._lost += [name for tracker in self._trackers for name in tracker.close(deadline)]
 
     def _missed(self, what: str) -> None:
         """Say that something is left out because it could not be read."""

@@ -50,10 +50,13 @@ class Tracker(ABC):
         """Tell it soon what waits. Returns at once."""
         self._publisher.put(self.name, self._tell)
 
-    def close(self) -> list[str]:
-        """Tell it what waits, and end. Its name if something is lost."""
+    def end(self) -> None:
+        """Tell it soon what waits, for the last time. Returns at once."""
         self._publisher.put(self.name, self._end)
-        return self._publisher.close()
+
+    def close(self, deadline: float | None = None) -> list[str]:
+        """Wait for `end`, until `deadline` as `Publisher.close` has it. Its name if something is lost."""
+        return self._publisher.close(deadline)
 
     def _tell(self) -> None:
         events = list(self._waiting)

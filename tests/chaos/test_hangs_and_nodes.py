@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,48 @@ def test_a_killed_node_costs_no_bit(stack: RunningStack, nodes: Nodes, shards: s
     assert losses_of(driver.spec.output) == losses_of(expected["checkpoint"].rpartition("/")[0])
 
 
+def workers_of(run: str, number: int) -> dict[str, Any] | None:
+    """What they said of themselves when they began, if there are so many."""
+    about = storage.read_json_if_there(storage.join(run, WORKERS_FILE))
+    return about if about is not None and len(about["workers"]) == number else None
+
+
+LOOKING_OFTEN = """
+import runpy
+
+from piti.jobs import train
+
+train._RESIZE_SECONDS = 10.0
+runpy.run_module("piti.jobs", run_name="__main__")
+"""
+
+
+def test_a_node_that_joins_takes_part(stack: RunningStack, nodes: Nodes, shards: str, tmp_path: Path) -> None:
+    """One worker on the head; a node joins, and two go on from a checkpoint."""
+    options = {
+        "training__pretrain__phases": [{"steps": 100_000, "learning_rate": 3e-4}],
+        "training__pretrain__checkpoint_every_steps": 10,
+        "training__pretrain__batch_size": 4,
+        "cluster__num_workers": {"min": 1, "max": 2},
+        "cluster__cpus_per_worker": CPUS,
+    }
+    driver = Driver(stack, spec_of(tmp_path, shards, **options), ("-c", LOOKING_OFTEN))
+    run = driver.spec.output
+    try:
+        wait_for("one worker", lambda: workers_of(run, 1))
+        wait_for("a checkpoint", lambda: newest_step(run) >= 10)
+        nodes.add()
+        wait_for("two workers", lambda: workers_of(run, 2))
+        before = newest_step(run)
+        wait_for("progress", lambda: newest_step(run) > before)
+        driver.signal(signal.SIGTERM)
+        code, output = driver.wait()
+    finally:
+        driver.kill()
+    assert code == 2, output
+    assert re.search(r"resuming from .*step-\d+", output)
+
+
 def test_nodes_that_are_killed_or_announce_their_end_are_done_without(
     stack: RunningStack, nodes: Nodes, shards: str, tmp_path: Path
 ) -> None:
@@ -164,11 +207,7 @@ def test_nodes_that_are_killed_or_announce_their_end_are_done_without(
     }
     driver = Driver(stack, spec_of(tmp_path, shards, **options))
     run = driver.spec.output
-
-    def workers(number: int) -> dict[str, Any] | None:
-        about = storage.read_json_if_there(storage.join(run, WORKERS_FILE))
-        return about if about is not None and len(about["workers"]) == number else None
-
+    workers = partial(workers_of, run)
     try:
         wait_for("three workers", lambda: workers(3))
         wait_for("a checkpoint", lambda: newest_step(run) >= 10)

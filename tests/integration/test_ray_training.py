@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,12 +52,12 @@ def spec_of(root: Path, shards: str, stage: str = "pretrain", **more: Any) -> Jo
 class Driver:
     """The process of a training job, as Ray's Jobs API starts it; its workers run on the shared stack's cluster."""
 
-    def __init__(self, stack: RunningStack, spec: JobSpec) -> None:
+    def __init__(self, stack: RunningStack, spec: JobSpec, program: Sequence[str] = ("-m", "piti.jobs")) -> None:
         self.spec = spec
         spec_uri = storage.join(spec.folder, "spec.json")
         storage.write_json(spec_uri, spec.model_dump(mode="json"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "piti.jobs", "train", "--spec", spec_uri],
+            [sys.executable, *program, "train", "--spec", spec_uri],
             env={**stack.environment, "RAY_ADDRESS": f"127.0.0.1:{stack.record.ports.ray}"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip

@@ -12,8 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-ArrayOf = Callable[..., npt.NDArray[np.float64]]
-
 
 def uniform_array(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """Uniform in [-1, 1), float64: SplitMix64 of a counter that begins at the first 8 bytes of sha256(name)."""

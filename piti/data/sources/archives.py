@@ -244,15 +244,23 @@ def is_archive(uri: str) -> bool:
     return not (storage.is_local(uri) and storage.local_path(uri).is_dir())
 
 
-@lru_cache(maxsize=4096)
 def plain_tar(uri: str) -> str:
     """URI of the uncompressed tar: `uri` itself, or a copy in the local cache, since a compressed one cannot be
-    jumped into. The copy is made once for each version of the archive and machine.
+    jumped into. The copy is made once for each version of the archive and machine, and again once it was deleted.
 
     Raises DataError where the archive is missing or not whole.
     """
     if uri.lower().endswith(".tar"):
         return uri
+    copy = _unpacked_copy(uri)
+    if not copy.exists():
+        _unpacked_copy.cache_clear()
+        copy = _unpacked_copy(uri)
+    return str(copy)
+
+
+@lru_cache(maxsize=4096)
+def _unpacked_copy(uri: str) -> Path:
     version = stored_version(uri)
     folder = cache_folder() / "archives"
     target = folder / f"{hashlib.sha256(f'{uri}|{version}'.encode()).hexdigest()[:32]}.tar"
@@ -262,7 +270,7 @@ def plain_tar(uri: str) -> str:
             fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for the one that unpacks, instead of each unpacking
             if not target.exists():
                 _unpack(uri, target)
-    return str(target)
+    return target
 
 
 def _unpack(uri: str, target: Path) -> None:

@@ -112,7 +112,7 @@ def table(number: int) -> dict[str, Any]:
     return {"id": f"{number}", "created": f"2026-01-01T00:{number:04}", "data": json.dumps([{"report": f"r{number}"}])}
 
 
-def test_every_report_of_a_large_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_report_of_a_large_run_is_told() -> None:
     """Prefect gives 200 entries at once; a busy server is asked again."""
     pages = [
         (200, [table(number) for number in numbers]) for numbers in (range(449, 249, -1), range(250, 50, -1), range(51))

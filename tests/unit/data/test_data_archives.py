@@ -216,7 +216,7 @@ def test_a_damaged_tar_is_an_error_that_names_it(damage: str, kind: str, tmp_pat
     assert len(outcomes(tmp_path / "good.tar", kind)) == 6
 
 
-def zip_with_names(path: Path, names: dict[str, bytes], system: int, flag: int = 0, extra: bool = False) -> None:
+def zip_with_names(path: Path, names: dict[str, bytes], system: int, extra: bool = False) -> None:
     """A zip whose members are called by the bytes given: by hand, since `zipfile` sets the UTF-8 flag as it likes."""
     with zipfile.ZipFile(path, "w") as archive:
         for number, (name, raw) in enumerate(names.items()):

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image, ImageCms
 
 from piti.config import DataConfig
-from piti.data.items import RejectedItem
+from piti.data.items import SPLITS, RejectedItem
 from piti.data.sources import measurements, open_source
 from piti.data.sources.pictures import decode_picture
 from tests.unit.data.encoding import encoded, png_by_hand
+from tests.value_files import write_values
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -105,6 +106,32 @@ def test_conditions_of_turned_photographs_lie_right_or_nobody_knows(
             loaded = item.load()
             assert loaded.condition is not None
             np.testing.assert_array_equal(loaded.condition.values, labels)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_normals_of_turned_photographs_lie_upright_or_are_rejected(
+    orientation: int, tmp_path: Path, small: np.ndarray, make_data: Callable[..., DataConfig]
+) -> None:
+    """Depth is turned with its photograph; normals, whose x and y would have to turn as well, are not."""
+    normals = np.full(small.shape, (128, 128, 255), np.uint8)
+    normals[:30, :20] = (255, 128, 128)
+    depth = np.linspace(1, 9, small.shape[0] * small.shape[1], dtype=np.float32).reshape(small.shape[:2])
+    picture = encoded(Image.fromarray(stored(small, orientation)), "JPEG", exif=exif(orientation))
+    for name, beside in (("upright", normals), ("as stored", stored(normals, orientation))):
+        write_values(tmp_path / "n" / f"{name}.png", beside)
+        write_values(tmp_path / "d" / f"{name}.npy", stored(depth, orientation))
+        (tmp_path / "i").mkdir(exist_ok=True)
+        (tmp_path / "i" / f"{name}.jpg").write_bytes(picture)
+    source = {"conditions": str(tmp_path / "d"), "normals": str(tmp_path / "n")}
+    opened = open_source(make_data(tmp_path / "i", modality="geometry", source=source))
+    items = {item.origin: item for split in SPLITS for item in opened.items(split)}
+    condition = items["upright.jpg"].load().condition
+    assert condition is not None
+    assert condition.normals is not None
+    np.testing.assert_array_equal(condition.values, depth)
+    np.testing.assert_allclose(condition.normals, normals / 127.5 - 1, atol=1e-6)
+    with pytest.raises(RejectedItem, match="normal map lies like the file's pixels"):
+        items["as stored.jpg"].load()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])

@@ -81,7 +81,7 @@ def test_a_saved_networks_names_are_understood_too(weights: dict[str, Tensor], r
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_other_weights_are_refused(weights: dict[str, Tensor], ref: WeightsRef, tmp_path: Path) -> None:
+def test_other_weights_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
     def refused(content: object, message: str, sha256: str | None = None) -> None:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.pth"
         torch.save(content, path)

@@ -64,13 +64,21 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
-def test_a_table_pairs_files_and_splits_them(folder: Path, tmp_path: Path, suffix: str) -> None:
+RENAMED = {"image": "photo", "condition": "labels", "split": "part"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "columns"), [("csv", {}), ("tsv", {}), ("parquet", {}), ("csv", RENAMED), ("parquet", RENAMED)]
+)
+def test_a_table_pairs_files_and_splits_them(
+    folder: Path, tmp_path: Path, suffix: str, columns: dict[str, str]
+) -> None:
     rows = [
         {"image": f"p/{number}.jpg", "condition": f"m/{number}.png", "split": "val" if number > 5 else "training"}
         for number in range(8)
     ]
-    data = list_data(write_table(tmp_path / f"list.{suffix}", rows), {"root": str(folder)})
+    rows = [{columns.get(name, name): value for name, value in row.items()} for row in rows]
+    data = list_data(write_table(tmp_path / f"list.{suffix}", rows), {"root": str(folder), **columns})
     assert messages(data) == ""
     found = {split: items(data, split) for split in ("train", "validation")}
     assert [len(found[split]) for split in ("train", "validation")] == [6, 2]
@@ -80,7 +88,7 @@ def test_a_table_pairs_files_and_splits_them(folder: Path, tmp_path: Path, suffi
         assert (condition.values == number).all()
 
 
-def test_names_may_be_relative_to_the_table_or_absolute(folder: Path, tmp_path: Path) -> None:
+def test_names_may_be_relative_to_the_table_or_absolute(folder: Path) -> None:
     rows = [
         {"image": str(folder / "p" / "1.jpg"), "condition": "m/1.png"},
         {"image": "./p/2.jpg", "condition": "m/2.png"},
@@ -157,7 +165,7 @@ def test_nothing_of_a_file_that_is_no_such_table_is_repeated(
 
 
 @pytest.mark.parametrize("header", ["image, condition", " Image ,CONDITION", "\ufeffimage,condition\t"])
-def test_spaces_and_case_of_a_header_do_not_matter(folder: Path, tmp_path: Path, header: str) -> None:
+def test_spaces_and_case_of_a_header_do_not_matter(folder: Path, header: str) -> None:
     (folder / "spaced.csv").write_text(f"{header}\n" + "".join(f"p/{n}.jpg, m/{n}.png\n" for n in range(1, 5)))
     found = [item.load() for split in SPLITS for item in items(list_data(folder / "spaced.csv"), split)]
     assert [loaded.condition is not None for loaded in found] == [True] * 4

@@ -6,11 +6,13 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -200,6 +202,17 @@ def copy_set(shards: ShardSet, target: Path) -> ShardSet:
     return ShardSet(str(target))
 
 
+@contextmanager
+def remote_copy(shards: ShardSet) -> Iterator[ShardSet]:
+    """The set in an object store, for as long as the block runs."""
+    memory = fsspec.filesystem("memory")
+    memory.put(shards.uri, "/remote/shards", recursive=True)
+    try:
+        yield ShardSet("memory://remote/shards")
+    finally:
+        memory.rm("/remote", recursive=True)
+
+
 @pytest.mark.parametrize(("num_workers", "where"), [(0, "companions"), (2, "shards")])
 def test_a_flipped_byte_costs_one_sample_and_is_counted(
     sketch_set: ShardSet,
@@ -265,6 +278,18 @@ def test_a_missing_tar_is_an_error_not_a_skip(sketch_set: ShardSet, sketch_data:
             take(load(shards, sketch_data, num_workers=num_workers), 20)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_remote_tar_of_another_size_is_an_error_not_a_skip(
+    sketch_set: ShardSet, sketch_data: DataConfig, tmp_path: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = copy_set(sketch_set, tmp_path / "shards")
+    tar = Path(shards.shard_uri(shards.shard_names("train")[0]))
+    tar.write_bytes(tar.read_bytes()[:-512])
+    monkeypatch.setenv("PITI_CACHE", str(tmp_path / "cache"))
+    with remote_copy(shards) as remote, pytest.raises(DataError, match=f"{tar.name} has .* bytes, its manifest says"):
+        take(load(remote, sketch_data, num_workers=num_workers), 20)
+
+
 def test_a_set_that_is_away_for_a_moment_is_waited_for(
     sketch_set: ShardSet, sketch_data: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -300,18 +325,11 @@ def test_a_mistake_in_the_program_is_no_damage(
 def test_remote_shards_come_through_a_bounded_cache(
     sketch_set: ShardSet, sketch_data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    memory.put(sketch_set.uri, "/remote/shards", recursive=True)
     largest = max(stats.tar_bytes for stats in sketch_set.stats.values())
     monkeypatch.setenv("PITI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PITI_CACHE_BYTES", str(2 * largest))
-    try:
-        remote = ShardSet("memory://remote/shards")
+    with remote_copy(sketch_set) as remote:
         far = joined(take(load(remote, sketch_data, num_workers=2), 10))
-    finally:
-        memory.rm("/remote", recursive=True)
     assert_same(far, joined(take(load(sketch_set, sketch_data), 10)))
     cached = list((tmp_path / "cache").iterdir())
     assert 1 <= len(cached) <= 3

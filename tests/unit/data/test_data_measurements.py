@@ -60,6 +60,12 @@ def by_tifffile(**options: Any) -> Writer:
     return write
 
 
+def by_numpy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
 def by_imageio(extension: str) -> Writer:
     def write(values: np.ndarray) -> bytes:
         return bytes(imageio.imwrite("<bytes>", values, extension=extension))
@@ -81,6 +87,12 @@ def by_hand_pnm(largest: int, is_text: bool) -> Writer:
         return header + values.astype(">u2" if largest > 255 else np.uint8).tobytes()
 
     return write
+
+
+def by_hand_pfm(values: np.ndarray) -> bytes:
+    """Rows lie from the bottom up; the sign of -1 says that they are little-endian."""
+    header = f"Pf\n{values.shape[1]} {values.shape[0]}\n-1.0\n".encode()
+    return header + values[::-1].astype("<f4").tobytes()
 
 
 # Writer, type of its numbers, largest number, whether it must be read (otherwise it may be refused as well).
@@ -147,6 +159,8 @@ WRITERS: dict[str, tuple[Writer, Any, int, bool]] = {
     "imageio TIFF": (by_imageio(".tiff"), np.uint16, 65535, True),
     "imageio BMP": (by_imageio(".bmp"), np.uint8, 255, True),
     "imageio GIF": (by_imageio(".gif"), np.uint8, 255, False),
+    "NumPy": (by_numpy, np.uint16, 65535, True),
+    "NumPy int64": (by_numpy, np.int64, 65535, True),
     "by hand PNG 1": (by_hand_png(1), np.uint8, 1, True),
     "by hand PNG 2": (by_hand_png(2), np.uint8, 3, True),
     "by hand PNG 4": (by_hand_png(4), np.uint8, 15, True),
@@ -170,7 +184,7 @@ def test_integers_come_back_as_they_were_written_or_are_refused(name: str, data:
     content = write(values)
     try:
         found = measurements.labels(content)
-        metres = None if "palette" in name else measurements.depth(content, 0.001)
+        metres = None if "palette" in name or "NumPy" in name else measurements.depth(content, 0.001)
     except RejectedItem:
         assert not must_be_read
         return
@@ -181,13 +195,13 @@ def test_integers_come_back_as_they_were_written_or_are_refused(name: str, data:
 
 def test_depth_of_floats_and_of_32_bits_is_read_as_it_is() -> None:
     metres = np.array([[0.0, 1.5, np.nan], [np.inf, -2.0, 80.25]], np.float32)
-    for write in (by_tifffile(), by_opencv(".tiff"), by_pillow("TIFF")):
+    for write in (by_tifffile(), by_opencv(".tiff"), by_pillow("TIFF"), by_opencv(".pfm"), by_hand_pfm):
         np.testing.assert_array_equal(measurements.depth(write(metres), 1.0), [[0, 1.5, 0], [0, 0, 80.25]])
     far = np.array([[3_000_000_000, 70_000]], np.uint32)
     np.testing.assert_allclose(measurements.depth(by_tifffile()(far), 0.001), [[3_000_000, 70]])
-    stream = io.BytesIO()
-    np.save(stream, metres.astype(np.float64))
-    np.testing.assert_array_equal(measurements.depth(stream.getvalue(), 0.001), [[0, 1.5, 0], [0, 0, 80.25]])
+    np.testing.assert_array_equal(
+        measurements.depth(by_numpy(metres.astype(np.float64)), 0.001), [[0, 1.5, 0], [0, 0, 80.25]]
+    )
 
 
 def test_a_refusal_says_why_and_which_numbers_were_found() -> None:
@@ -203,6 +217,10 @@ def test_a_refusal_says_why_and_which_numbers_were_found() -> None:
         (by_pillow("GIF"), "renumber"),
         (by_tifffile(photometric="miniswhite"), "0 is white"),
         (lambda values: by_tifffile()(values.astype(np.float32)), "holds 0, 15, 20 as float32"),
+        (by_pillow("PPM", "1"), "a PBM, whose 0 is white"),
+        (lambda values: by_hand_pfm(values), "holds 0, 15, 20 as float32"),
+        (lambda values: by_numpy(values / 2), "holds 0, 7.5, 10 as float64"),
+        (lambda values: by_numpy(values.astype(np.int64) * 10_000), "holds 0, 150000, 200000 as int64"),
         (lambda values: by_tifffile()(values.astype(np.int32) * 10_000), "holds 0, 150000, 200000 as int32"),
         (lambda values: by_tifffile()(values.astype(np.int16) - 1), "holds -1, 14, 19 as int32"),
         (
@@ -219,6 +237,13 @@ def test_a_refusal_says_why_and_which_numbers_were_found() -> None:
         measurements.depth(by_pillow("WEBP")(np.dstack([labels, labels.T, labels])), 0.001)
     with pytest.raises(RejectedItem, match="depth is a lossy file"):
         measurements.depth(by_pillow("JPEG")(labels), 0.001)
+    for write, reason in (
+        (by_palette("PNG"), "this picture has a palette of colours"),
+        (by_pillow("PPM", "1"), "depth is a PBM, whose 0 is white"),
+        (by_tifffile(photometric="miniswhite"), "depth is a TIFF whose 0 is white"),
+    ):
+        with pytest.raises(RejectedItem, match=reason):
+            measurements.depth(write(labels), 0.001)
     with pytest.raises(RejectedItem, match="normal map is a lossy file"):
         measurements.normals(by_pillow("JPEG", "RGB")(labels))
 
@@ -246,10 +271,15 @@ INK = np.zeros((96, 128), bool)
 INK[20:22], INK[:, 60:62] = True, True
 
 
-def rgba(colour: int, background_alpha: int = 0) -> np.ndarray:
-    return np.dstack(
-        [np.full((*INK.shape, 3), colour, np.uint8), np.where(INK, 255, background_alpha).astype(np.uint8)]
-    )
+def rgba(colour: int) -> np.ndarray:
+    return np.dstack([np.full((*INK.shape, 3), colour, np.uint8), np.where(INK, 255, 0).astype(np.uint8)])
+
+
+def black_by_number(lines: np.ndarray) -> bytes:
+    """A palette picture whose lines have the larger number and the darker colour."""
+    picture = Image.fromarray(lines.astype(np.uint8))
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    return encoded(picture)
 
 
 SKETCHES: dict[str, tuple[bytes, bool]] = {  # whether its lines are dark
@@ -266,6 +296,13 @@ SKETCHES: dict[str, tuple[bytes, bool]] = {  # whether its lines are dark
     "PGM up to 20": (by_hand_pnm(20, False)(INK.astype(np.uint8) * 20), False),
     "TIFF whose 0 is white": (by_tifffile(photometric="miniswhite")(np.where(INK, 0, 255).astype(np.uint8)), False),
     "floats": (by_tifffile()(INK.astype(np.float32)), False),
+    "floats, PFM": (by_hand_pfm(INK), False),
+    "integers of 32 bits": (by_tifffile()(INK.astype(np.int32)), False),
+    "PBM, whose 0 is white": (by_pillow("PPM", "1")(np.where(INK, 255, 0).astype(np.uint8)), False),
+    "palette of white, then black": (black_by_number(INK), True),
+    "WebP": (by_pillow("WEBP", "RGB", quality=95)(np.where(INK, 255, 0).astype(np.uint8)), False),
+    "JPEG 2000": (by_pillow("JPEG2000")(np.where(INK, 255, 0).astype(np.uint8)), False),
+    "TGA in colours": (by_pillow("TGA")(np.where(INK[..., None], (255, 255, 0), (0, 0, 255)).astype(np.uint8)), False),
 }
 
 
@@ -280,6 +317,14 @@ def test_lines_are_what_covers_less_of_a_sketch_unless_told_otherwise(name: str)
         np.testing.assert_array_equal(decode_sketch(content, not are_dark)[0] > 0, ~INK)
 
 
+@pytest.mark.parametrize("write", [by_tifffile(), by_hand_pfm, by_numpy])
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_a_sketch_of_unknown_white_is_refused(write: Writer, kind: Any) -> None:
+    """0 and 255, of a kind that leaves open which number is white; arrays are no sketches at all."""
+    with pytest.raises(RejectedItem, match=r"nobody knows which is white|not a picture of a known format"):
+        decode_sketch(write(np.where(INK, 255, 0).astype(kind)))
+
+
 def test_an_empty_sketch_is_empty() -> None:
     for level in (0, 255):
         edges, _ = decode_sketch(by_pillow("PNG")(np.full((20, 20), level, np.uint8)))
@@ -291,6 +336,8 @@ def test_a_photograph_of_unknown_white_is_refused_not_black(photograph: np.ndarr
     for values in (grey.astype(np.int32), grey.astype(np.uint32), grey.astype(np.int16), grey.astype(np.float32)):
         with pytest.raises(RejectedItem, match="nobody knows which is white"):
             decode_picture(by_tifffile()(values))
+    with pytest.raises(RejectedItem, match="nobody knows which is white"):
+        decode_picture(by_hand_pfm(grey))
     for values in (grey.astype(np.uint16), np.dstack([grey.astype(np.uint16)] * 3)):
         with pytest.raises(RejectedItem, match="black at 8 bits"):
             decode_picture(by_tifffile()(values) if values.ndim == 2 else by_opencv(".png")(values))

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from piti.cli.app import app
 from piti.config import DataConfig
 from piti.data.decoding import decode_condition
 from piti.data.shards import ShardSet
@@ -73,9 +75,10 @@ def test_dark_lines_are_told_of_unless_the_config_knows(
 def test_labels_that_are_all_one_are_told_of(labels: np.ndarray, shard_conditions: Callable[..., ShardSet]) -> None:
     """Binary masks of 0 and 255, too: 255 means unlabelled."""
     shards = shard_conditions([labels] * 6, modality="mask", num_classes=5)
-    assert odd_samples(shards.uri) == [
-        "6 of 6 samples: the label map holds a single label, 255 (unlabelled) aside: see data.source"
-    ]
+    reason = "the label map holds a single label, 255 (unlabelled) aside: see data.source"
+    assert odd_samples(shards.uri) == [f"6 of 6 samples: {reason}"]
+    stats = CliRunner().invoke(app, ["shards", "stats", shards.uri])
+    assert f"accepted: 6 x {reason}" in stats.output.splitlines()
 
 
 def test_a_few_maps_of_one_label_are_not(shard_conditions: Callable[..., ShardSet]) -> None:

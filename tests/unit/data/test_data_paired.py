@@ -7,23 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from piti.config import DataConfig
-from piti.data.items import RejectedItem
+from piti.data.items import SPLITS, RejectedItem
 from piti.data.shards import ShardSet
 from piti.data.sources import open_source
 from piti.errors import DataError
+from tests.value_files import write_values
 
 MakeData = Callable[..., DataConfig]
-
-
-def write_png(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
 
 
 @pytest.fixture
@@ -33,35 +27,35 @@ def nuisance_tree(tmp_path: Path, photograph: np.ndarray) -> tuple[Path, Path, d
     picture, mask = np.ascontiguousarray(photograph[:80, :96]), np.full((80, 96), 3, np.uint8)
     good = ["a.jpg", "b.png", "deep/er/a.jpg", "ünï cödé.png", "dots.in.name.jpg", "with space.png", "A.jpg"]
     for name in good:
-        write_png(images / name, picture)
-        write_png(labels / Path(name).with_suffix(".png"), mask)
+        write_values(images / name, picture)
+        write_values(labels / Path(name).with_suffix(".png"), mask)
     reasons = {
         "empty.jpg": "empty", "cut.jpg": "damaged", "alone.jpg": "no condition", "other_size.jpg": "condition is 96x40",
         "range.jpg": "label 9 is outside", "text.png": "not a picture", "linked.jpg": "cannot be read",
         "bad_label.jpg": "damaged", "itself.jpg": "cannot be read",
     }  # fmt: skip
     for name in reasons:
-        write_png(images / name, picture)
-        write_png(labels / Path(name).with_suffix(".png"), mask)
+        write_values(images / name, picture)
+        write_values(labels / Path(name).with_suffix(".png"), mask)
     (images / "empty.jpg").write_bytes(b"")
     whole = (images / "cut.jpg").read_bytes()
     (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (labels / "alone.png").unlink()
-    write_png(labels / "other_size.png", mask[:40])
-    write_png(labels / "range.png", np.full_like(mask, 9))
+    write_values(labels / "other_size.png", mask[:40])
+    write_values(labels / "range.png", np.full_like(mask, 9))
     (images / "text.png").write_text("not a picture at all")
     (images / "linked.jpg").unlink()
     (images / "linked.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (images / "itself.jpg").unlink()
     (images / "itself.jpg").symlink_to(images / "itself.jpg")
     (labels / "bad_label.png").write_bytes((labels / "a.png").read_bytes()[:60])
-    write_png(labels / "orphan.png", mask)
+    write_values(labels / "orphan.png", mask)
     reasons["orphan.png"] = "condition without a picture"
     (images / "loop").symlink_to(images)
     (images / "Thumbs.db").write_bytes(b"x")
     (images / ".hidden.jpg").write_bytes(b"x")
-    write_png(labels / "255.png", np.full_like(mask, 255))
-    write_png(images / "255.jpg", picture)
+    write_values(labels / "255.png", np.full_like(mask, 255))
+    write_values(images / "255.jpg", picture)
     return images, labels, reasons
 
 
@@ -100,7 +94,7 @@ def test_a_picture_keeps_its_split_when_others_come(picture_folder: Path, tmp_pa
 
 
 def test_fingerprint_sees_a_change_in_place(tmp_path: Path, photograph: np.ndarray, make_data: MakeData) -> None:
-    write_png(tmp_path / "a.png", photograph[:64, :64])
+    write_values(tmp_path / "a.png", photograph[:64, :64])
     source = open_source(make_data(tmp_path))
     first = source.fingerprint()
     os.utime(tmp_path / "a.png", ns=(1, 1))
@@ -125,14 +119,18 @@ def test_half_given_validation_folders_are_a_config_error(make_data: MakeData) -
         make_data("x", source={"validation_conditions": "y"})
 
 
-def test_geometry_pairs_depth_and_normals(tmp_path: Path, photograph: np.ndarray, make_data: MakeData) -> None:
-    depth = np.full((80, 96), 1500, np.uint16)
+@pytest.mark.parametrize(("suffix", "depth_unit"), [("png", 0.001), ("npy", 1)])
+def test_geometry_pairs_depth_and_normals(
+    suffix: str, depth_unit: float, tmp_path: Path, photograph: np.ndarray, make_data: MakeData
+) -> None:
+    """Pictures hold millimetres and (n + 1) / 2, NumPy files metres and the normals themselves."""
+    depth = np.full((80, 96), 1.5 / depth_unit, np.uint16 if suffix == "png" else np.float32)
     depth[:10] = 0
+    upwards = (128, 128, 255) if suffix == "png" else (0, 0, 1)
     for number in range(4):
-        write_png(tmp_path / "images" / f"{number}.png", np.ascontiguousarray(photograph[:80, :96]))
-        (tmp_path / "depth").mkdir(exist_ok=True)
-        cv2.imwrite(str(tmp_path / "depth" / f"{number}.png"), depth if number else depth * 0)
-        write_png(tmp_path / "normals" / f"{number}.png", np.full((80, 96, 3), (128, 128, 255), np.uint8))
+        write_values(tmp_path / "images" / f"{number}.png", np.ascontiguousarray(photograph[:80, :96]))
+        write_values(tmp_path / "depth" / f"{number}.{suffix}", depth if number else depth * 0)
+        write_values(tmp_path / "normals" / f"{number}.{suffix}", np.full((80, 96, 3), upwards, np.uint8))
     source = {"conditions": str(tmp_path / "depth"), "normals": str(tmp_path / "normals")}
     data = make_data(tmp_path / "images", modality="geometry", source=source)
     items = {item.origin: item for split in ("train", "validation") for item in open_source(data).items(split)}
@@ -144,3 +142,44 @@ def test_geometry_pairs_depth_and_normals(tmp_path: Path, photograph: np.ndarray
     np.testing.assert_allclose(raw.normals[0, 0], [0, 0, 1], atol=0.01)
     with pytest.raises(RejectedItem, match="unknown at every pixel"):
         items["0.png"].load()
+
+
+def test_geometry_of_validation_lies_in_folders_of_its_own(
+    tmp_path: Path, photograph: np.ndarray, make_data: MakeData
+) -> None:
+    """Files of both splits are named alike; each split reads its own."""
+    folders: dict[str, str] = {}
+    for prefix, metres, facing in (("", 2, (1, 0, 0)), ("validation_", 3, (0, 1, 0))):
+        parts = {"images": (photograph[:80, :96], "png"), "conditions": (np.full((80, 96), metres), "npy"),
+                 "normals": (np.full((80, 96, 3), facing), "npy")}  # fmt: skip
+        for part, (values, suffix) in parts.items():
+            folders[f"{prefix}{part}"] = str(tmp_path / f"{prefix}{part}")
+            for number in range(2):
+                write_values(tmp_path / f"{prefix}{part}" / f"{number}.{suffix}", values)
+    source = open_source(make_data(folders["images"], modality="geometry", source=folders))
+    assert source.problems() == []
+    for split, metres, facing in (("train", 2, (1, 0, 0)), ("validation", 3, (0, 1, 0))):
+        items = list(source.items(split))
+        assert len(items) == 2
+        for item in items:
+            condition = item.load().condition
+            assert condition is not None
+            assert condition.normals is not None
+            assert (condition.values == metres).all()
+            assert (condition.normals == facing).all()
+
+
+def test_two_percent_of_aspect_ratio_are_borne(tmp_path: Path, photograph: np.ndarray, make_data: MakeData) -> None:
+    """Pictures up to 1.9 % wider or narrower than their label maps are taken, from 2.1 % on none is."""
+    widths = {979: False, 981: True, 1019: True, 1021: False}
+    for width in widths:
+        write_values(tmp_path / "i" / f"{width}.png", np.resize(photograph, (20, width, 3)))
+        write_values(tmp_path / "c" / f"{width}.png", np.zeros((20, 1000), np.uint8))
+    data = make_data(tmp_path / "i", modality="mask", num_classes=1, source={"conditions": str(tmp_path / "c")})
+    items = {int(item.origin[:-4]): item for split in SPLITS for item in open_source(data).items(split)}
+    for width, is_borne in widths.items():
+        if is_borne:
+            assert items[width].load().condition is not None
+        else:
+            with pytest.raises(RejectedItem, match=f"condition is 1000x20 pixels, the picture {width}x20"):
+                items[width].load()

@@ -209,7 +209,7 @@ def test_keys_that_readers_would_misread_are_refused(tmp_path: Path) -> None:
             writer.add("x" * 80, {"y" * 30: b""}, **about)
 
 
-def test_no_manifest_no_shards(sketch_set: ShardSet, tmp_path: Path) -> None:
+def test_no_manifest_no_shards(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished set"):
         ShardSet(str(tmp_path))
     (tmp_path / "manifest.parquet").write_bytes(b"PAR1 nonsense")

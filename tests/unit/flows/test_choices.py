@@ -43,8 +43,8 @@ def add_checkpoint(run: str, step: int, stage: str = "stage2") -> str:
     return uri
 
 
-def chosen(plan: Plan, wanted: str | list[str], upsampler: str | None = None) -> list[str]:
-    return [target.base.uri for target in choose_targets(plan, wanted, CLAIMS, upsampler)]
+def chosen(plan: Plan, wanted: str | list[str]) -> list[str]:
+    return [target.base.uri for target in choose_targets(plan, wanted, CLAIMS)]
 
 
 def set_reported(plan: Plan, uri: str) -> None:

@@ -224,7 +224,7 @@ def test_the_page_offers_what_it_takes(config: Config, respacing: str, steps: in
     Drawing(values="", guidance=facts["guidance"], steps=facts["steps"])
 
 
-def test_the_page_answers_itself_only(config: Config, base: str) -> None:
+def test_the_page_answers_itself_only(base: str) -> None:
     """Not without its key, nor another page's requests, nor under another name; wrong values get one line."""
     import httpx
 

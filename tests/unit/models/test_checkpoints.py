@@ -112,7 +112,7 @@ def test_memory_format_is_no_part_of_a_checkpoint(model: PITIModel, tmp_path: Pa
     assert same(load_model(str(tmp_path / "c"), SMALL).state_dict(), model.state_dict())
 
 
-def test_a_trainer_state_that_could_not_be_loaded_is_not_written(model: PITIModel, tmp_path: Path) -> None:
+def test_a_trainer_state_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"trainer\['path'\] is a PosixPath"):
         write_checkpoint(tmp_path / "c", model={}, ema={}, trainer={"path": tmp_path}, about={})
     assert not (tmp_path / "c").exists()

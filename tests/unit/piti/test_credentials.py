@@ -78,7 +78,7 @@ def test_variables_of_configs_hold_none(secret: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-def test_names_of_configs_studies_and_checkpoints_hold_none(secret: str, tmp_path: Path) -> None:
+def test_names_of_configs_studies_and_checkpoints_hold_none(secret: str) -> None:
     for read in (
         lambda: load_config(f"{secret}.yaml"),
         lambda: read_study(f"{secret}.yaml", None),

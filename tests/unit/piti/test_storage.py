@@ -166,7 +166,7 @@ def test_links_open_in_a_browser() -> None:
 
 
 def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
-    storage.write_json(str(tmp_path / "spec.json"), {"a": 1}, private=True)
+    assert storage.create_bytes(str(tmp_path / "spec.json"), b"{}", private=True)
     assert stat.S_IMODE((tmp_path / "spec.json").stat().st_mode) == 0o600
     storage.write_json(str(tmp_path / "spec.json"), {"a": 2})
     assert storage.read_json(str(tmp_path / "spec.json")) == {"a": 2}

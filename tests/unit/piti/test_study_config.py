@@ -12,8 +12,6 @@ from piti.config.study import StudyConfig, position_on, read_study, study_names
 from piti.errors import ConfigError
 from piti.plan import Plan
 
-TRAINED = ("pretrain", "stage1", "stage2", "upsampler")
-
 
 def plans(study: StudyConfig, root: Path) -> dict[tuple[str, int | None], Plan]:
     return {

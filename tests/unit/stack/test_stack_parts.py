@@ -141,7 +141,7 @@ def test_a_family_is_offspring_and_whatever_carries_the_mark(sleeper: subprocess
     assert sleeper.poll() is None
 
 
-def test_our_own_process_is_never_part_of_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_process_is_never_part_of_a_family() -> None:
     """`piti down` run from a flow of the stack must not end itself."""
     ourselves = Identity.of(os.getpid())
     assert os.getpid() not in {process.pid for process in processes.family([ourselves], "nobody")}

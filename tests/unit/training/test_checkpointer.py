@@ -17,7 +17,7 @@ from piti.checkpoints import Checkpoint, checkpoint_uri, checkpoints_of, most_ch
 from piti.errors import DataError, StoppedError
 from piti.job import SPEC_FILE, JobContext, StopRequest
 from piti.models.checkpoints import load_model, load_trainer_state
-from piti.training import checkpointer, observers, publisher, state, stopping
+from piti.training import checkpointer, publisher, state, stopping
 from piti.training.checkpointer import Checkpointer
 from piti.training.loop import train
 from piti.training.status import Status
@@ -138,7 +138,7 @@ def test_a_last_checkpoint_that_is_written_slowly_is_waited_for(pipeline: Any, m
         time.sleep(2)
         publish_folder(source, uri)
 
-    monkeypatch.setattr(observers, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(checkpointer, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(checkpointer, "SLOWEST_BYTES_PER_SECOND", 1e4)
     monkeypatch.setattr(checkpointer, "TELL_SECONDS", 0.1)
     monkeypatch.setattr(storage, "publish_folder", slow)

@@ -21,12 +21,12 @@ from piti.training.state import TrainingState
 from piti.training.workers import Workers
 
 
-def failure_of(pipeline: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, at_step: int = 3) -> WorkerError:
-    """What a worker raises where `error` happens in a step."""
+def failure_of(pipeline: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> WorkerError:
+    """What a worker raises where `error` happens in the step after the third."""
     accumulate = loop.accumulate_gradients
 
     def fail(state: Any, *arguments: Any) -> Any:
-        if state.progress.step == at_step:
+        if state.progress.step == 3:
             raise error
         return accumulate(state, *arguments)
 

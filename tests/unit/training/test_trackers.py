@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,17 @@ import pytest
 from PIL import Image
 
 from piti import storage
+from piti.job import JobContext
+from piti.training import observers
 from piti.training.loop import train
 from piti.training.metrics import MetricsLog, read_metrics
 from piti.training.publisher import Publisher
-from piti.training.trackers import MLflow, WeightsAndBiases
+from piti.training.status import Status
+from piti.training.trackers import MLflow, TensorBoard, Tracker, WeightsAndBiases
 from piti.training.workers import Workers
+
+TRACKERS = (TensorBoard, MLflow, WeightsAndBiases)
+SPLITS = ("train", "validation")
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +51,7 @@ def record(run: str, first_step: int, tracker: MLflow | WeightsAndBiases) -> Non
             log.add(step, "validation", {"loss": 3 / step})
     log.add_picture(step, "samples", picture.getvalue())
     log.publish()
+    tracker.end()
     assert publisher.close() + tracker.close() == []
 
 
@@ -147,3 +156,64 @@ def test_a_tracker_that_cannot_be_reached_stops_nothing(pipeline: Any, monkeypat
     assert [entry["step"] for entry in read_metrics(context.spec.output) if entry["split"] == "train"] == list(
         range(1, 7)
     )
+
+
+@pytest.fixture
+def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A function that returns no sooner than the test is over."""
+    over, has_given_up = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        if not over.wait(60):
+            has_given_up.set()
+        raise OSError("the test is over")
+
+    monkeypatch.setattr(observers, "CLOSE_SECONDS", 3.0)
+    yield hang
+    over.set()
+    assert not has_given_up.is_set(), "the run waited for it"
+
+
+def all_but_it_is_there(context: JobContext, result: dict[str, Any], name: str) -> None:
+    """Every step, validation and record; `storage` names the one that has them not."""
+    assert result["steps"] == 6
+    assert result["storage"] == {"failed_writes": 0, "failed_checkpoints": 0, "lost": [name]}
+    steps = {split: [r["step"] for r in read_metrics(context.spec.output) if r["split"] == split] for split in SPLITS}
+    assert steps == {"train": [1, 2, 3, 4, 5, 6], "validation": [0, 3, 6]}
+
+
+@pytest.mark.parametrize("kind", TRACKERS, ids=lambda kind: kind.__name__)
+def test_a_tracker_that_hangs_stops_neither_training_nor_another(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, hang: Callable[..., None], kind: type[Tracker]
+) -> None:
+    told: dict[str, list[int]] = {other.name: [] for other in TRACKERS if other is not kind}
+    ended: list[str] = []
+    for other in TRACKERS:
+        write = lambda self, events: told[self.name].extend(step for *_, step in events)  # noqa: E731
+        monkeypatch.setattr(other, "_write", hang if other is kind else write)
+        monkeypatch.setattr(other, "_finish", lambda self: ended.append(self.name))
+    context = pipeline.context("pretrain", tracking__mlflow="http://127.0.0.1:9", tracking__wandb="offline")
+    all_but_it_is_there(context, train(context, Workers()), kind.name)
+    assert {name: set(steps) for name, steps in told.items()} == {name: set(range(7)) for name in told}
+    assert sorted(ended) == sorted(told)
+
+
+def test_a_server_that_accepts_and_never_answers_stops_nothing(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, hang: Callable[..., None]
+) -> None:
+    """MLflow's own client waits for it. The second step comes once it does."""
+    step = Status.step
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+
+        def connected(self: Status, *arguments: Any) -> None:
+            step(self, *arguments)
+            if self._state.progress.step == 1:
+                connections.append(server.accept()[0])
+
+        connections: list[socket.socket] = []
+        monkeypatch.setattr(Status, "step", connected)
+        context = pipeline.context("pretrain", tracking__mlflow=f"http://127.0.0.1:{server.getsockname()[1]}")
+        all_but_it_is_there(context, train(context, Workers()), "MLflow")
+    for connection in connections:
+        connection.close()

@@ -84,7 +84,7 @@ def stage1(pipeline: Any) -> Any:
     return context
 
 
-def test_stage_1_stores_the_decoder_once_for_the_run(stage1: Any, tmp_path: Path) -> None:
+def test_stage_1_stores_the_decoder_once_for_the_run(stage1: Any) -> None:
     config, run = stage1.config.models.base, stage1.spec.output
     checkpoints = checkpoints_of(run)
     assert len(checkpoints) == 2

@@ -124,7 +124,7 @@ def test_waiting_is_measured_and_reading_named(pipeline: Any, monkeypatch: pytes
     ("threads", "reading", "decoding", "words"),
     [(0, 1.0, 1.0, "nothing is read ahead"), (2, 1.0, 3.0, "75 % of the loader's time is decoding")],
 )
-def test_causes_of_waiting(pipeline: Any, threads: int, reading: float, decoding: float, words: str) -> None:
+def test_causes_of_waiting(threads: int, reading: float, decoding: float, words: str) -> None:
     batches = Batches.__new__(Batches)
     batches._num_threads = threads
     batches._loader = type("Loader", (), {"spent": type("Spent", (), {"reading_seconds": reading, "decoding_seconds": decoding})})  # type: ignore[assignment]  # fmt: skip

@@ -50,6 +50,7 @@ class Recorded:
 
     def __exit__(self, *_: object) -> None:
         self._log.publish()
+        self._tensorboard.end()
         assert self._publisher.close() + self._tensorboard.close() == []
 
 
@@ -141,6 +142,7 @@ def test_an_outage_repeats_the_upload_of_events_alone(tmp_path: Path, monkeypatc
         wait_for_failures(tracker, tracker.num_failed + 10)
     assert len(threads_of_event_files()) - before <= 1
     monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    tracker.end()
     assert tracker.close() == []
     assert len(threads_of_event_files()) == before
     (name,) = storage.list_names(folder)
@@ -163,6 +165,7 @@ def test_an_event_file_that_cannot_be_written_is_closed(tmp_path: Path, monkeypa
     wait_for_failures(tracker, 10)
     assert len(threads_of_event_files()) - before <= 1
     monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    tracker.end()
     assert tracker.close() == []
     assert len(threads_of_event_files()) == before
     assert steps_of_events(tmp_path) == [1, 2]

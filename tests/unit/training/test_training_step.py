@@ -27,9 +27,11 @@ from piti.training.workers import Workers
 CPU = Workers()
 
 
-def state_of(pipeline: Any, stage: str = "pretrain", **overrides: Any) -> TrainingState:
+def state_of(pipeline: Any, **overrides: Any) -> TrainingState:
     # Without dropout: its masks are the one thing that depends on how a batch is divided.
-    return TrainingState.fresh(TrainingStage(stage, pipeline.config(models__base__dropout=0.0, **overrides)), {}, CPU)
+    return TrainingState.fresh(
+        TrainingStage("pretrain", pipeline.config(models__base__dropout=0.0, **overrides)), {}, CPU
+    )
 
 
 def examples_of(n: int, uniform_tensor: Any) -> Examples:
