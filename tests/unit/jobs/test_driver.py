@@ -181,16 +181,38 @@ def test_sigterm_ends_a_job_that_waits_for_workers_at_once(context: JobContext) 
             wait_for_workers()
 
 
-def test_a_job_that_waits_says_what_for(context: JobContext, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("workers", "free", "states", "told"),
+    [
+        (3, {"CPU": 12.0, "memory": 1.0}, ["CREATED", "PENDING"], "waits for 3 workers with 1 CPU each; free are 12 CPUs"),
+        (3, {"CPU": 1.0}, ["RESCHEDULING"], "waits for 3 workers with 1 CPU each; free are 1 CPU"),
+        (3, {}, ["CREATED", "REMOVED"], None),
+        ({"min": 2, "max": 3}, {"CPU": 1.0}, [], "waits for 2 workers with 1 CPU each; free are 1 CPU"),
+        ({"min": 2, "max": 3}, {"CPU": 2.0}, [], None),
+    ],
+)  # fmt: skip
+def test_a_job_that_waits_says_what_for(
+    context: JobContext, monkeypatch: pytest.MonkeyPatch, workers: Any, free: Any, states: list[str], told: str | None
+) -> None:
+    """A fixed number waits while its placement group does, an elastic run while there is no room for the fewest."""
+    monkeypatch.setattr(driver_module, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    groups = {str(number): {"state": state} for number, state in enumerate(states)}
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: groups)
+    config = load_config("demo-sketch", tiny_overrides(Path(context.config.root), cluster__num_workers=workers))
+    asked = JobContext(context.spec.model_copy(update={"config": config}))
+    with Driver(asked, "pretrain") as driver:
+        assert driver._waits_for() == told
+        driver.attempt()
+        if told is not None:
+            progress = storage.join(context.spec.folder, "progress.json")
+            wait_for("progress", lambda: storage.exists(progress), 10)
+            assert storage.read_json(progress)["message"] == told
+
+
+def test_what_a_job_waits_for_names_gpus() -> None:
     waits_for = waiting_message(8, {"CPU": 6, "GPU": 1}, {"CPU": 12.0, "GPU": 1.0, "memory": 1.0})
     assert waits_for == "waits for 8 workers with 6 CPUs, 1 GPU each; free are 12 CPUs, 1 GPU"
-    monkeypatch.setattr(driver_module, "_QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(Driver, "_waits_for", lambda self: waits_for)
-    progress = storage.join(context.spec.folder, "progress.json")
-    with Driver(context, "pretrain") as driver:
-        driver.attempt()
-        wait_for("progress", lambda: storage.exists(progress), 10)
-    assert storage.read_json(progress)["message"] == waits_for
 
 
 def test_stalls_of_another_attempt_do_not_count(context: JobContext) -> None:
