@@ -126,8 +126,8 @@ def _reason_of_controller(failure: Exception) -> str:
     """One line. Of a worker that could not begin, Ray quotes the traceback, whose last line says why."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
-    why = f" {str(failure).splitlines()[-1]}" if isinstance(failure, WorkerGroupStartupFailedError) else ""
-    return f"Ray Train's controller failed: {reason_of(failure)}{why}"
+    quoted = str(failure).splitlines()[1:] if isinstance(failure, WorkerGroupStartupFailedError) else []
+    return " ".join(["Ray Train's controller failed:", reason_of(failure), *quoted[-1:]])
 
 
 def _told(error: Exception) -> str:

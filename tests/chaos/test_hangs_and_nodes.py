@@ -148,6 +148,17 @@ def test_a_killed_node_costs_no_bit(stack: RunningStack, nodes: Nodes, shards: s
     assert losses_of(driver.spec.output) == losses_of(expected["checkpoint"].rpartition("/")[0])
 
 
+def elastic(max_workers: int) -> dict[str, Any]:
+    """Pretraining that does not end by itself, by at most so many workers, each of which takes a node."""
+    return {
+        "training__pretrain__phases": [{"steps": 100_000, "learning_rate": 3e-4}],
+        "training__pretrain__checkpoint_every_steps": 10,
+        "training__pretrain__batch_size": 4,
+        "cluster__num_workers": {"min": 1, "max": max_workers},
+        "cluster__cpus_per_worker": CPUS,
+    }
+
+
 def workers_of(run: str, number: int) -> dict[str, Any] | None:
     """What they said of themselves when they began, if there are so many."""
     about = storage.read_json_if_there(storage.join(run, WORKERS_FILE))
@@ -166,14 +177,7 @@ runpy.run_module("piti.jobs", run_name="__main__")
 
 def test_a_node_that_joins_takes_part(stack: RunningStack, nodes: Nodes, shards: str, tmp_path: Path) -> None:
     """One worker on the head; a node joins, and two go on from a checkpoint."""
-    options = {
-        "training__pretrain__phases": [{"steps": 100_000, "learning_rate": 3e-4}],
-        "training__pretrain__checkpoint_every_steps": 10,
-        "training__pretrain__batch_size": 4,
-        "cluster__num_workers": {"min": 1, "max": 2},
-        "cluster__cpus_per_worker": CPUS,
-    }
-    driver = Driver(stack, spec_of(tmp_path, shards, **options), ("-c", LOOKING_OFTEN))
+    driver = Driver(stack, spec_of(tmp_path, shards, **elastic(2)), ("-c", LOOKING_OFTEN))
     run = driver.spec.output
     try:
         wait_for("one worker", lambda: workers_of(run, 1))
@@ -198,14 +202,7 @@ def test_nodes_that_are_killed_or_announce_their_end_are_done_without(
     """
     doomed, announced = nodes.add(), nodes.add()
     time.sleep(25)  # Ray's coordinator of elastic runs, if one is left of another test, looks at the nodes every 20 s
-    options = {
-        "training__pretrain__phases": [{"steps": 100_000, "learning_rate": 3e-4}],
-        "training__pretrain__checkpoint_every_steps": 10,
-        "training__pretrain__batch_size": 4,
-        "cluster__num_workers": {"min": 1, "max": 3},
-        "cluster__cpus_per_worker": CPUS,
-    }
-    driver = Driver(stack, spec_of(tmp_path, shards, **options))
+    driver = Driver(stack, spec_of(tmp_path, shards, **elastic(3)))
     run = driver.spec.output
     workers = partial(workers_of, run)
     try:

@@ -103,6 +103,8 @@ def test_workers_that_get_no_room_wait_for_it_without_an_end(
          "Ray Train's controller failed: RuntimeError: NCCL error: x"),
         (ControllerError(WorkerGroupStartupFailedError("One failed due to error:\nTraceback\n  line\nx.RayActorError: Died.\n")),
          "failed: WorkerGroupStartupFailedError: One failed due to error: x.RayActorError: Died."),
+        (ControllerError(WorkerGroupStartupFailedError("One failed")),
+         "Ray Train's controller failed: WorkerGroupStartupFailedError: One failed"),
     ],
 )  # fmt: skip
 def test_failures_that_no_worker_raised_are_counted_and_named(
